@@ -1,0 +1,1 @@
+//! Decoding. (Skeleton; see the policy helper.)

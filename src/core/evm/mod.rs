@@ -1,0 +1,5 @@
+//! EVM chains: bytes to sign, and back from bytes to what they would do.
+
+pub mod decode;
+pub mod message;
+pub mod transaction;

@@ -1,0 +1,14 @@
+//! Policy: what a bundle allows. Deny by default, and evaluation is pure, total and explains itself.
+//!
+//! A request passes only if grants together cover *every* effect of it. All windows whose selectors
+//! match are charged, whichever grant allowed the request.
+
+pub mod bundle;
+pub mod evaluate;
+pub mod facts;
+pub mod verdict;
+
+pub use bundle::{Bundle, BundleError};
+pub use evaluate::evaluate;
+pub use facts::{CodeFact, EventFact, Facts, PolicyRequest};
+pub use verdict::{Charge, ChargeKind, Effect, LimitId, Outcome, Reason, Verdict};

@@ -1,0 +1,71 @@
+//! Points in time, as values: milliseconds since 1970-01-01 UTC of *our* clock.
+
+use std::fmt;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// A point in time, in milliseconds since the Unix epoch. The database keeps exactly this number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// From milliseconds since the epoch.
+    #[must_use]
+    pub const fn from_millis(millis: i64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since the epoch.
+    #[must_use]
+    pub const fn millis(self) -> i64 {
+        self.0
+    }
+
+    /// This much later; saturates at the end of time.
+    #[must_use]
+    pub const fn plus_millis(self, millis: i64) -> Self {
+        Self(self.0.saturating_add(millis))
+    }
+
+    /// How long after `earlier` this is, in milliseconds; negative if before.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> i64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// Reads RFC 3339, as the API takes it. Sub-millisecond digits are cut off.
+    #[must_use]
+    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+        let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+        i64::try_from(at.unix_timestamp_nanos().checked_div(1_000_000)?)
+            .ok()
+            .map(Self)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    /// RFC 3339 in UTC with milliseconds, as the API shows it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = OffsetDateTime::from_unix_timestamp_nanos(
+            i128::from(self.0).saturating_mul(1_000_000),
+        )
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let (date, hour, minute, second) = (at.date(), at.hour(), at.minute(), at.second());
+        let milli = at.millisecond();
+        write!(f, "{date}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rfc3339_round_trips_at_millisecond_precision() {
+        let at = Timestamp::parse_rfc3339("2026-03-01T12:30:05.123Z").unwrap();
+        assert_eq!(at.to_string(), "2026-03-01T12:30:05.123Z");
+        let same = Timestamp::parse_rfc3339("2026-03-01T13:30:05.1239+01:00").unwrap();
+        assert_eq!(at, same);
+        assert_eq!(Timestamp::parse_rfc3339("yesterday"), None);
+    }
+}

@@ -1,0 +1,19 @@
+//! Claviger: a custodial signing server.
+//!
+//! # The map
+//!
+//! - [`core`] decides. It is pure: values in, values out.
+//! - [`ports`] says what the outside world must guarantee.
+//! - `app` holds the use cases, one file per verb: the only code that orders steps.
+//! - `store`, `hsm`, [`chain`], `bus`, `audit` are edges: they implement ports and know nothing of each
+//!   other.
+//! - `http`, `jobs`, `cli` (server) and `watch` (watcher) drive the use cases.
+//! - The two programs in `src/bin` compose everything; nobody else names a concrete edge.
+//!
+//! `docs/ARCHITECTURE.md` has one request's walk through the rooms, and `tests/architecture.rs` holds
+//! the rules between them as code.
+
+pub mod core;
+pub mod ports;
+
+pub mod chain;
