@@ -1,1 +1,3 @@
-fn main(){}
+//! The watcher.
+
+fn main() {}

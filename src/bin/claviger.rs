@@ -1,1 +1,3 @@
-fn main(){}
+//! The server and the operator commands.
+
+fn main() {}

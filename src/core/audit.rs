@@ -1,1 +1,203 @@
-//! Later.
+//! Audit leaves: kinds and the one encoding.
+//!
+//! A leaf is a JSON object without white space, its keys in byte order, and every value a string, a
+//! list, or such an object: a subset of RFC 8785 (JCS) without numbers, so that there is one way to
+//! write it. The stored bytes are hashed (RFC 6962, `SHA-256(0x00 || leaf)`) and never written again.
+//!
+//! | key | meaning |
+//! | --- | --- |
+//! | `v` | `"1"` |
+//! | `kind` | `DECIDED`, `SIGNED`, `DENIED`, … |
+//! | `at` | our clock, RFC 3339 with milliseconds |
+//! | `id` | what it is about: a request id or a key id |
+//! | others | by kind; see [`LeafKind`] |
+//!
+//! A leaf stays under 60 KiB. A text longer than 4 KiB is kept beside the log and named in the leaf as
+//! `sha256:HEX:LENGTH`.
+
+use crate::core::time::Timestamp;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// No leaf is longer than this, in bytes.
+pub const LEAF_BYTES_MAX: usize = 60 * 1024;
+/// A longer text is kept beside the log and named by its hash.
+pub const INLINE_TEXT_MAX: usize = 4 * 1024;
+
+/// What a leaf records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeafKind {
+    /// A request was allowed; the exact bytes that will be signed, and every input of the decision.
+    /// Committed before the HSM is asked.
+    Decided,
+    /// The HSM signed; what was signed. Committed before anything is released or sent.
+    Signed,
+    /// A request was refused, with reasons.
+    Denied,
+    /// A transaction's nonce is final; what became of it and what was settled.
+    Settled,
+    /// An operator key was made and pinned.
+    KeyCreated,
+    /// Something that a person must look at: a lane stopped, a key missing.
+    Alarm,
+}
+
+impl LeafKind {
+    /// The name in leaves.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Decided => "DECIDED",
+            Self::Signed => "SIGNED",
+            Self::Denied => "DENIED",
+            Self::Settled => "SETTLED",
+            Self::KeyCreated => "KEY_CREATED",
+            Self::Alarm => "ALARM",
+        }
+    }
+}
+
+/// A value of a leaf.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Value {
+    /// A string; numbers and bytes are written as strings too.
+    Text(String),
+    /// A list.
+    List(Vec<Self>),
+    /// An object.
+    Map(BTreeMap<&'static str, Self>),
+}
+
+impl<T: ToString> From<T> for Value {
+    fn from(text: T) -> Self {
+        Self::Text(text.to_string())
+    }
+}
+
+/// A leaf being written.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    kind: LeafKind,
+    subject: String,
+    fields: BTreeMap<&'static str, Value>,
+}
+
+/// A leaf as it is stored, with the longer texts that it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedLeaf {
+    /// What it records.
+    pub kind: &'static str,
+    /// What it is about.
+    pub subject: String,
+    /// The leaf's bytes.
+    pub bytes: Vec<u8>,
+    /// SHA-256 and bytes of each text that is kept beside it.
+    pub blobs: Vec<([u8; 32], Vec<u8>)>,
+}
+
+/// The leaf would be too long, even with its texts kept beside it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an audit leaf of {0} bytes is over the limit of {LEAF_BYTES_MAX}")]
+pub struct LeafTooLong(pub usize);
+
+impl Leaf {
+    /// Starts a leaf about `subject`.
+    #[must_use]
+    pub fn new(kind: LeafKind, subject: impl ToString, at: Timestamp) -> Self {
+        let subject = subject.to_string();
+        let fields = BTreeMap::from([
+            ("v", Value::from("1")),
+            ("kind", Value::from(kind.name())),
+            ("at", Value::from(at)),
+            ("id", Value::from(&subject)),
+        ]);
+        Self { kind, subject, fields }
+    }
+
+    /// Adds a field.
+    #[must_use]
+    pub fn with(mut self, key: &'static str, value: impl Into<Value>) -> Self {
+        self.fields.insert(key, value.into());
+        self
+    }
+
+    /// Adds bytes, as `0x` and lower-case hex.
+    #[must_use]
+    pub fn with_hex(self, key: &'static str, bytes: &[u8]) -> Self {
+        self.with(key, format!("0x{}", hex::encode(bytes)))
+    }
+
+    /// Writes the leaf.
+    ///
+    /// # Errors
+    /// When it is over [`LEAF_BYTES_MAX`].
+    pub fn encode(self) -> Result<EncodedLeaf, LeafTooLong> {
+        let mut blobs = Vec::new();
+        let fields: BTreeMap<_, _> =
+            self.fields.into_iter().map(|(key, value)| (key, shorten(value, &mut blobs))).collect();
+        // Strings, lists and maps with string keys always serialise.
+        let bytes = serde_json::to_vec(&fields).unwrap_or_default();
+        if bytes.len() > LEAF_BYTES_MAX {
+            return Err(LeafTooLong(bytes.len()));
+        }
+        Ok(EncodedLeaf { kind: self.kind.name(), subject: self.subject, bytes, blobs })
+    }
+}
+
+fn shorten(value: Value, blobs: &mut Vec<([u8; 32], Vec<u8>)>) -> Value {
+    match value {
+        Value::Text(text) if text.len() > INLINE_TEXT_MAX => {
+            let hash: [u8; 32] = Sha256::digest(text.as_bytes()).into();
+            let name = format!("sha256:{}:{}", hex::encode(hash), text.len());
+            blobs.push((hash, text.into_bytes()));
+            Value::Text(name)
+        }
+        Value::Text(text) => Value::Text(text),
+        Value::List(items) => {
+            Value::List(items.into_iter().map(|item| shorten(item, blobs)).collect())
+        }
+        Value::Map(map) => {
+            Value::Map(map.into_iter().map(|(key, item)| (key, shorten(item, blobs))).collect())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_encoding_is_sorted_compact_and_has_no_numbers() {
+        let leaf = Leaf::new(LeafKind::Denied, "req", Timestamp::from_millis(0))
+            .with("reasons", Value::List(vec![Value::from("a \"quote\""), Value::from(7)]))
+            .with_hex("bytes", &[0, 255])
+            .encode()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8(leaf.bytes).unwrap(),
+            r#"{"at":"1970-01-01T00:00:00.000Z","bytes":"0x00ff","id":"req","kind":"DENIED","reasons":["a \"quote\"","7"],"v":"1"}"#,
+        );
+    }
+
+    #[test]
+    fn long_texts_are_named_by_hash_and_kept() {
+        let long = "x".repeat(INLINE_TEXT_MAX + 1);
+        let leaf = Leaf::new(LeafKind::Decided, "req", Timestamp::from_millis(0))
+            .with("body", &long)
+            .encode()
+            .unwrap();
+        assert_eq!(leaf.blobs.len(), 1);
+        assert_eq!(leaf.blobs[0].1, long.as_bytes());
+        let name = format!("sha256:{}:4097", hex::encode(leaf.blobs[0].0));
+        assert!(String::from_utf8(leaf.bytes).unwrap().contains(&name));
+    }
+
+    #[test]
+    fn a_leaf_over_the_limit_is_refused() {
+        let many = Value::List(vec![Value::from("y".repeat(1000)); 70]);
+        let leaf = Leaf::new(LeafKind::Decided, "req", Timestamp::from_millis(0)).with("l", many);
+        assert!(leaf.encode().is_err());
+    }
+}

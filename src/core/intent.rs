@@ -40,9 +40,7 @@ impl TxType {
     /// Reads [`Self::name`].
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Legacy, Self::Eip2930, Self::Eip1559]
-            .into_iter()
-            .find(|kind| kind.name() == name)
+        [Self::Legacy, Self::Eip2930, Self::Eip1559].into_iter().find(|kind| kind.name() == name)
     }
 }
 
@@ -125,7 +123,7 @@ pub struct TransactionIntent {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Intent {
     /// A transaction.
-    Transaction(TransactionIntent),
+    Transaction(Box<TransactionIntent>),
     /// An EIP-191 message (version byte 0x45): text only.
     Message {
         /// The text, without the prefix.

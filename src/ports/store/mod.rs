@@ -1,0 +1,362 @@
+//! The server's database, as the use cases see it: whole transactions of named operations.
+//!
+//! A [`Unit`] is one database transaction. It is handed to a closure that may be run again from the
+//! start (a serialisation failure), so the closure has no effects outside. Whatever fails inside it, the
+//! first error is kept and nothing is stored. Nobody can hold a unit across a wait for the network.
+
+mod rows;
+
+pub use rows::*;
+
+use crate::core::audit::EncodedLeaf;
+use crate::core::id::{ChainId, GroupName, KeyId, RequestId};
+use crate::core::key::{NonceMode, OperatorKey, PublicKey};
+use crate::core::permit::DecisionRecord;
+use crate::core::policy::{Charge, verdict::EventUse};
+use crate::core::time::Timestamp;
+use crate::core::tx::state::Status;
+use alloy::primitives::{Address, B256};
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use std::any::Any;
+use std::sync::Arc;
+
+/// Why the store did not do it. Nothing of the unit is stored.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The database is not reachable, full, or locked for too long.
+    #[error("the database is not available: {0}")]
+    Unavailable(String),
+    /// What was read breaks a rule of ours: a wrong row count, a value that cannot be.
+    #[error("the database holds something it must not: {0}")]
+    Corrupt(String),
+    /// The unit conflicted with another too often.
+    #[error("the transaction conflicted with others and was given up")]
+    Contended,
+}
+
+/// How a closure ends its unit.
+#[derive(Debug)]
+pub enum End<T> {
+    /// Keep everything.
+    Commit(T),
+    /// Keep nothing; not an error.
+    Rollback(T),
+}
+
+/// A boxed answer of a unit; [`unit`] gives it its type back.
+pub type Erased = Box<dyn Any + Send>;
+/// A closure over one transaction.
+pub type Work = Arc<
+    dyn for<'u> Fn(&'u mut dyn Unit) -> BoxFuture<'u, Result<End<Erased>, StoreError>>
+        + Send
+        + Sync,
+>;
+
+/// A database.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Runs the closure in one transaction and commits it. Durable on `Ok(End::Commit)`; nothing is
+    /// stored otherwise. The closure may run more than once; only the last run counts. May be called
+    /// concurrently.
+    async fn run(&self, name: &'static str, work: Work) -> Result<End<Erased>, StoreError>;
+
+    /// Runs the closure in one transaction that is never committed, beside the writer. Sees one
+    /// consistent state.
+    async fn look(&self, name: &'static str, work: Work) -> Result<End<Erased>, StoreError>;
+
+    /// Whether the database answers; for `doctor` and `readyz`.
+    async fn ping(&self) -> Result<(), StoreError>;
+}
+
+/// Runs a named unit and gives its value back, whether it ended by commit or by rollback.
+///
+/// # Errors
+/// As [`Store::run`].
+pub async fn unit<T, F>(store: &dyn Store, name: &'static str, work: F) -> Result<T, StoreError>
+where
+    T: Send + 'static,
+    F: for<'u> Fn(&'u mut dyn Unit) -> BoxFuture<'u, Result<End<T>, StoreError>>
+        + Send
+        + Sync
+        + 'static,
+{
+    typed(store.run(name, erase(work)).await?)
+}
+
+/// Runs a named read.
+///
+/// # Errors
+/// As [`Store::look`].
+pub async fn look<T, F>(store: &dyn Store, name: &'static str, work: F) -> Result<T, StoreError>
+where
+    T: Send + 'static,
+    F: for<'u> Fn(&'u mut dyn Unit) -> BoxFuture<'u, Result<T, StoreError>> + Send + Sync + 'static,
+{
+    let work = Arc::new(work);
+    let erased: Work = Arc::new(move |unit| {
+        let answer = work(unit);
+        Box::pin(async move { Ok(End::Rollback(Box::new(answer.await?) as Erased)) })
+    });
+    typed(store.look(name, erased).await?)
+}
+
+fn erase<T, F>(work: F) -> Work
+where
+    T: Send + 'static,
+    F: for<'u> Fn(&'u mut dyn Unit) -> BoxFuture<'u, Result<End<T>, StoreError>>
+        + Send
+        + Sync
+        + 'static,
+{
+    Arc::new(move |unit| {
+        let answer = work(unit);
+        Box::pin(async move {
+            Ok(match answer.await? {
+                End::Commit(value) => End::Commit(Box::new(value) as Erased),
+                End::Rollback(value) => End::Rollback(Box::new(value) as Erased),
+            })
+        })
+    })
+}
+
+fn typed<T: 'static>(end: End<Erased>) -> Result<T, StoreError> {
+    let (End::Commit(value) | End::Rollback(value)) = end;
+    value
+        .downcast::<T>()
+        .map(|value| *value)
+        .map_err(|_| StoreError::Corrupt("a unit answered with another type".to_owned()))
+}
+
+/// One open transaction. Every method is atomic with the rest of the unit. Locks are taken in one
+/// order: idempotency, lane, limits by id.
+#[async_trait]
+pub trait Unit: Send {
+    // -- requests -----------------------------------------------------------------------------------
+
+    /// Binds an idempotency key to a request, or says to what it is bound already. Waits for another
+    /// unit that is binding the same key.
+    async fn bind_key(&mut self, bind: &KeyBinding) -> Result<Bound, StoreError>;
+
+    /// What an idempotency key is bound to.
+    async fn bound_key(&mut self, scope: &str, key: &str)
+    -> Result<Option<KeyBinding>, StoreError>;
+
+    /// Uses an event up for a function; answers the request that has it already, if one does.
+    async fn claim_event(
+        &mut self,
+        event: &EventUse,
+        request: RequestId,
+    ) -> Result<Option<RequestId>, StoreError>;
+
+    /// Stores a new transaction as queued.
+    async fn insert_transaction(&mut self, row: &NewTransaction) -> Result<(), StoreError>;
+
+    /// A transaction.
+    async fn transaction(&mut self, id: RequestId) -> Result<Option<TransactionRow>, StoreError>;
+
+    /// Transactions, newest first, that match all of the filter.
+    async fn transactions(&mut self, filter: &Filter) -> Result<Vec<TransactionRow>, StoreError>;
+
+    /// Transactions of a chain that have a nonce and no end, by account and nonce.
+    async fn open_transactions(
+        &mut self,
+        chain: ChainId,
+    ) -> Result<Vec<TransactionRow>, StoreError>;
+
+    /// How many transactions there are in each status; for metrics.
+    async fn count_by_status(&mut self) -> Result<Vec<(Status, i64)>, StoreError>;
+
+    /// Moves a transaction to a status, if its version is still this one: `false` means another process
+    /// was faster and nothing was changed.
+    async fn advance(&mut self, change: &StatusChange) -> Result<bool, StoreError>;
+
+    // -- lanes --------------------------------------------------------------------------------------
+
+    /// The lane of an account, made on first use with this mode. Locked until the end of the unit.
+    async fn lock_lane(&mut self, open: &LaneKey) -> Result<Lane, StoreError>;
+
+    /// A lane, if the account has been used on this chain. Not locked.
+    async fn lane(&mut self, chain: ChainId, address: Address) -> Result<Option<Lane>, StoreError>;
+
+    /// All lanes of a chain.
+    async fn lanes(&mut self, chain: ChainId) -> Result<Vec<Lane>, StoreError>;
+
+    /// The transaction that has waited longest for a nonce of this lane.
+    async fn next_queued(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+    ) -> Result<Option<TransactionRow>, StoreError>;
+
+    /// How many transactions of the lane have a nonce and are not mined, and how many wait for one.
+    async fn in_flight(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+    ) -> Result<(i64, i64), StoreError>;
+
+    /// Native value that the lane's unmined transactions may still take: value + gas × their newest fee.
+    async fn owed(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+    ) -> Result<Vec<TransactionRow>, StoreError>;
+
+    /// Takes the lane's next nonce and gives it to a queued transaction, which becomes submitted.
+    /// `None` if the lane moved on meanwhile.
+    async fn take_nonce(
+        &mut self,
+        lane: &Lane,
+        transaction: &TransactionRow,
+        now: Timestamp,
+    ) -> Result<Option<u64>, StoreError>;
+
+    /// Stops a lane; it allocates no more until an operator has looked.
+    async fn halt_lane(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+        reason: &str,
+    ) -> Result<(), StoreError>;
+
+    // -- decisions and signatures -------------------------------------------------------------------
+
+    /// Stores a decision: the exact bytes that may be signed. `false` if that attempt exists already.
+    async fn insert_attempt(&mut self, row: &NewAttempt) -> Result<bool, StoreError>;
+
+    /// The committed decision of an attempt. The only source of permits.
+    async fn decision(
+        &mut self,
+        request: RequestId,
+        attempt: i64,
+    ) -> Result<Option<DecisionRecord>, StoreError>;
+
+    /// The attempts of a request, in order.
+    async fn attempts(&mut self, request: RequestId) -> Result<Vec<AttemptRow>, StoreError>;
+
+    /// Decisions without a signature, oldest first.
+    async fn unsigned_attempts(&mut self) -> Result<Vec<(RequestId, i64)>, StoreError>;
+
+    /// Stores the signature of a decided attempt. `false` if it has one: the loser throws its away.
+    async fn store_signature(&mut self, signed: &SignedAttempt) -> Result<bool, StoreError>;
+
+    /// Records that the bytes were handed to nodes.
+    async fn mark_sent(
+        &mut self,
+        request: RequestId,
+        attempt: i64,
+        at: Timestamp,
+    ) -> Result<(), StoreError>;
+
+    /// Stores a request for a signature (message, typed data, external transaction).
+    async fn insert_signature(&mut self, row: &NewSignatureRequest) -> Result<(), StoreError>;
+
+    /// A request for a signature.
+    async fn signature(&mut self, id: RequestId) -> Result<Option<SignatureRow>, StoreError>;
+
+    /// External transactions whose reservation is not settled.
+    async fn unsettled_signatures(
+        &mut self,
+        chain: ChainId,
+    ) -> Result<Vec<SignatureRow>, StoreError>;
+
+    /// Marks all signature requests of this reservation as settled.
+    async fn mark_settled(&mut self, owner: &str) -> Result<(), StoreError>;
+
+    // -- spend --------------------------------------------------------------------------------------
+
+    /// Holds what is asked of each limit, for `owner`, or says which limit has no room; then the unit
+    /// must be rolled back. An owner that holds already is charged the increase only.
+    async fn reserve(
+        &mut self,
+        owner: &str,
+        charges: &[Charge],
+        now: Timestamp,
+    ) -> Result<Option<LimitExceeded>, StoreError>;
+
+    /// Turns what `owner` holds into spend, counted from `now` for each limit's span.
+    async fn settle(
+        &mut self,
+        owner: &str,
+        outcome: Settlement,
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
+
+    /// Gives back what `owner` holds: only for what was never signed.
+    async fn release(&mut self, owner: &str) -> Result<(), StoreError>;
+
+    /// State of all limits.
+    async fn limits(&mut self) -> Result<Vec<LimitRow>, StoreError>;
+
+    // -- keys and chains ----------------------------------------------------------------------------
+
+    /// Records the intention to make a key, before the HSM is asked. `false` if its id is taken.
+    async fn begin_key(&mut self, key: &NewKey) -> Result<bool, StoreError>;
+
+    /// Pins the public key of a key that was begun; it becomes active.
+    async fn pin_key(&mut self, id: KeyId, public_key: &PublicKey) -> Result<bool, StoreError>;
+
+    /// Keys whose creation was begun and not finished.
+    async fn unfinished_keys(&mut self) -> Result<Vec<NewKey>, StoreError>;
+
+    /// All finished keys, oldest first.
+    async fn keys(&mut self) -> Result<Vec<OperatorKey>, StoreError>;
+
+    /// The active keys of a group, oldest first.
+    async fn group_keys(&mut self, group: &GroupName) -> Result<Vec<OperatorKey>, StoreError>;
+
+    /// Pins a chain to its genesis, or says to which it is pinned already.
+    async fn pin_chain(&mut self, chain: ChainId, genesis: B256) -> Result<B256, StoreError>;
+
+    // -- audit and events ---------------------------------------------------------------------------
+
+    /// Queues a leaf for the log, with its long texts.
+    async fn append_leaf(&mut self, leaf: &EncodedLeaf) -> Result<(), StoreError>;
+
+    /// The oldest leaves that are not in the log yet.
+    async fn waiting_leaves(&mut self, most: i64) -> Result<Vec<WaitingLeaf>, StoreError>;
+
+    /// How many leaves are not in the log yet.
+    async fn waiting_leaf_count(&mut self) -> Result<i64, StoreError>;
+
+    /// Appends leaves and tree nodes to the log, if its size is still `batch.size_before`: `false` if
+    /// another sequencer was faster.
+    async fn append_log(&mut self, batch: &LogBatch) -> Result<bool, StoreError>;
+
+    /// The log's size and root.
+    async fn log_head(&mut self) -> Result<LogHead, StoreError>;
+
+    /// Stored nodes of the tree by their index, in the order asked.
+    async fn log_nodes(&mut self, indexes: &[u64]) -> Result<Vec<[u8; 32]>, StoreError>;
+
+    /// Leaves of the log from an index on.
+    async fn log_leaves(&mut self, from: u64, most: i64) -> Result<Vec<LogLeaf>, StoreError>;
+
+    /// Queues an event about a transaction, in order.
+    async fn append_event(&mut self, event: &NewEvent) -> Result<(), StoreError>;
+
+    /// The events of one subject, oldest first.
+    async fn events_of(&mut self, subject: &str) -> Result<Vec<NewEvent>, StoreError>;
+
+    // -- the database itself ------------------------------------------------------------------------
+
+    /// A named value about this database.
+    async fn meta(&mut self, name: &str) -> Result<Option<String>, StoreError>;
+
+    /// Sets a named value.
+    async fn set_meta(&mut self, name: &str, value: &str) -> Result<(), StoreError>;
+}
+
+/// What a use case needs to open a lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneKey {
+    /// The chain.
+    pub chain: ChainId,
+    /// The account.
+    pub address: Address,
+    /// The account's key.
+    pub key: KeyId,
+    /// Who gives the nonces, if the lane is new; for ever.
+    pub mode: NonceMode,
+}

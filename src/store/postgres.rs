@@ -1,0 +1,98 @@
+//! PostgreSQL: several server processes, replication. Row locks, and units are run again when they
+//! conflict.
+
+use super::{CREATED, OpenMode, unavailable};
+use crate::ports::store::{End, Erased, Store, StoreError, Work};
+use async_trait::async_trait;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use std::str::FromStr;
+use std::time::Duration;
+
+type Db = sqlx::Postgres;
+
+/// Rows that a unit decides on are locked until its end.
+macro_rules! locked {
+    ($sql:literal) => {
+        concat!($sql, " FOR UPDATE")
+    };
+}
+
+#[path = "queries/mod.rs"]
+#[expect(clippy::duplicate_mod, reason = "the one SQL source, compiled for each database")]
+mod queries;
+
+use queries::Tx;
+
+const RUNS_MAX: u32 = 8;
+
+/// An open PostgreSQL database.
+#[derive(Debug)]
+pub struct PostgresStore {
+    pool: sqlx::Pool<Db>,
+}
+
+impl PostgresStore {
+    /// Opens `postgres://…`. The database itself must exist; `Create` makes our tables in it.
+    ///
+    /// # Errors
+    /// See [`super::open`].
+    pub async fn open(url: &str, mode: OpenMode) -> Result<Self, StoreError> {
+        let options = PgConnectOptions::from_str(url)
+            .map_err(|e| unavailable(&e))?
+            .application_name("claviger")
+            .options([("statement_timeout", "30000"), ("lock_timeout", "15000")]);
+        let pool = PgPoolOptions::new()
+            .max_connections(8)
+            .acquire_timeout(Duration::from_secs(20))
+            .connect_with(options)
+            .await
+            .map_err(|e| unavailable(&e))?;
+        let store = Self { pool };
+        if mode == OpenMode::Existing {
+            queries::check_created(&store, mode).await?;
+        }
+        sqlx::migrate!("migrations/server/postgres")
+            .run(&store.pool)
+            .await
+            .map_err(|e| unavailable(&e))?;
+        if mode == OpenMode::Create {
+            queries::check_created(&store, mode).await?;
+        }
+        Ok(store)
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn run(&self, name: &'static str, work: Work) -> Result<End<Erased>, StoreError> {
+        for _ in 0..RUNS_MAX {
+            let tx = self.pool.begin().await.map_err(|e| unavailable(&e))?;
+            match Tx::new(tx, name).finish(work.clone()).await {
+                Err(StoreError::Contended) => {}
+                answer => return answer,
+            }
+        }
+        Err(StoreError::Contended)
+    }
+
+    async fn look(&self, name: &'static str, work: Work) -> Result<End<Erased>, StoreError> {
+        let tx = self
+            .pool
+            .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .await
+            .map_err(|e| unavailable(&e))?;
+        Tx::new(tx, name).peek(work).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        queries::ping(self).await
+    }
+}
+
+/// Serialisation failure and deadlock (SQLSTATE 40001, 40P01): the unit may be run again.
+fn is_retryable(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .is_some_and(|code| code == "40001" || code == "40P01")
+}

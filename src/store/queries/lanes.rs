@@ -1,0 +1,156 @@
+//! Lanes: nonces are given here and nowhere else.
+
+use super::column::{address, corrupt, exactly_one, parsed, to_i64, to_u64};
+use super::rows::TransactionColumns;
+use super::statement::{Tx, values};
+use crate::core::id::ChainId;
+use crate::core::key::NonceMode;
+use crate::core::time::Timestamp;
+use crate::ports::store::{Lane, LaneKey, StoreError, TransactionRow};
+use alloy::primitives::Address;
+use sqlx::FromRow;
+
+statements! {
+    OPEN_LANE = "INSERT INTO lanes (chain_id, address, key_id, mode, next_nonce, version) \
+        VALUES ($1, $2, $3, $4, 0, 0) ON CONFLICT (chain_id, address) DO NOTHING";
+    LOCK_LANE = locked!("SELECT * FROM lanes WHERE chain_id = $1 AND address = $2");
+    LANE = "SELECT * FROM lanes WHERE chain_id = $1 AND address = $2";
+    LANES = "SELECT * FROM lanes WHERE chain_id = $1 ORDER BY address";
+    NEXT_QUEUED = "SELECT * FROM transactions WHERE chain_id = $1 AND status = 'queued' \
+        AND address = $2 ORDER BY seq LIMIT 1";
+    IN_FLIGHT = "SELECT COUNT(*) AS n FROM transactions WHERE chain_id = $1 \
+        AND status = 'submitted' AND address = $2";
+    QUEUED = "SELECT COUNT(*) AS n FROM transactions WHERE chain_id = $1 AND status = 'queued' \
+        AND address = $2";
+    OWED = "SELECT * FROM transactions WHERE chain_id = $1 AND status = 'submitted' \
+        AND address = $2 ORDER BY nonce";
+    TAKE_NONCE = "UPDATE lanes SET next_nonce = next_nonce + 1, version = version + 1 \
+        WHERE chain_id = $1 AND address = $2 AND version = $3 AND halted IS NULL";
+    GIVE_NONCE = "UPDATE transactions SET nonce = $3, status = 'submitted', updated_at = $4, \
+        version = version + 1 WHERE id = $1 AND version = $2 AND status = 'queued' \
+        AND nonce IS NULL";
+    HALT_LANE = "UPDATE lanes SET halted = $3, version = version + 1 \
+        WHERE chain_id = $1 AND address = $2";
+}
+
+#[derive(FromRow)]
+struct LaneColumns {
+    chain_id: i64,
+    address: Vec<u8>,
+    key_id: String,
+    mode: String,
+    next_nonce: i64,
+    halted: Option<String>,
+    version: i64,
+}
+
+#[derive(FromRow)]
+struct Count {
+    n: i64,
+}
+
+impl LaneColumns {
+    fn read(self) -> Result<Lane, StoreError> {
+        Ok(Lane {
+            chain: ChainId::new(to_u64(self.chain_id)?),
+            address: address(&self.address)?,
+            key: parsed(&self.key_id)?,
+            mode: NonceMode::from_name(&self.mode).ok_or_else(|| corrupt("a lane's mode"))?,
+            next_nonce: to_u64(self.next_nonce)?,
+            halted: self.halted,
+            version: self.version,
+        })
+    }
+}
+
+pub(super) async fn lock_lane(tx: &mut Tx, open: &LaneKey) -> Result<Lane, StoreError> {
+    let chain = to_i64(open.chain.get())?;
+    let place = values![chain, open.address.as_slice()];
+    if let Some(row) = tx.one::<LaneColumns>(LOCK_LANE, place.clone()).await? {
+        return row.read();
+    }
+    let new = values![chain, open.address.as_slice(), open.key.to_string(), open.mode.name()];
+    tx.execute(OPEN_LANE, new).await?;
+    match tx.one::<LaneColumns>(LOCK_LANE, place).await? {
+        Some(row) => row.read(),
+        None => Err(tx.corrupt("a lane was opened and is not there")),
+    }
+}
+
+pub(super) async fn lane(
+    tx: &mut Tx,
+    chain: ChainId,
+    account: Address,
+) -> Result<Option<Lane>, StoreError> {
+    let values = values![to_i64(chain.get())?, account.as_slice()];
+    tx.one::<LaneColumns>(LANE, values).await?.map(LaneColumns::read).transpose()
+}
+
+pub(super) async fn lanes(tx: &mut Tx, chain: ChainId) -> Result<Vec<Lane>, StoreError> {
+    let rows = tx.all::<LaneColumns>(LANES, values![to_i64(chain.get())?]).await?;
+    rows.into_iter().map(LaneColumns::read).collect()
+}
+
+pub(super) async fn next_queued(
+    tx: &mut Tx,
+    chain: ChainId,
+    account: Address,
+) -> Result<Option<TransactionRow>, StoreError> {
+    let values = values![to_i64(chain.get())?, account.as_slice()];
+    let row = tx.one::<TransactionColumns>(NEXT_QUEUED, values).await?;
+    row.map(TransactionColumns::read).transpose()
+}
+
+pub(super) async fn in_flight(
+    tx: &mut Tx,
+    chain: ChainId,
+    account: Address,
+) -> Result<(i64, i64), StoreError> {
+    let values = values![to_i64(chain.get())?, account.as_slice()];
+    let flying = tx.one::<Count>(IN_FLIGHT, values.clone()).await?;
+    let queued = tx.one::<Count>(QUEUED, values).await?;
+    Ok((flying.map_or(0, |row| row.n), queued.map_or(0, |row| row.n)))
+}
+
+pub(super) async fn owed(
+    tx: &mut Tx,
+    chain: ChainId,
+    account: Address,
+) -> Result<Vec<TransactionRow>, StoreError> {
+    let values = values![to_i64(chain.get())?, account.as_slice()];
+    let rows = tx.all::<TransactionColumns>(OWED, values).await?;
+    rows.into_iter().map(TransactionColumns::read).collect()
+}
+
+pub(super) async fn take_nonce(
+    tx: &mut Tx,
+    lane: &Lane,
+    transaction: &TransactionRow,
+    now: Timestamp,
+) -> Result<Option<u64>, StoreError> {
+    let lane_values = values![to_i64(lane.chain.get())?, lane.address.as_slice(), lane.version];
+    if tx.execute(TAKE_NONCE, lane_values).await? != 1 {
+        return Ok(None);
+    }
+    let given = values![
+        transaction.new.id.to_string(),
+        transaction.version,
+        to_i64(lane.next_nonce)?,
+        now.millis(),
+    ];
+    if tx.execute(GIVE_NONCE, given).await? != 1 {
+        return Ok(None);
+    }
+    Ok(Some(lane.next_nonce))
+}
+
+pub(super) async fn halt_lane(
+    tx: &mut Tx,
+    chain: ChainId,
+    account: Address,
+    reason: &str,
+) -> Result<(), StoreError> {
+    let values = values![to_i64(chain.get())?, account.as_slice(), reason];
+    let rows = tx.execute(HALT_LANE, values).await?;
+    exactly_one(tx, "halt_lane", rows)
+}

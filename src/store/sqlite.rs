@@ -1,0 +1,125 @@
+//! SQLite: the embedded default. One writer, WAL, `synchronous=FULL`, one server process.
+
+use super::{CREATED, OpenMode, unavailable};
+use crate::ports::store::{End, Erased, Store, StoreError, Work};
+use async_trait::async_trait;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+type Db = sqlx::Sqlite;
+
+/// The writer excludes others for the whole unit, so rows need no lock of their own.
+macro_rules! locked {
+    ($sql:literal) => {
+        $sql
+    };
+}
+
+#[path = "queries/mod.rs"]
+mod queries;
+
+use queries::Tx;
+
+/// An open SQLite database. Holds the lock file for as long as it lives.
+#[derive(Debug)]
+pub struct SqliteStore {
+    writer: sqlx::Pool<Db>,
+    readers: sqlx::Pool<Db>,
+    _lock: File,
+}
+
+impl SqliteStore {
+    /// Opens `sqlite:PATH`.
+    ///
+    /// # Errors
+    /// See [`super::open`].
+    pub async fn open(url: &str, mode: OpenMode) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::from_str(url)
+            .map_err(|e| unavailable(&e))?
+            .create_if_missing(mode == OpenMode::Create)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(10));
+        let path = options.get_filename().to_owned();
+        check_presence(&path, mode)?;
+        let lock = lock(&path)?;
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(Duration::from_secs(20))
+            .connect_with(options.clone())
+            .await
+            .map_err(|e| unavailable(&e))?;
+        sqlx::migrate!("migrations/server/sqlite")
+            .run(&writer)
+            .await
+            .map_err(|e| unavailable(&e))?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(2)
+            .acquire_timeout(Duration::from_secs(20))
+            .connect_with(options.create_if_missing(false))
+            .await
+            .map_err(|e| unavailable(&e))?;
+        let store = Self { writer, readers, _lock: lock };
+        queries::check_created(&store, mode).await?;
+        Ok(store)
+    }
+}
+
+fn check_presence(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
+    match (path.exists(), mode) {
+        (false, OpenMode::Existing) => Err(StoreError::Unavailable(format!(
+            "there is no database at {}; `claviger init` creates one",
+            path.display()
+        ))),
+        (true, OpenMode::Create) => {
+            Err(StoreError::Unavailable(format!("{} exists already", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A second server on the same file would give the same nonces: it is refused.
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let name = PathBuf::from(name);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&name)
+        .map_err(|e| unavailable(&e))?;
+    file.try_lock().map_err(|_| {
+        StoreError::Unavailable(format!(
+            "another server is running on {}; SQLite serves one process",
+            path.display()
+        ))
+    })?;
+    Ok(file)
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn run(&self, name: &'static str, work: Work) -> Result<End<Erased>, StoreError> {
+        let tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(|e| unavailable(&e))?;
+        Tx::new(tx, name).finish(work).await
+    }
+
+    async fn look(&self, name: &'static str, work: Work) -> Result<End<Erased>, StoreError> {
+        let tx = self.readers.begin().await.map_err(|e| unavailable(&e))?;
+        Tx::new(tx, name).peek(work).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        queries::ping(self).await
+    }
+}
+
+/// Whether running the unit again may help: never here, since writers wait for each other.
+const fn is_retryable(_error: &sqlx::Error) -> bool {
+    false
+}
