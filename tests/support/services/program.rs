@@ -5,7 +5,7 @@
 //! whatever way (also by SIGKILL), it ends the children that are left, by id, and removes our
 //! folder. So neither a failed test nor an interrupted run leaves anything behind.
 
-use super::{POLL_INTERVAL, poll_until};
+use super::POLL_INTERVAL;
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io::Write as _;
@@ -250,18 +250,19 @@ impl Program {
 
     /// Its status once it ends by itself. Panics with its output if it does not in time.
     pub async fn exit_status(&mut self, limit: Duration) -> ExitStatus {
-        let what = format!("the end of {} (pid {})", self.name, self.pid());
         let deadline = Instant::now() + limit;
-        poll_until(limit + limit, &what, async || {
-            let status = self.try_exit_status();
+        loop {
+            if let Some(status) = self.try_exit_status() {
+                return status;
+            }
             assert!(
-                status.is_some() || Instant::now() < deadline,
-                "not within {limit:?}: {what}\n{}",
+                Instant::now() < deadline,
+                "{} has not ended within {limit:?}\n{}",
+                self.name,
                 self.tail()
             );
-            status
-        })
-        .await
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
     }
 
     /// Sends a signal (`TERM`, `STOP`, `CONT`, …) unless it has ended.
