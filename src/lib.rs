@@ -13,6 +13,13 @@
 //! `docs/ARCHITECTURE.md` has one request's walk through the rooms, and `tests/architecture.rs` holds
 //! the rules between them as code.
 
+#[macro_use]
+mod failpoint;
+
+#[cfg(feature = "server")]
+pub mod app;
+#[cfg(feature = "server")]
+pub mod audit;
 pub mod core;
 pub mod ports;
 

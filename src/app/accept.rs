@@ -1,0 +1,393 @@
+//! Accept a transaction: facts, verdict, then one unit that binds the key, holds the spend and queues the
+//! row. What was answered 2xx is never lost.
+
+use crate::app::{App, AppError, ChainRuntime, chains, record, signers};
+use crate::core::amount::Amount;
+use crate::core::id::RequestId;
+use crate::core::intent::{
+    AccessListItem, EventSource, FeeAsk, Fees, Intent, TransactionIntent, TxType,
+};
+use crate::core::key::OperatorKey;
+use crate::core::policy::{
+    Charge, CodeFact, EventFact, Facts, Outcome, PolicyRequest, Reason, Verdict, evaluate,
+    verdict::EventUse,
+};
+use crate::core::principal::Principal;
+use crate::core::time::Timestamp;
+use crate::ports::chain::{BlockAt, CallRequest, ChainError};
+use crate::ports::store::{
+    Bound, DecisionSummary, End, KeyBinding, LimitExceeded, NewTransaction, TransactionRow, look,
+    unit,
+};
+use alloy::primitives::{Address, B256, Bytes};
+use std::sync::Arc;
+
+/// A caller's request for a transaction, parsed.
+#[derive(Debug, Clone)]
+pub struct AcceptCommand {
+    /// Who asks.
+    pub principal: Principal,
+    /// The idempotency key.
+    pub key: String,
+    /// SHA-256 of what was asked.
+    pub body_hash: B256,
+    /// Chain name or CAIP-2 id.
+    pub chain: String,
+    /// Group, key id or address.
+    pub signer: String,
+    /// The envelope; the chain's if none.
+    pub tx_type: Option<TxType>,
+    /// The recipient.
+    pub to: Option<Address>,
+    /// Native value, in wei.
+    pub value: Amount,
+    /// Calldata.
+    pub data: Bytes,
+    /// Gas limit; estimated if none.
+    pub gas: Option<u64>,
+    /// The caller's caps.
+    pub max_fee: Option<u128>,
+    /// The caller's caps.
+    pub max_priority_fee: Option<u128>,
+    /// EIP-2930 access list.
+    pub access_list: Vec<AccessListItem>,
+    /// Never signed after this.
+    pub not_after: Option<Timestamp>,
+    /// The event it answers.
+    pub source: Option<EventSource>,
+    /// The caller's metadata (a JSON object).
+    pub metadata_json: String,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    /// A new transaction.
+    New(RequestId),
+    /// The same request was accepted before.
+    Before(RequestId),
+}
+
+/// Accepts a transaction, or says why not. On `Ok` it is committed, with its spend held.
+///
+/// # Errors
+/// An invalid field, a reused key, a denial (which is recorded), or something that is not available.
+pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppError> {
+    let scope = command.principal.scope();
+    if let Some(before) = bound_before(app, &scope, &command.key, command.body_hash).await? {
+        return Ok(Accepted::Before(before));
+    }
+    let now = app.clock.now();
+    if command.not_after.is_some_and(|limit| limit <= now) {
+        return Err(AppError::invalid("not_after", "is in the past"));
+    }
+    let chain = app
+        .chain(&command.chain)
+        .ok_or_else(|| AppError::invalid("chain", "is not configured here"))?;
+    let keys = signers::named(app, &command.signer).await?;
+    let key = signers::least_busy(app, chain, keys).await?;
+    chains::verify(app, chain).await?;
+    let (request, estimate) = judged_request(app, chain, &command, &key).await?;
+    let verdict = evaluate(&app.bundle, &request, now);
+    let id = RequestId::new(app.entropy.uuid());
+    if verdict.outcome != Outcome::Allow {
+        let reasons = verdict.reasons.clone();
+        return Err(deny(app, id, &request, &verdict, reasons, now).await);
+    }
+    estimate?;
+    let row = new_transaction(id, &command, &key, &request, &verdict, now)?;
+    let binding =
+        KeyBinding { scope, key: command.key, body_hash: command.body_hash, request: id };
+    match store(app, binding, row, &verdict, now).await? {
+        Stored::New => Ok(Accepted::New(id)),
+        Stored::Before(before) => same_body(&before, command.body_hash).map(Accepted::Before),
+        Stored::EventUsed(other) => Err(AppError::Conflict {
+            detail: "this event has been answered by another request".to_owned(),
+            request: Some(other),
+        }),
+        Stored::Full(full) => {
+            let reasons = vec![record::window_reason(&full)];
+            Err(deny(app, id, &request, &verdict, reasons, now).await)
+        }
+    }
+}
+
+/// What an idempotency key is bound to already, if to this very body.
+pub(crate) async fn bound_before(
+    app: &App,
+    scope: &str,
+    key: &str,
+    body_hash: B256,
+) -> Result<Option<RequestId>, AppError> {
+    let (scope, key) = (scope.to_owned(), key.to_owned());
+    let bound = look(&*app.store, "bound_key", move |unit| {
+        let (scope, key) = (scope.clone(), key.clone());
+        Box::pin(async move { unit.bound_key(&scope, &key).await })
+    })
+    .await?;
+    bound.map(|before| same_body(&before, body_hash)).transpose()
+}
+
+pub(crate) fn same_body(before: &KeyBinding, body_hash: B256) -> Result<RequestId, AppError> {
+    if before.body_hash == body_hash {
+        Ok(before.request)
+    } else {
+        Err(AppError::KeyReused(before.request))
+    }
+}
+
+/// The request with its facts. The second part says whether the gas could be estimated; it is told only
+/// after policy has allowed the request.
+async fn judged_request(
+    app: &App,
+    chain: &ChainRuntime,
+    command: &AcceptCommand,
+    key: &OperatorKey,
+) -> Result<(PolicyRequest, Result<(), AppError>), AppError> {
+    let cap = chain.settings.cap;
+    let caller = Fees {
+        max_fee: command.max_fee.unwrap_or(u128::MAX).min(cap.max_fee),
+        max_priority_fee: command.max_priority_fee.unwrap_or(u128::MAX).min(cap.max_priority_fee),
+    };
+    let fees = Fees { max_priority_fee: caller.max_priority_fee.min(caller.max_fee), ..caller };
+    let facts = facts(app, chain, command.to, command.source).await?;
+    let (gas, estimate) = match command.gas {
+        Some(gas) => (gas, Ok(())),
+        None => estimate(chain, command, key.address).await?,
+    };
+    let intent = TransactionIntent {
+        chain: chain.reference(),
+        tx_type: command.tx_type.unwrap_or(chain.settings.tx_type),
+        to: command.to,
+        value: command.value,
+        data: command.data.clone(),
+        gas,
+        fees: FeeAsk::UpTo(fees),
+        access_list: command.access_list.clone(),
+        nonce: None,
+        not_after: command.not_after,
+        source: command.source,
+    };
+    let request = PolicyRequest {
+        principal: command.principal.clone(),
+        group: key.group.clone(),
+        key: key.id,
+        address: key.address,
+        intent: Intent::Transaction(Box::new(intent)),
+        facts,
+    };
+    Ok((request, estimate))
+}
+
+/// Gas with a fifth to spare. A call that would revert gets 0 and the error.
+async fn estimate(
+    chain: &ChainRuntime,
+    command: &AcceptCommand,
+    from: Address,
+) -> Result<(u64, Result<(), AppError>), AppError> {
+    let call = CallRequest {
+        from,
+        to: command.to,
+        value: command.value.units(),
+        data: command.data.clone(),
+    };
+    match chain.port.estimate_gas(call).await {
+        Ok(gas) => {
+            let spare = gas.checked_div(5).unwrap_or_default();
+            let gas = gas.checked_add(spare).ok_or_else(|| AppError::internal("gas overflow"))?;
+            Ok((gas, Ok(())))
+        }
+        Err(ChainError::Reverted(why)) => Ok((0, Err(AppError::WouldRevert(why)))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads what policy may need to know, each fact with its block. What is not on the chain is `None`; a
+/// node that does not answer is an error, and nothing is decided.
+pub(crate) async fn facts(
+    app: &App,
+    chain: &ChainRuntime,
+    to: Option<Address>,
+    source: Option<EventSource>,
+) -> Result<Facts, AppError> {
+    chains::verify(app, chain).await?;
+    let code = match to {
+        None => None,
+        Some(address) => {
+            let head = chain.port.block(BlockAt::Latest).await?;
+            let head = head.ok_or(ChainError::UnknownBlock)?;
+            let code = chain.port.code(address, head.hash).await?;
+            Some(CodeFact { address, block: head.hash, code })
+        }
+    };
+    let event = match source {
+        None => None,
+        Some(source) => event(chain, source).await?,
+    };
+    Ok(Facts { code, event })
+}
+
+async fn event(
+    chain: &ChainRuntime,
+    source: EventSource,
+) -> Result<Option<EventFact>, ChainError> {
+    let Some(receipt) = chain.port.receipt(source.transaction_hash).await? else {
+        return Ok(None);
+    };
+    let found = receipt.logs.iter().find(|log| {
+        log.log_index == source.log_index
+            && log.transaction_hash == source.transaction_hash
+            && log.block_hash == source.block_hash
+    });
+    let Some(log) = found.filter(|_| receipt.success && receipt.block_hash == source.block_hash)
+    else {
+        return Ok(None);
+    };
+    let canonical = chain.port.block(BlockAt::Number(receipt.block_number)).await?;
+    let last_final = chain.port.block(BlockAt::Final).await?;
+    Ok(Some(EventFact {
+        source,
+        block_number: receipt.block_number,
+        canonical: canonical.is_some_and(|block| block.hash == source.block_hash),
+        finalized: last_final.is_some_and(|block| block.number >= receipt.block_number),
+        emitter: log.address,
+        topics: log.topics.clone(),
+        data: log.data.clone(),
+    }))
+}
+
+/// Records a denial in a unit of its own. It binds no idempotency key.
+pub(crate) async fn deny(
+    app: &App,
+    id: RequestId,
+    request: &PolicyRequest,
+    verdict: &Verdict,
+    reasons: Vec<Reason>,
+    now: Timestamp,
+) -> AppError {
+    metrics::counter!("claviger_policy_decisions_total", "outcome" => "deny").increment(1);
+    let leaf = match record::denied(id, request, verdict, &reasons, now) {
+        Ok(leaf) => Arc::new(leaf),
+        Err(error) => return error.into(),
+    };
+    let stored = unit(&*app.store, "record_denial", move |unit| {
+        let leaf = leaf.clone();
+        Box::pin(async move { Ok(End::Commit(unit.append_leaf(&leaf).await?)) })
+    })
+    .await;
+    match stored {
+        Ok(()) => AppError::Denied(reasons),
+        Err(error) => error.into(),
+    }
+}
+
+fn new_transaction(
+    id: RequestId,
+    command: &AcceptCommand,
+    key: &OperatorKey,
+    request: &PolicyRequest,
+    verdict: &Verdict,
+    now: Timestamp,
+) -> Result<NewTransaction, AppError> {
+    let Intent::Transaction(intent) = &request.intent else {
+        return Err(AppError::internal("a transaction was judged as something else"));
+    };
+    let fee_cap = verdict
+        .fee_cap
+        .ok_or_else(|| AppError::internal("a transaction was allowed without a fee cap"))?;
+    Ok(NewTransaction {
+        id,
+        principal: command.principal.clone(),
+        intent: (**intent).clone(),
+        fee_cap,
+        signer: command.signer.clone(),
+        key: key.id,
+        address: key.address,
+        decision: summary(verdict),
+        decision_json: record::decision_json(request, verdict),
+        metadata_json: command.metadata_json.clone(),
+        at: now,
+    })
+}
+
+pub(crate) fn summary(verdict: &Verdict) -> DecisionSummary {
+    DecisionSummary {
+        outcome: verdict.outcome.name().to_owned(),
+        bundle: verdict.bundle,
+        grants: verdict.grants.iter().map(|grant| grant.as_str().to_owned()).collect(),
+    }
+}
+
+enum Stored {
+    New,
+    Before(KeyBinding),
+    EventUsed(RequestId),
+    Full(LimitExceeded),
+}
+
+struct Acceptance {
+    binding: KeyBinding,
+    row: NewTransaction,
+    charges: Vec<Charge>,
+    event: Option<EventUse>,
+    event_id: String,
+    now: Timestamp,
+}
+
+/// The one unit: all of it or nothing.
+async fn store(
+    app: &App,
+    binding: KeyBinding,
+    row: NewTransaction,
+    verdict: &Verdict,
+    now: Timestamp,
+) -> Result<Stored, AppError> {
+    let acceptance = Arc::new(Acceptance {
+        binding,
+        row,
+        charges: verdict.charges.clone(),
+        event: verdict.event_use.clone(),
+        event_id: app.entropy.uuid().to_string(),
+        now,
+    });
+    let stored = unit(&*app.store, "accept_transaction", move |unit| {
+        let it = acceptance.clone();
+        Box::pin(async move {
+            if let Bound::Before(before) = unit.bind_key(&it.binding).await? {
+                return Ok(End::Rollback(Stored::Before(before)));
+            }
+            if let Some(event) = &it.event
+                && let Some(other) = unit.claim_event(event, it.row.id).await?
+            {
+                return Ok(End::Rollback(Stored::EventUsed(other)));
+            }
+            let owner = it.row.id.to_string();
+            if let Some(full) = unit.reserve(&owner, &it.charges, it.now).await? {
+                return Ok(End::Rollback(Stored::Full(full)));
+            }
+            unit.insert_transaction(&it.row).await?;
+            let Some(row) = unit.transaction(it.row.id).await? else {
+                return Err(crate::ports::store::StoreError::Corrupt(
+                    "a transaction was stored and is not there".to_owned(),
+                ));
+            };
+            let event = queued_event(&row, it.event_id.clone(), it.now);
+            unit.append_event(&event).await?;
+            Ok(End::Commit(Stored::New))
+        })
+    })
+    .await?;
+    crate::failpoint!("accept.after_commit");
+    if matches!(stored, Stored::New) {
+        metrics::counter!("claviger_policy_decisions_total", "outcome" => "allow").increment(1);
+    }
+    Ok(stored)
+}
+
+fn queued_event(
+    row: &TransactionRow,
+    id: String,
+    now: Timestamp,
+) -> crate::ports::store::NewEvent {
+    record::status_event(row, row.status, id, now)
+}

@@ -1,0 +1,159 @@
+//! A configured chain at run time: its settings, its nodes, and short-lived readings of them.
+
+use crate::app::App;
+use crate::app::error::AppError;
+use crate::core::id::{ChainId, ChainName};
+use crate::core::intent::{ChainRef, Fees, TxType};
+use crate::core::time::Timestamp;
+use crate::core::tx::fee::Market;
+use crate::core::tx::step::Pace;
+use crate::ports::chain::{Chain, ChainError};
+use crate::ports::store::{End, unit};
+use alloy::primitives::{Address, U256};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What the configuration says about a chain.
+#[derive(Debug, Clone)]
+pub struct ChainSettings {
+    /// The configured name.
+    pub name: ChainName,
+    /// The pinned id.
+    pub id: ChainId,
+    /// The envelope when the caller names none.
+    pub tx_type: TxType,
+    /// The most that may be offered, in wei per gas.
+    pub cap: Fees,
+    /// When to replace and when to send again.
+    pub pace: Pace,
+    /// How many transactions of a lane may have a nonce and not be mined.
+    pub in_flight_max: i64,
+}
+
+/// A chain, its nodes, and readings of them that are kept for a moment.
+pub struct ChainRuntime {
+    /// Settings.
+    pub settings: ChainSettings,
+    /// Nodes.
+    pub port: Arc<dyn Chain>,
+    /// How long a reading is used, in milliseconds.
+    pub reading_ms: i64,
+    verified: AtomicBool,
+    market: Mutex<Option<(Timestamp, Market)>>,
+    balances: Mutex<HashMap<Address, (Timestamp, U256)>>,
+    checked_lanes: Mutex<HashMap<Address, bool>>,
+}
+
+impl std::fmt::Debug for ChainRuntime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChainRuntime").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl ChainRuntime {
+    /// A chain that has not been verified yet.
+    #[must_use]
+    pub fn new(settings: ChainSettings, port: Arc<dyn Chain>, reading_ms: i64) -> Self {
+        Self {
+            settings,
+            port,
+            reading_ms,
+            verified: AtomicBool::new(false),
+            market: Mutex::default(),
+            balances: Mutex::default(),
+            checked_lanes: Mutex::default(),
+        }
+    }
+
+    /// The chain's two names.
+    #[must_use]
+    pub fn reference(&self) -> ChainRef {
+        ChainRef { name: self.settings.name.clone(), id: self.settings.id }
+    }
+
+    /// Whether the nodes were found to be of the pinned chain.
+    #[must_use]
+    pub fn is_verified(&self) -> bool {
+        self.verified.load(Ordering::Acquire)
+    }
+
+    /// The fee market, at most `reading_ms` old.
+    ///
+    /// # Errors
+    /// When it is older and no node answers.
+    pub async fn market(&self, now: Timestamp) -> Result<Market, ChainError> {
+        let kept = self.market.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, market)) = kept.filter(|(at, _)| fresh(*at, now, self.reading_ms)) {
+            return Ok(market);
+        }
+        let read = self.port.fee_market().await?;
+        let market = Market { base_fee: read.base_fee, tips: read.tips };
+        *self.market.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, market.clone()));
+        Ok(market)
+    }
+
+    /// The account's balance in wei, at most `reading_ms` old.
+    ///
+    /// # Errors
+    /// When it is older and no node answers.
+    pub async fn balance(&self, address: Address, now: Timestamp) -> Result<U256, ChainError> {
+        let kept = {
+            let balances = self.balances.lock().unwrap_or_else(PoisonError::into_inner);
+            balances.get(&address).copied()
+        };
+        if let Some((_, balance)) = kept.filter(|(at, _)| fresh(*at, now, self.reading_ms)) {
+            return Ok(balance);
+        }
+        let balance = self.port.balance(address).await?;
+        let mut balances = self.balances.lock().unwrap_or_else(PoisonError::into_inner);
+        balances.insert(address, (now, balance));
+        Ok(balance)
+    }
+
+    /// Whether this process has compared the lane with the chain.
+    #[must_use]
+    pub fn lane_is_checked(&self, address: Address) -> bool {
+        let lanes = self.checked_lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.contains_key(&address)
+    }
+
+    /// Remembers that it has.
+    pub fn lane_was_checked(&self, address: Address) {
+        let mut lanes = self.checked_lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.insert(address, true);
+    }
+}
+
+fn fresh(at: Timestamp, now: Timestamp, for_ms: i64) -> bool {
+    (0..for_ms).contains(&now.since(at))
+}
+
+/// Asks the nodes of a chain who they are, and compares with the configuration and with what was pinned
+/// when the chain was first seen. Until this has succeeded nothing is signed for the chain.
+///
+/// # Errors
+/// When no node answers, or they are of another chain.
+pub async fn verify(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
+    if chain.is_verified() {
+        return Ok(());
+    }
+    let (id, genesis) = chain.port.identity().await?;
+    let (name, expected) = (&chain.settings.name, chain.settings.id);
+    if id != expected {
+        return Err(AppError::Internal(format!(
+            "the nodes of `{name}` say chain id {id}, the configuration says {expected}"
+        )));
+    }
+    let pinned = unit(&*app.store, "pin_chain", move |unit| {
+        Box::pin(async move { Ok(End::Commit(unit.pin_chain(id, genesis).await?)) })
+    })
+    .await?;
+    if pinned != genesis {
+        return Err(AppError::Internal(format!(
+            "the nodes of `{name}` say genesis {genesis}, pinned is {pinned}"
+        )));
+    }
+    chain.verified.store(true, Ordering::Release);
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Make an operator key: intention first, then the HSM, then the pinned public key.
+
+use crate::app::{App, AppError};
+use crate::core::audit::{Leaf, LeafKind};
+use crate::core::id::{GroupName, KeyId};
+use crate::core::key::{CkaId, KeyState, NonceMode, OperatorKey, PublicKey};
+use crate::core::principal::Principal;
+use crate::ports::store::{End, NewKey, StoreError, look, unit};
+use std::sync::Arc;
+
+/// What an operator asks for.
+#[derive(Debug, Clone)]
+pub struct CreateKey {
+    /// Who asks.
+    pub principal: Principal,
+    /// What people call it: 1 to 64 characters of `A-Z a-z 0-9 . _ -`.
+    pub label: String,
+    /// The group that will use it.
+    pub group: Option<GroupName>,
+    /// Who gives its nonces, for ever.
+    pub mode: NonceMode,
+}
+
+/// Makes a key inside the HSM and pins its public key. A crash in between is finished at the next start.
+///
+/// # Errors
+/// An unknown group, a bad label, or the HSM or the store not answering.
+pub async fn create(app: &App, command: CreateKey) -> Result<OperatorKey, AppError> {
+    if let Some(group) = &command.group
+        && !app.groups.contains(group)
+    {
+        return Err(AppError::invalid("group", "is not configured here"));
+    }
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if !(1..=64).contains(&command.label.len()) || !command.label.chars().all(fits) {
+        return Err(AppError::invalid("label", "must be 1 to 64 of A-Z a-z 0-9 . _ -"));
+    }
+    let key = NewKey {
+        id: KeyId::new(app.entropy.uuid()),
+        cka_id: CkaId::new(app.entropy.bytes16().to_vec()),
+        label: command.label,
+        group: command.group,
+        mode: command.mode,
+        principal: command.principal,
+        at: app.clock.now(),
+    };
+    let begun = Arc::new(key.clone());
+    let new = unit(&*app.store, "begin_key", move |unit| {
+        let key = begun.clone();
+        Box::pin(async move { Ok(End::Commit(unit.begin_key(&key).await?)) })
+    })
+    .await?;
+    if !new {
+        return Err(AppError::internal("a new key's id is taken"));
+    }
+    crate::failpoint!("create_key.after_begin");
+    let public_key = app.signer.create_key(&key.cka_id, &key.label).await?;
+    crate::failpoint!("create_key.after_hsm");
+    finish(app, key, public_key).await
+}
+
+/// Pins the public key and makes the key usable.
+async fn finish(
+    app: &App,
+    key: NewKey,
+    public_key: PublicKey,
+) -> Result<OperatorKey, AppError> {
+    let leaf = Leaf::new(LeafKind::KeyCreated, key.id, app.clock.now())
+        .with("label", &key.label)
+        .with("group", key.group.as_ref().map_or("", |group| group.as_str()))
+        .with("mode", key.mode.name())
+        .with("iss", &key.principal.iss)
+        .with("sub", &key.principal.sub)
+        .with_hex("cka_id", key.cka_id.as_bytes())
+        .with_hex("public_key", public_key.as_bytes())
+        .with("address", format!("{:#x}", public_key.address()))
+        .encode()
+        .map_err(AppError::internal)?;
+    let leaf = Arc::new(leaf);
+    let id = key.id;
+    unit(&*app.store, "pin_key", move |unit| {
+        let leaf = leaf.clone();
+        Box::pin(async move {
+            if !unit.pin_key(id, &public_key).await? {
+                return Err(StoreError::Corrupt("a key was pinned twice".to_owned()));
+            }
+            Ok(End::Commit(unit.append_leaf(&leaf).await?))
+        })
+    })
+    .await?;
+    let key = OperatorKey {
+        id: key.id,
+        cka_id: key.cka_id,
+        label: key.label,
+        group: key.group,
+        mode: key.mode,
+        public_key,
+        address: public_key.address(),
+        state: KeyState::Active,
+        created_at: key.at,
+    };
+    app.signer.enroll(&key).await?;
+    tracing::info!(key = %key.id, address = %key.address, "a key was made");
+    Ok(key)
+}
+
+/// Finishes the creations that a crash interrupted: the pair is in the token, or is made now.
+///
+/// # Errors
+/// When the store does not answer. A key that the HSM cannot finish stays begun.
+pub async fn finish_begun(app: &App) -> Result<(), AppError> {
+    let begun = look(&*app.store, "unfinished_keys", |unit| {
+        Box::pin(async move { unit.unfinished_keys().await })
+    })
+    .await?;
+    for key in begun {
+        let id = key.id;
+        let finished = match app.signer.find_key(&key.cka_id).await {
+            Ok(Some(found)) => finish(app, key, found).await.map(|_| ()),
+            Ok(None) => match app.signer.create_key(&key.cka_id, &key.label).await {
+                Ok(made) => finish(app, key, made).await.map(|_| ()),
+                Err(error) => Err(error.into()),
+            },
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = finished {
+            tracing::error!(key = %id, %error, "a begun key could not be finished");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Why a use case refused or failed. Typed, so that the doors can tell callers exactly what they may
+//! know.
+
+use crate::core::id::RequestId;
+use crate::core::policy::Reason;
+use crate::ports::chain::ChainError;
+use crate::ports::signer::SignerError;
+use crate::ports::store::StoreError;
+
+/// A refusal or a failure.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AppError {
+    /// A field of the request cannot be.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// There is no such thing, or the caller may not know of it.
+    #[error("not found")]
+    NotFound,
+    /// The idempotency key is bound to another body.
+    #[error("this idempotency key was used with another body")]
+    KeyReused(RequestId),
+    /// Something else has it already.
+    #[error("{detail}")]
+    Conflict {
+        /// What and why.
+        detail: String,
+        /// The request that has it.
+        request: Option<RequestId>,
+    },
+    /// The account's nonces are given by Claviger.
+    #[error("the nonces of this account are managed here")]
+    NonceManaged,
+    /// Policy refuses.
+    #[error("policy refuses the request")]
+    Denied(Vec<Reason>),
+    /// The call would revert.
+    #[error("the call would revert: {0}")]
+    WouldRevert(String),
+    /// The typed data does not fit its own types.
+    #[error("{0}")]
+    NotDecodable(String),
+    /// The HSM gave nothing.
+    #[error(transparent)]
+    Signer(#[from] SignerError),
+    /// The database gave nothing; nothing was stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The chain's nodes gave nothing.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// A rule of ours is broken. Nothing was done.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl AppError {
+    /// An invalid field.
+    pub fn invalid(field: &'static str, problem: impl Into<String>) -> Self {
+        Self::Invalid { field, problem: problem.into() }
+    }
+
+    /// A broken rule.
+    pub fn internal(error: impl ToString) -> Self {
+        Self::Internal(error.to_string())
+    }
+}

@@ -1,0 +1,342 @@
+//! Follow transactions until their block is final: receipts of all attempts, resends, the end.
+
+use crate::app::sign::Signed;
+use crate::app::{App, AppError, ChainRuntime, chains, lane, record, send, sign};
+use crate::core::amount::Amount;
+use crate::core::evm::transaction::UnsignedTransaction;
+use crate::core::intent::Fees;
+use crate::core::time::Timestamp;
+use crate::core::tx::state::Status;
+use crate::core::tx::step::{
+    AttemptView, ChainLook, Inclusion, Step, TransactionView, step,
+};
+use crate::ports::chain::{BlockAt, ChainError, Receipt};
+use crate::ports::store::{
+    AttemptRow, End, MinedRow, Settlement, StatusChange, TransactionRow, look, unit,
+};
+use alloy::primitives::Address;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// An account's nonces: at the head and at the newest final block.
+type Nonces = HashMap<Address, (u64, u64)>;
+
+/// Looks once at every transaction of a chain that has a nonce and no end, and does what is due.
+///
+/// # Errors
+/// When the store or the nodes do not answer. The next look goes on.
+pub async fn follow(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
+    let id = chain.settings.id;
+    let open = look(&*app.store, "open_transactions", move |unit| {
+        Box::pin(async move {
+            let mut open = Vec::new();
+            for row in unit.open_transactions(id).await? {
+                let attempts = unit.attempts(row.new.id).await?;
+                open.push((row, attempts));
+            }
+            Ok(open)
+        })
+    })
+    .await?;
+    if open.is_empty() {
+        return Ok(());
+    }
+    chains::verify(app, chain).await?;
+    let last_final = chain.port.block(BlockAt::Final).await?;
+    let final_number = last_final.map(|block| block.number);
+    let mut nonces = Nonces::new();
+    for (row, attempts) in open {
+        let known = nonces_of(chain, &mut nonces, row.new.address, final_number).await?;
+        if let Err(error) = follow_one(app, chain, &row, &attempts, known, final_number).await {
+            // One that cannot be read now must not keep the others waiting.
+            tracing::warn!(request = %row.new.id, %error, "could not follow");
+        }
+    }
+    Ok(())
+}
+
+async fn nonces_of(
+    chain: &ChainRuntime,
+    known: &mut Nonces,
+    address: Address,
+    final_number: Option<u64>,
+) -> Result<(u64, u64), ChainError> {
+    if let Some(nonces) = known.get(&address) {
+        return Ok(*nonces);
+    }
+    let latest = chain.port.nonce(address, BlockAt::Latest).await?;
+    let at_final = match final_number {
+        Some(number) => chain.port.nonce(address, BlockAt::Number(number)).await?,
+        None => 0,
+    };
+    known.insert(address, (latest, at_final));
+    Ok((latest, at_final))
+}
+
+async fn follow_one(
+    app: &App,
+    chain: &ChainRuntime,
+    row: &TransactionRow,
+    attempts: &[AttemptRow],
+    (nonce_latest, nonce_final): (u64, u64),
+    final_number: Option<u64>,
+) -> Result<(), AppError> {
+    let now = app.clock.now();
+    let nonce = row.nonce.ok_or_else(|| AppError::internal("an open transaction has no nonce"))?;
+    let view = view(row, nonce, attempts);
+    let looks_mined = nonce_latest > nonce || row.status == Status::Mined;
+    let receipt = if looks_mined { inclusion(chain, attempts).await? } else { None };
+    let overdue = view.attempts.last().is_some_and(|last| {
+        now.since(last.signed_at) >= chain.settings.pace.resend_after_ms
+    });
+    let market = if receipt.is_none() && overdue { chain.market(now).await.ok() } else { None };
+    let look = ChainLook {
+        inclusion: receipt.as_ref().map(included),
+        nonce_latest,
+        nonce_final,
+        final_number: final_number.unwrap_or(0),
+        market,
+    };
+    let due = step(now, &view, &look, chain.settings.pace);
+    perform(app, chain, row, attempts, due, receipt, now).await
+}
+
+fn view(row: &TransactionRow, nonce: u64, attempts: &[AttemptRow]) -> TransactionView {
+    let signed = attempts.iter().filter_map(|attempt| {
+        Some(AttemptView {
+            number: attempt.number,
+            hash: attempt.hash?,
+            fees: attempt.fees,
+            signed_at: attempt.signed_at?,
+            sent_at: attempt.sent_at,
+        })
+    });
+    TransactionView {
+        status: row.status,
+        nonce,
+        tx_type: row.new.intent.tx_type,
+        cap: row.new.fee_cap,
+        not_after: row.new.intent.not_after,
+        attempts: signed.collect(),
+        mined_in: row.mined.as_ref().map(|mined| mined.block_hash),
+    }
+}
+
+/// The receipt of whichever attempt is mined in a canonical block.
+async fn inclusion(
+    chain: &ChainRuntime,
+    attempts: &[AttemptRow],
+) -> Result<Option<Receipt>, ChainError> {
+    for hash in attempts.iter().rev().filter_map(|attempt| attempt.hash) {
+        if let Some(receipt) = canonical_receipt(chain, hash).await? {
+            return Ok(Some(receipt));
+        }
+    }
+    Ok(None)
+}
+
+/// A transaction's receipt, if its block is on the canonical chain.
+pub(crate) async fn canonical_receipt(
+    chain: &ChainRuntime,
+    hash: alloy::primitives::B256,
+) -> Result<Option<Receipt>, ChainError> {
+    let Some(receipt) = chain.port.receipt(hash).await? else {
+        return Ok(None);
+    };
+    let block = chain.port.block(BlockAt::Number(receipt.block_number)).await?;
+    let canonical = block.is_some_and(|block| block.hash == receipt.block_hash);
+    Ok(Some(receipt).filter(|receipt| canonical && receipt.transaction_hash == hash))
+}
+
+const fn included(receipt: &Receipt) -> Inclusion {
+    Inclusion {
+        hash: receipt.transaction_hash,
+        block_hash: receipt.block_hash,
+        block_number: receipt.block_number,
+        success: receipt.success,
+    }
+}
+
+async fn perform(
+    app: &App,
+    chain: &ChainRuntime,
+    row: &TransactionRow,
+    attempts: &[AttemptRow],
+    due: Step,
+    receipt: Option<Receipt>,
+    now: Timestamp,
+) -> Result<(), AppError> {
+    match due {
+        Step::Wait => Ok(()),
+        Step::Rebroadcast(number) => resend(app, chain, row, attempts, number).await,
+        Step::AtCap(number) => {
+            tracing::warn!(request = %row.new.id, "not mined, and its fees are at the cap");
+            metrics::counter!("claviger_attempts_total", "kind" => "at_cap").increment(1);
+            resend(app, chain, row, attempts, number).await
+        }
+        Step::Replace(fees) => replace(app, chain, row, attempts, fees, now).await,
+        Step::Mined(_) => change(app, row, Status::Mined, receipt, now).await,
+        Step::Reopen => {
+            change(app, row, Status::Submitted, None, now).await?;
+            let last = attempts.last().map_or(1, |attempt| attempt.number);
+            resend(app, chain, row, attempts, last).await
+        }
+        Step::End { status, .. } => change(app, row, status, receipt, now).await,
+        Step::ForeignNonce => foreign(app, row, now).await,
+    }
+}
+
+async fn resend(
+    app: &App,
+    chain: &ChainRuntime,
+    row: &TransactionRow,
+    attempts: &[AttemptRow],
+    number: i64,
+) -> Result<(), AppError> {
+    let found = attempts.iter().find(|attempt| attempt.number == number && attempt.raw.is_some());
+    match found {
+        Some(attempt) => {
+            let signed = Signed { request: row.new.id, attempt: attempt.clone() };
+            send::send(app, chain, &signed).await
+        }
+        None => Ok(()),
+    }
+}
+
+/// Decides a replacement (same nonce, higher fees), then signs and sends it.
+async fn replace(
+    app: &App,
+    chain: &ChainRuntime,
+    row: &TransactionRow,
+    attempts: &[AttemptRow],
+    fees: Fees,
+    now: Timestamp,
+) -> Result<(), AppError> {
+    let last = attempts.last().map_or(0, |attempt| attempt.number);
+    let number = last.checked_add(1).ok_or_else(|| AppError::internal("too many attempts"))?;
+    // A decision without a signature is signed before another is made.
+    if attempts.iter().any(|attempt| attempt.signature.is_none()) {
+        return Ok(());
+    }
+    let nonce = row.nonce.ok_or_else(|| AppError::internal("a replacement needs a nonce"))?;
+    let unsigned = UnsignedTransaction::from_intent(&row.new.intent, nonce, fees);
+    let attempt = lane::new_attempt(row, &unsigned, number, "replacement", now)?;
+    let leaf = record::decided(&attempt, &row.new.decision_json)?;
+    let work = Arc::new((attempt, leaf, row.new.id, row.version));
+    let decided = unit(&*app.store, "decide_replacement", move |unit| {
+        let work = work.clone();
+        Box::pin(async move {
+            let (attempt, leaf, id, version) = &*work;
+            let row = unit.transaction(*id).await?;
+            let unchanged = row
+                .is_some_and(|row| row.version == *version && row.status == Status::Submitted);
+            if !unchanged || !unit.insert_attempt(attempt).await? {
+                return Ok(End::Rollback(false));
+            }
+            unit.append_leaf(leaf).await?;
+            Ok(End::Commit(true))
+        })
+    })
+    .await?;
+    if decided && let Some(signed) = sign::sign(app, row.new.id, number).await? {
+        send::send(app, chain, &signed).await?;
+    }
+    Ok(())
+}
+
+/// Records a change of status; an end settles what was held.
+async fn change(
+    app: &App,
+    row: &TransactionRow,
+    status: Status,
+    receipt: Option<Receipt>,
+    now: Timestamp,
+) -> Result<(), AppError> {
+    if !row.status.may_become(status) {
+        return Err(AppError::Internal(format!("{} cannot become {status}", row.status)));
+    }
+    let fee_paid = receipt.as_ref().and_then(|receipt| {
+        Amount::from(receipt.gas_used).checked_mul(Amount::from(receipt.effective_gas_price))
+    });
+    let settlement =
+        Settlement { value_moved: receipt.as_ref().is_some_and(|r| r.success), fee_paid };
+    let change = StatusChange {
+        id: row.new.id,
+        version: row.version,
+        status,
+        mined: receipt.as_ref().map(mined_row),
+        failure: None,
+        at: now,
+    };
+    let event = record::status_event(row, status, app.entropy.uuid().to_string(), now);
+    let leaf = match &receipt {
+        Some(receipt) if status.is_end() => Some(record::settled(
+            row.new.id,
+            status.name(),
+            &format!("{:#x}", receipt.transaction_hash),
+            &format!("{:#x}", receipt.block_hash),
+            &fee_paid.unwrap_or_default().to_string(),
+            now,
+        )?),
+        _ => None,
+    };
+    let work = Arc::new((change, event, leaf, settlement));
+    unit(&*app.store, "change_status", move |unit| {
+        let work = work.clone();
+        Box::pin(async move {
+            let (change, event, leaf, settlement) = &*work;
+            if !unit.advance(change).await? {
+                return Ok(End::Rollback(()));
+            }
+            if let Some(leaf) = leaf {
+                unit.settle(&change.id.to_string(), *settlement, change.at).await?;
+                unit.append_leaf(leaf).await?;
+            }
+            unit.append_event(event).await?;
+            Ok(End::Commit(()))
+        })
+    })
+    .await?;
+    tracing::info!(request = %row.new.id, %status, "transaction changed");
+    Ok(())
+}
+
+fn mined_row(receipt: &Receipt) -> MinedRow {
+    MinedRow {
+        transaction_hash: receipt.transaction_hash,
+        block_hash: receipt.block_hash,
+        block_number: receipt.block_number,
+        gas_used: receipt.gas_used,
+        effective_gas_price: receipt.effective_gas_price,
+        success: receipt.success,
+    }
+}
+
+/// Somebody else used a nonce of ours: the lane stands still, and nothing is issued again by itself.
+async fn foreign(app: &App, row: &TransactionRow, now: Timestamp) -> Result<(), AppError> {
+    let (chain, address) = (row.new.intent.chain.id, row.new.address);
+    let reason = format!(
+        "nonce {} of request {} is final, and none of our transactions used it",
+        row.nonce.unwrap_or_default(),
+        row.new.id
+    );
+    let leaf = Arc::new(record::alarm(row.new.id, &reason, now)?);
+    let told = reason.clone();
+    let halted = unit(&*app.store, "halt_lane", move |unit| {
+        let (reason, leaf) = (reason.clone(), leaf.clone());
+        Box::pin(async move {
+            let lane = unit.lane(chain, address).await?;
+            if lane.is_some_and(|lane| lane.halted.is_some()) {
+                return Ok(End::Rollback(false));
+            }
+            unit.halt_lane(chain, address, &reason).await?;
+            unit.append_leaf(&leaf).await?;
+            Ok(End::Commit(true))
+        })
+    })
+    .await?;
+    if halted {
+        tracing::error!(request = %row.new.id, reason = told, "the lane was halted");
+    }
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! Work a lane: give the next nonce to whoever waited longest, decide the exact bytes, sign, send.
+
+use crate::app::{App, AppError, ChainRuntime, chains, record, send, sign};
+use crate::core::amount::Amount;
+use crate::core::evm::transaction::UnsignedTransaction;
+use crate::core::id::RequestId;
+use crate::core::intent::Fees;
+use crate::core::key::NonceMode;
+use crate::core::permit::PayloadKind;
+use crate::core::time::Timestamp;
+use crate::core::tx::fee::{self, Market};
+use crate::core::tx::state::Status;
+use crate::ports::chain::BlockAt;
+use crate::ports::store::{
+    End, Lane, LaneKey, NewAttempt, StatusChange, StoreError, TransactionRow, Unit, look, unit,
+};
+use alloy::primitives::{Address, U256, keccak256};
+
+/// Why a lane stopped working.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Idle {
+    /// Nothing waits.
+    Empty,
+    /// As many are in flight as may be.
+    Full,
+    /// The account cannot pay for what is next; it goes on after a top-up.
+    Unfunded,
+    /// The lane stands still until an operator has looked.
+    Halted(String),
+    /// Another worker was faster.
+    Contended,
+}
+
+enum Allocated {
+    Decided(RequestId),
+    Ended,
+    Idle(Idle),
+}
+
+/// Works the lane until it is idle: each round allocates one nonce, signs and sends.
+///
+/// # Errors
+/// When the store or the chain does not answer. Nothing is lost: the next call goes on.
+pub async fn work(app: &App, chain: &ChainRuntime, address: Address) -> Result<Idle, AppError> {
+    loop {
+        match allocate(app, chain, address).await? {
+            Allocated::Idle(idle) => return Ok(idle),
+            Allocated::Ended => {}
+            Allocated::Decided(request) => {
+                crate::failpoint!("lane.after_decided");
+                if let Some(signed) = sign::sign(app, request, 1).await? {
+                    send::send(app, chain, &signed).await?;
+                }
+            }
+        }
+    }
+}
+
+/// Everything that is read from the chain before the unit begins.
+#[derive(Debug, Clone)]
+struct Readings {
+    market: Market,
+    balance: U256,
+    chain_nonce: Option<u64>,
+}
+
+async fn allocate(
+    app: &App,
+    chain: &ChainRuntime,
+    address: Address,
+) -> Result<Allocated, AppError> {
+    chains::verify(app, chain).await?;
+    let id = chain.settings.id;
+    let waiting = look(&*app.store, "next_queued", move |unit| {
+        Box::pin(async move { unit.next_queued(id, address).await })
+    })
+    .await?;
+    let Some(waiting) = waiting else {
+        return Ok(Allocated::Idle(Idle::Empty));
+    };
+    let now = app.clock.now();
+    let chain_nonce = if chain.lane_is_checked(address) {
+        None
+    } else {
+        Some(chain.port.nonce(address, BlockAt::Latest).await?)
+    };
+    let readings = Readings {
+        market: chain.market(now).await?,
+        balance: chain.balance(address, now).await?,
+        chain_nonce,
+    };
+    let settings = chain.settings.clone();
+    let key = waiting.new.key;
+    let event_id = app.entropy.uuid().to_string();
+    let allocated = unit(&*app.store, "allocate_nonce", move |unit| {
+        let (readings, settings) = (readings.clone(), settings.clone());
+        let event_id = event_id.clone();
+        Box::pin(async move {
+            let open = LaneKey { chain: id, address, key, mode: NonceMode::Managed };
+            let lane = unit.lock_lane(&open).await?;
+            if let Some(halted) = check_lane(unit, &lane, &readings).await? {
+                return Ok(halted);
+            }
+            let (flying, _) = unit.in_flight(id, address).await?;
+            if flying >= settings.in_flight_max {
+                return Ok(End::Rollback(Allocated::Idle(Idle::Full)));
+            }
+            let Some(row) = unit.next_queued(id, address).await? else {
+                return Ok(End::Rollback(Allocated::Idle(Idle::Empty)));
+            };
+            if row.new.intent.not_after.is_some_and(|limit| now > limit) {
+                return expire(unit, &row, event_id, now).await;
+            }
+            decide(unit, &lane, &row, &readings, now).await
+        })
+    })
+    .await?;
+    if !matches!(allocated, Allocated::Idle(Idle::Halted(_))) {
+        chain.lane_was_checked(address);
+    }
+    Ok(allocated)
+}
+
+/// A lane that stands still, or whose account has more mined transactions than we ever gave nonces, gives
+/// none: our database may be old, or somebody else has the key.
+async fn check_lane(
+    unit: &mut dyn Unit,
+    lane: &Lane,
+    readings: &Readings,
+) -> Result<Option<End<Allocated>>, StoreError> {
+    if let Some(reason) = &lane.halted {
+        return Ok(Some(End::Rollback(Allocated::Idle(Idle::Halted(reason.clone())))));
+    }
+    if lane.mode != NonceMode::Managed {
+        let reason = "the nonces of this account are given by its callers".to_owned();
+        return Ok(Some(End::Rollback(Allocated::Idle(Idle::Halted(reason)))));
+    }
+    let Some(mined) = readings.chain_nonce.filter(|mined| *mined > lane.next_nonce) else {
+        return Ok(None);
+    };
+    let reason = format!(
+        "the chain has mined {mined} transactions of this account, but only {} nonces were given",
+        lane.next_nonce
+    );
+    unit.halt_lane(lane.chain, lane.address, &reason).await?;
+    Ok(Some(End::Commit(Allocated::Idle(Idle::Halted(reason)))))
+}
+
+/// `not_after` passed before a nonce was given: it ends, and what was held is free.
+async fn expire(
+    unit: &mut dyn Unit,
+    row: &TransactionRow,
+    event_id: String,
+    now: Timestamp,
+) -> Result<End<Allocated>, StoreError> {
+    let change = StatusChange {
+        id: row.new.id,
+        version: row.version,
+        status: Status::Expired,
+        mined: None,
+        failure: None,
+        at: now,
+    };
+    if !unit.advance(&change).await? {
+        return Ok(End::Rollback(Allocated::Idle(Idle::Contended)));
+    }
+    unit.release(&row.new.id.to_string()).await?;
+    unit.append_event(&record::status_event(row, Status::Expired, event_id, now)).await?;
+    Ok(End::Commit(Allocated::Ended))
+}
+
+/// Gives the nonce and writes the decision: the exact bytes, and the `DECIDED` leaf.
+async fn decide(
+    unit: &mut dyn Unit,
+    lane: &Lane,
+    row: &TransactionRow,
+    readings: &Readings,
+    now: Timestamp,
+) -> Result<End<Allocated>, StoreError> {
+    let intent = &row.new.intent;
+    let fees = fee::first(&readings.market, row.new.fee_cap, intent.tx_type);
+    if !is_funded(unit, lane, row, fees, readings.balance).await? {
+        return Ok(End::Rollback(Allocated::Idle(Idle::Unfunded)));
+    }
+    let Some(nonce) = unit.take_nonce(lane, row, now).await? else {
+        return Ok(End::Rollback(Allocated::Idle(Idle::Contended)));
+    };
+    let unsigned = UnsignedTransaction::from_intent(intent, nonce, fees);
+    let attempt = new_attempt(row, &unsigned, 1, "first", now)?;
+    if !unit.insert_attempt(&attempt).await? {
+        return Err(StoreError::Corrupt("a queued transaction has an attempt".to_owned()));
+    }
+    unit.append_leaf(&record::decided(&attempt, &row.new.decision_json)?).await?;
+    Ok(End::Commit(Allocated::Decided(row.new.id)))
+}
+
+/// The decision row of one attempt.
+pub(crate) fn new_attempt(
+    row: &TransactionRow,
+    unsigned: &UnsignedTransaction,
+    number: i64,
+    reason: &'static str,
+    now: Timestamp,
+) -> Result<NewAttempt, StoreError> {
+    let bytes = unsigned.signing_bytes().map_err(|e| StoreError::Corrupt(e.to_string()))?;
+    Ok(NewAttempt {
+        request: row.new.id,
+        number,
+        reason,
+        key: row.new.key,
+        kind: PayloadKind::Transaction,
+        digest: keccak256(&bytes),
+        bytes,
+        fees: unsigned.fees,
+        at: now,
+    })
+}
+
+/// Whether the account can pay for everything in flight and for this one, at the fees of now.
+async fn is_funded(
+    unit: &mut dyn Unit,
+    lane: &Lane,
+    row: &TransactionRow,
+    fees: Fees,
+    balance: U256,
+) -> Result<bool, StoreError> {
+    let flying = unit.owed(lane.chain, lane.address).await?;
+    let total = flying.iter().chain([row]).try_fold(Amount::ZERO, |sum, row| {
+        let intent = &row.new.intent;
+        let fee = Amount::from(intent.gas).checked_mul(Amount::from(fees.max_fee))?;
+        sum.checked_add(intent.value)?.checked_add(fee)
+    });
+    Ok(total.is_some_and(|total| total.units() <= balance))
+}

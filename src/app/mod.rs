@@ -1,0 +1,68 @@
+//! Use cases, one file per verb: the only code that orders steps.
+//!
+//! The order of the commits is the safety (see `docs/ARCHITECTURE.md`): accept and reserve; decide and
+//! allocate the nonce; sign; store the signature; send. A crash between any two of them is continued by
+//! the same functions.
+
+pub mod accept;
+pub mod chains;
+pub mod create_key;
+pub mod error;
+pub mod follow;
+pub mod lane;
+pub mod read;
+pub mod record;
+pub mod recover;
+pub mod send;
+pub mod settle_external;
+pub mod sign;
+pub mod sign_request;
+pub mod signers;
+
+pub use chains::{ChainRuntime, ChainSettings};
+pub use error::AppError;
+
+use crate::core::id::{ChainName, GroupName, RequestId};
+use crate::core::policy::Bundle;
+use crate::ports::clock::{Clock, Entropy};
+use crate::ports::signer::Signer;
+use crate::ports::store::Store;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::{Arc, Mutex};
+
+/// Everything a use case may reach: ports, the policy in force, and what the configuration says.
+pub struct App {
+    /// The database.
+    pub store: Arc<dyn Store>,
+    /// The HSM.
+    pub signer: Arc<dyn Signer>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Ids.
+    pub entropy: Arc<dyn Entropy>,
+    /// The chains, by configured name.
+    pub chains: BTreeMap<ChainName, Arc<ChainRuntime>>,
+    /// The configured groups.
+    pub groups: BTreeSet<GroupName>,
+    /// The policy in force.
+    pub bundle: Arc<Bundle>,
+    /// Attempts that this process is signing now. Only saves work: the database decides who wins.
+    pub signing: Mutex<HashSet<(RequestId, i64)>>,
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("chains", &self.chains.keys()).finish_non_exhaustive()
+    }
+}
+
+impl App {
+    /// A chain by its configured name or its CAIP-2 id (`eip155:1`).
+    #[must_use]
+    pub fn chain(&self, name: &str) -> Option<&Arc<ChainRuntime>> {
+        self.chains.get(&ChainName::new(name)).or_else(|| {
+            let id = name.strip_prefix("eip155:")?;
+            self.chains.values().find(|chain| chain.settings.id.get().to_string() == id)
+        })
+    }
+}

@@ -1,0 +1,98 @@
+//! Read what was asked before.
+
+use crate::app::{App, AppError};
+use crate::core::id::RequestId;
+use crate::core::key::OperatorKey;
+use crate::core::principal::Principal;
+use crate::ports::store::{AttemptRow, Filter, LogHead, SignatureRow, TransactionRow, look};
+
+/// A transaction with its attempts.
+#[derive(Debug, Clone)]
+pub struct FullTransaction {
+    /// The transaction.
+    pub row: TransactionRow,
+    /// Its attempts, in order.
+    pub attempts: Vec<AttemptRow>,
+}
+
+/// A transaction. With `only`, another principal's is not found.
+///
+/// # Errors
+/// When there is none, or the store does not answer.
+pub async fn transaction(
+    app: &App,
+    id: RequestId,
+    only: Option<Principal>,
+) -> Result<FullTransaction, AppError> {
+    let found = look(&*app.store, "read_transaction", move |unit| {
+        Box::pin(async move {
+            let Some(row) = unit.transaction(id).await? else {
+                return Ok(None);
+            };
+            let attempts = unit.attempts(id).await?;
+            Ok(Some(FullTransaction { row, attempts }))
+        })
+    })
+    .await?;
+    found
+        .filter(|found| only.is_none_or(|principal| found.row.new.principal == principal))
+        .ok_or(AppError::NotFound)
+}
+
+/// Transactions that match, newest first, with their attempts.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn transactions(app: &App, filter: Filter) -> Result<Vec<FullTransaction>, AppError> {
+    let found = look(&*app.store, "list_transactions", move |unit| {
+        let filter = filter.clone();
+        Box::pin(async move {
+            let mut found = Vec::new();
+            for row in unit.transactions(&filter).await? {
+                let attempts = unit.attempts(row.new.id).await?;
+                found.push(FullTransaction { row, attempts });
+            }
+            Ok(found)
+        })
+    })
+    .await?;
+    Ok(found)
+}
+
+/// A request for a signature. With `only`, another principal's is not found.
+///
+/// # Errors
+/// When there is none, or the store does not answer.
+pub async fn signature(
+    app: &App,
+    id: RequestId,
+    only: Option<Principal>,
+) -> Result<SignatureRow, AppError> {
+    let found = look(&*app.store, "read_signature", move |unit| {
+        Box::pin(async move { unit.signature(id).await })
+    })
+    .await?;
+    found
+        .filter(|found| only.is_none_or(|principal| found.new.principal == principal))
+        .ok_or(AppError::NotFound)
+}
+
+/// All keys.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn keys(app: &App) -> Result<Vec<OperatorKey>, AppError> {
+    Ok(look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?)
+}
+
+/// The audit log's head, and how many leaves are not in it yet.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn log_head(app: &App) -> Result<(LogHead, i64), AppError> {
+    let head = look(&*app.store, "log_head", |unit| {
+        Box::pin(async move { Ok((unit.log_head().await?, unit.waiting_leaf_count().await?)) })
+    })
+    .await?;
+    Ok(head)
+}

@@ -1,0 +1,329 @@
+//! What is written to the audit log and told as events: one place for the words.
+
+use crate::core::audit::{EncodedLeaf, Leaf, LeafKind, Value};
+use crate::core::id::RequestId;
+use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
+use crate::core::policy::verdict::CallArgument;
+use crate::core::policy::{Charge, ChargeKind, Effect, PolicyRequest, Reason, Verdict};
+use crate::core::time::Timestamp;
+use crate::core::tx::state::Status;
+use crate::ports::store::{
+    LimitExceeded, NewAttempt, NewEvent, SignedAttempt, StoreError, TransactionRow,
+};
+use std::collections::BTreeMap;
+
+type Fields = BTreeMap<&'static str, Value>;
+
+fn map<const N: usize>(fields: [(&'static str, Value); N]) -> Value {
+    Value::Map(Fields::from(fields))
+}
+
+fn list<T>(items: &[T], write: impl Fn(&T) -> Value) -> Value {
+    Value::List(items.iter().map(write).collect())
+}
+
+fn or_none<T: ToString>(value: Option<T>) -> Value {
+    value.map_or_else(|| Value::from(""), Value::from)
+}
+
+fn finish(leaf: Leaf) -> Result<EncodedLeaf, StoreError> {
+    leaf.encode().map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+fn fees(fees: Fees) -> Value {
+    map([
+        ("max_fee_per_gas", fees.max_fee.into()),
+        ("max_priority_fee_per_gas", fees.max_priority_fee.into()),
+    ])
+}
+
+fn transaction(intent: &TransactionIntent) -> Value {
+    let (asked, kind) = match intent.fees {
+        FeeAsk::UpTo(asked) => (asked, "up_to"),
+        FeeAsk::Exact(asked) => (asked, "exact"),
+    };
+    let access = list(&intent.access_list, |item| {
+        let slots = list(&item.storage_keys, |slot| Value::from(format!("{slot:#x}")));
+        map([("address", format!("{:#x}", item.address).into()), ("storage_keys", slots)])
+    });
+    let source = intent.source.map_or_else(
+        || Value::from(""),
+        |source| {
+            map([
+                ("block_hash", format!("{:#x}", source.block_hash).into()),
+                ("transaction_hash", format!("{:#x}", source.transaction_hash).into()),
+                ("log_index", source.log_index.into()),
+            ])
+        },
+    );
+    map([
+        ("kind", "transaction".into()),
+        ("chain", (&intent.chain.name).into()),
+        ("chain_id", intent.chain.id.into()),
+        ("type", intent.tx_type.name().into()),
+        ("to", or_none(intent.to.map(|to| format!("{to:#x}")))),
+        ("value", intent.value.into()),
+        ("data", format!("{:#x}", intent.data).into()),
+        ("gas", intent.gas.into()),
+        ("fees", fees(asked)),
+        ("fees_are", kind.into()),
+        ("access_list", access),
+        ("nonce", or_none(intent.nonce)),
+        ("not_after", or_none(intent.not_after)),
+        ("source", source),
+    ])
+}
+
+fn intent(intent: &Intent) -> Value {
+    match intent {
+        Intent::Transaction(tx) => transaction(tx),
+        Intent::Message { text } => map([("kind", "message".into()), ("text", text.into())]),
+        Intent::TypedData { chain, data } => map([
+            ("kind", "typed_data".into()),
+            ("chain", (&chain.name).into()),
+            ("data", serde_json::to_string(data).unwrap_or_default().into()),
+        ]),
+    }
+}
+
+fn argument(argument: &CallArgument) -> Value {
+    map([
+        ("name", (&argument.name).into()),
+        ("type", (&argument.kind).into()),
+        ("value", (&argument.value).into()),
+    ])
+}
+
+fn effect(effect: &Effect) -> Value {
+    match effect {
+        Effect::NativeOut { to, amount } => map([
+            ("effect", "native_out".into()),
+            ("to", format!("{to:#x}").into()),
+            ("amount", amount.into()),
+        ]),
+        Effect::FeeMax { amount } => {
+            map([("effect", "fee_max".into()), ("amount", amount.into())])
+        }
+        Effect::TokenOut { asset, to, amount } => map([
+            ("effect", "token_out".into()),
+            ("asset", asset.into()),
+            ("to", format!("{to:#x}").into()),
+            ("amount", amount.into()),
+        ]),
+        Effect::Call { contract, function, args } => map([
+            ("effect", "call".into()),
+            ("contract", contract.into()),
+            ("function", function.into()),
+            ("args", list(args, argument)),
+        ]),
+        Effect::TypedMessage { type_hash, primary_type, verifying_contract } => map([
+            ("effect", "typed_message".into()),
+            ("type_hash", format!("{type_hash:#x}").into()),
+            ("primary_type", primary_type.into()),
+            ("verifying_contract", format!("{verifying_contract:#x}").into()),
+        ]),
+        Effect::TextMessage { text } => {
+            map([("effect", "text_message".into()), ("text", text.into())])
+        }
+        Effect::Create => map([("effect", "create".into())]),
+        Effect::Opaque { why } => map([("effect", "opaque".into()), ("why", why.into())]),
+    }
+}
+
+fn charge(charge: &Charge) -> Value {
+    let asked = match charge.kind {
+        ChargeKind::Amount { value, fee } => {
+            map([("value", value.into()), ("fee", fee.into())])
+        }
+        ChargeKind::Count => map([("count", "1".into())]),
+    };
+    map([
+        ("limit", hex::encode(charge.limit.0).into()),
+        ("window", (&charge.label).into()),
+        ("grant", (&charge.grant).into()),
+        ("asked", asked),
+        ("max", charge.max.into()),
+        ("span_ms", charge.span_ms.into()),
+    ])
+}
+
+fn reason(reason: &Reason) -> Value {
+    map([
+        ("grant", or_none(reason.grant.as_ref())),
+        ("field", (&reason.field).into()),
+        ("expected", (&reason.expected).into()),
+        ("actual", (&reason.actual).into()),
+    ])
+}
+
+fn facts(request: &PolicyRequest) -> Value {
+    let code = request.facts.code.as_ref().map_or_else(
+        || Value::from(""),
+        |code| {
+            map([
+                ("address", format!("{:#x}", code.address).into()),
+                ("block", format!("{:#x}", code.block).into()),
+                ("code_hash", format!("{:#x}", alloy::primitives::keccak256(&code.code)).into()),
+                ("code_bytes", code.code.len().into()),
+            ])
+        },
+    );
+    let event = request.facts.event.as_ref().map_or_else(
+        || Value::from(""),
+        |event| {
+            map([
+                ("emitter", format!("{:#x}", event.emitter).into()),
+                ("block_number", event.block_number.into()),
+                ("canonical", event.canonical.into()),
+                ("finalized", event.finalized.into()),
+                ("topics", list(&event.topics, |topic| format!("{topic:#x}").into())),
+                ("data", format!("{:#x}", event.data).into()),
+            ])
+        },
+    );
+    map([("code", code), ("event", event)])
+}
+
+fn decision(request: &PolicyRequest, verdict: &Verdict) -> Fields {
+    Fields::from([
+        ("iss", (&request.principal.iss).into()),
+        ("sub", (&request.principal.sub).into()),
+        ("group", or_none(request.group.as_ref())),
+        ("key", request.key.into()),
+        ("address", format!("{:#x}", request.address).into()),
+        ("request", intent(&request.intent)),
+        ("facts", facts(request)),
+        ("bundle", format!("{:#x}", verdict.bundle).into()),
+        ("outcome", verdict.outcome.name().into()),
+        ("grants", list(&verdict.grants, |grant| grant.into())),
+        ("effects", list(&verdict.effects, effect)),
+        ("charges", list(&verdict.charges, charge)),
+    ])
+}
+
+/// Everything that an allowing decision looked at and said, as one JSON text. Each attempt's `DECIDED`
+/// leaf carries it.
+#[must_use]
+pub fn decision_json(request: &PolicyRequest, verdict: &Verdict) -> String {
+    // Strings, lists and maps with string keys always serialise.
+    serde_json::to_string(&decision(request, verdict)).unwrap_or_default()
+}
+
+/// The `DENIED` leaf.
+///
+/// # Errors
+/// When the leaf would be too long.
+pub fn denied(
+    id: RequestId,
+    request: &PolicyRequest,
+    verdict: &Verdict,
+    reasons: &[Reason],
+    at: Timestamp,
+) -> Result<EncodedLeaf, StoreError> {
+    let what = serde_json::to_string(&decision(request, verdict)).unwrap_or_default();
+    finish(
+        Leaf::new(LeafKind::Denied, id, at)
+            .with("decision", what)
+            .with("reasons", list(reasons, reason)),
+    )
+}
+
+/// The `DECIDED` leaf: these exact bytes may be signed.
+///
+/// # Errors
+/// When the leaf would be too long.
+pub fn decided(attempt: &NewAttempt, decision_json: &str) -> Result<EncodedLeaf, StoreError> {
+    finish(
+        Leaf::new(LeafKind::Decided, attempt.request, attempt.at)
+            .with("attempt", attempt.number)
+            .with("reason", attempt.reason)
+            .with("key", attempt.key)
+            .with("payload", attempt.kind.name())
+            .with_hex("bytes", &attempt.bytes)
+            .with("digest", format!("{:#x}", attempt.digest))
+            .with("decision", decision_json),
+    )
+}
+
+/// The `SIGNED` leaf: this is what the HSM gave.
+///
+/// # Errors
+/// When the leaf would be too long.
+pub fn signed(
+    attempt: &SignedAttempt,
+    digest: &alloy::primitives::B256,
+) -> Result<EncodedLeaf, StoreError> {
+    let hash = attempt.envelope.as_ref().map(|(_, hash)| format!("{hash:#x}"));
+    finish(
+        Leaf::new(LeafKind::Signed, attempt.request, attempt.at)
+            .with("attempt", attempt.number)
+            .with("digest", format!("{digest:#x}"))
+            .with_hex("r", &attempt.signature.r)
+            .with_hex("s", &attempt.signature.s)
+            .with("y_parity", u8::from(attempt.signature.y_parity))
+            .with("transaction_hash", or_none(hash)),
+    )
+}
+
+/// The `SETTLED` leaf: the nonce is final.
+///
+/// # Errors
+/// When the leaf would be too long.
+pub fn settled(
+    id: impl ToString,
+    status: &str,
+    transaction_hash: &str,
+    block_hash: &str,
+    fee_paid: &str,
+    at: Timestamp,
+) -> Result<EncodedLeaf, StoreError> {
+    finish(
+        Leaf::new(LeafKind::Settled, id, at)
+            .with("status", status)
+            .with("transaction_hash", transaction_hash)
+            .with("block_hash", block_hash)
+            .with("fee_paid", fee_paid),
+    )
+}
+
+/// An `ALARM` leaf.
+///
+/// # Errors
+/// When the leaf would be too long.
+pub fn alarm(
+    subject: impl ToString,
+    what: &str,
+    at: Timestamp,
+) -> Result<EncodedLeaf, StoreError> {
+    finish(Leaf::new(LeafKind::Alarm, subject, at).with("what", what))
+}
+
+/// The reason that a full window gives.
+#[must_use]
+pub fn window_reason(full: &LimitExceeded) -> Reason {
+    Reason {
+        grant: Some(crate::core::id::GrantId::new(full.grant.clone())),
+        field: format!("windows: {}", full.label),
+        expected: format!("at most {}", full.max),
+        actual: format!("{} used, {} more asked", full.used, full.asked),
+    }
+}
+
+/// The event of a change of status.
+#[must_use]
+pub fn status_event(row: &TransactionRow, status: Status, id: String, at: Timestamp) -> NewEvent {
+    let data = serde_json::json!({
+        "id": row.new.id.to_string(),
+        "status": status.name(),
+        "chain": row.new.intent.chain.name.as_str(),
+        "address": format!("{:#x}", row.new.address),
+        "nonce": row.nonce.map(|nonce| nonce.to_string()),
+    });
+    NewEvent {
+        id,
+        kind: format!("claviger.transaction.{}", status.name()),
+        subject: row.new.id.to_string(),
+        data_json: data.to_string(),
+        at,
+    }
+}

@@ -1,0 +1,112 @@
+//! Sign a committed decision: permit, HSM, compare, store. Used for first attempts, replacements,
+//! messages, and after a crash: one function for all.
+
+use crate::app::{App, AppError, record};
+use crate::core::evm::transaction::UnsignedTransaction;
+use crate::core::id::RequestId;
+use crate::core::permit::{PayloadKind, Permit, RawSignature};
+use crate::ports::store::{AttemptRow, End, SignedAttempt, look, unit};
+use std::sync::{Arc, PoisonError};
+
+/// An attempt whose signature is committed. Only such bytes are ever sent or released.
+#[derive(Debug, Clone)]
+pub struct Signed {
+    /// Whose.
+    pub request: RequestId,
+    /// The attempt as stored.
+    pub attempt: AttemptRow,
+}
+
+/// Signs an attempt, unless it is signed; answers what is stored. `None` means that this process is
+/// signing it elsewhere.
+///
+/// # Errors
+/// When the HSM, or the store, does not answer: the decision stays, and a later call signs the same
+/// bytes.
+pub async fn sign(
+    app: &App,
+    request: RequestId,
+    number: i64,
+) -> Result<Option<Signed>, AppError> {
+    if !begin(app, request, number) {
+        return Ok(None);
+    }
+    let answer = sign_alone(app, request, number).await;
+    end(app, request, number);
+    answer.map(Some)
+}
+
+fn begin(app: &App, request: RequestId, number: i64) -> bool {
+    let mut signing = app.signing.lock().unwrap_or_else(PoisonError::into_inner);
+    signing.insert((request, number))
+}
+
+fn end(app: &App, request: RequestId, number: i64) {
+    let mut signing = app.signing.lock().unwrap_or_else(PoisonError::into_inner);
+    signing.remove(&(request, number));
+}
+
+async fn sign_alone(app: &App, request: RequestId, number: i64) -> Result<Signed, AppError> {
+    let (decision, attempts) = look(&*app.store, "decision", move |unit| {
+        Box::pin(async move {
+            Ok((unit.decision(request, number).await?, unit.attempts(request).await?))
+        })
+    })
+    .await?;
+    let decision =
+        decision.ok_or_else(|| AppError::internal(format!("{request} has no attempt {number}")))?;
+    let stored = attempts.into_iter().find(|attempt| attempt.number == number);
+    if let Some(attempt) = stored.filter(|attempt| attempt.signature.is_some()) {
+        return Ok(Signed { request, attempt });
+    }
+    let (kind, bytes, digest) = (decision.kind, decision.bytes.clone(), decision.digest);
+    let permit = Permit::mint(decision).map_err(AppError::internal)?;
+    let signature = app.signer.sign(permit).await?;
+    crate::failpoint!("sign.before_store");
+    let signed = SignedAttempt {
+        request,
+        number,
+        signature,
+        envelope: envelope(kind, &bytes, &signature)?,
+        at: app.clock.now(),
+    };
+    let leaf = record::signed(&signed, &digest)?;
+    let work = Arc::new((signed, leaf));
+    let attempts = unit(&*app.store, "store_signature", move |unit| {
+        let work = work.clone();
+        Box::pin(async move {
+            let (signed, leaf) = &*work;
+            let won = unit.store_signature(signed).await?;
+            if won {
+                unit.append_leaf(leaf).await?;
+            }
+            // The loser of a race throws its signature away and goes on with the stored one.
+            let attempts = unit.attempts(signed.request).await?;
+            Ok(if won { End::Commit(attempts) } else { End::Rollback(attempts) })
+        })
+    })
+    .await?;
+    crate::failpoint!("sign.after_store");
+    let attempt = attempts
+        .into_iter()
+        .find(|attempt| attempt.number == number && attempt.signature.is_some())
+        .ok_or_else(|| AppError::internal("a signature was stored and is not there"))?;
+    Ok(Signed { request, attempt })
+}
+
+/// The signed bytes of a transaction, read back and compared with the decided ones.
+fn envelope(
+    kind: PayloadKind,
+    bytes: &[u8],
+    signature: &RawSignature,
+) -> Result<Option<(alloy::primitives::Bytes, alloy::primitives::B256)>, AppError> {
+    match kind {
+        PayloadKind::Message | PayloadKind::TypedData => Ok(None),
+        PayloadKind::Transaction => {
+            let unsigned =
+                UnsignedTransaction::from_signing_bytes(bytes).map_err(AppError::internal)?;
+            let signed = unsigned.assemble(signature).map_err(AppError::internal)?;
+            Ok(Some((signed.raw, signed.hash)))
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Sign for a caller: messages, typed data, and transactions of external accounts. There is no way to ask
+//! for the signature of a digest.
+
+use crate::app::accept::{bound_before, deny, facts, same_body, summary};
+use crate::app::{App, AppError, record, sign, signers};
+use crate::core::evm::message::{message_bytes, typed_data_bytes};
+use crate::core::evm::transaction::UnsignedTransaction;
+use crate::core::id::RequestId;
+use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
+use crate::core::key::{NonceMode, OperatorKey};
+use crate::core::permit::PayloadKind;
+use crate::core::policy::{Charge, Facts, Outcome, PolicyRequest, Verdict, evaluate};
+use crate::core::principal::Principal;
+use crate::core::time::Timestamp;
+use crate::ports::signer::SignerError;
+use crate::ports::store::{
+    Bound, End, KeyBinding, LaneKey, LimitExceeded, NewAttempt, NewSignatureRequest, Settlement,
+    StoreError, Unit, unit,
+};
+use alloy::primitives::{B256, keccak256};
+use std::sync::Arc;
+
+/// A caller's request for a signature, parsed.
+#[derive(Debug, Clone)]
+pub struct SignCommand {
+    /// Who asks.
+    pub principal: Principal,
+    /// The idempotency key, if the caller gave one.
+    pub key: Option<String>,
+    /// SHA-256 of what was asked.
+    pub body_hash: B256,
+    /// Group, key id or address.
+    pub signer: String,
+    /// What to sign.
+    pub intent: Intent,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignOutcome {
+    /// Signed: read the resource.
+    Signed(RequestId),
+    /// Decided, and the HSM has not answered in time: the same key later gives the signature.
+    Pending(RequestId),
+}
+
+/// Judges the request, records the decision, signs.
+///
+/// # Errors
+/// An invalid field, a reused key, a managed nonce, a denial (which is recorded), or something that is not
+/// available.
+pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, AppError> {
+    let scope = command.principal.scope();
+    if let Some(key) = &command.key
+        && let Some(before) = bound_before(app, &scope, key, command.body_hash).await?
+    {
+        return attempt(app, before).await;
+    }
+    let now = app.clock.now();
+    let mut keys = signers::named(app, &command.signer).await?;
+    keys.sort_by_key(|key| key.created_at);
+    let key = keys.into_iter().next().ok_or(AppError::NotFound)?;
+    let (kind, bytes, fees) = payload(&command.intent)?;
+    let request = PolicyRequest {
+        principal: command.principal.clone(),
+        group: key.group.clone(),
+        key: key.id,
+        address: key.address,
+        facts: facts_of(app, &command.intent, &key).await?,
+        intent: command.intent.clone(),
+    };
+    let verdict = evaluate(&app.bundle, &request, now);
+    let id = RequestId::new(app.entropy.uuid());
+    if verdict.outcome != Outcome::Allow {
+        let reasons = verdict.reasons.clone();
+        return Err(deny(app, id, &request, &verdict, reasons, now).await);
+    }
+    let binding = command.key.map(|key| KeyBinding {
+        scope,
+        key,
+        body_hash: command.body_hash,
+        request: id,
+    });
+    let decision = Arc::new(Decision {
+        binding,
+        row: row(id, &request, &verdict, kind, &key, now),
+        lane: lane_of(&request, &key),
+        charges: verdict.charges.clone(),
+        attempt: NewAttempt {
+            request: id,
+            number: 1,
+            reason: "signature",
+            key: key.id,
+            kind,
+            digest: keccak256(&bytes),
+            bytes,
+            fees,
+            at: now,
+        },
+        decision_json: record::decision_json(&request, &verdict),
+    });
+    match store(app, decision).await? {
+        Stored::New => attempt(app, id).await,
+        Stored::Before(before) => {
+            attempt(app, same_body(&before, command.body_hash)?).await
+        }
+        Stored::Managed => Err(AppError::NonceManaged),
+        Stored::Full(full) => {
+            let reasons = vec![record::window_reason(&full)];
+            Err(deny(app, id, &request, &verdict, reasons, now).await)
+        }
+    }
+}
+
+/// The decision is committed: a silent HSM is no longer an error.
+async fn attempt(app: &App, id: RequestId) -> Result<SignOutcome, AppError> {
+    match sign::sign(app, id, 1).await {
+        Ok(Some(_)) => Ok(SignOutcome::Signed(id)),
+        Ok(None) => Ok(SignOutcome::Pending(id)),
+        Err(AppError::Signer(
+            error @ (SignerError::Overloaded
+            | SignerError::Unavailable(_)
+            | SignerError::KeyUnusable(_)
+            | SignerError::WrongSignature),
+        )) => {
+            tracing::warn!(request = %id, %error, "decided, not signed yet");
+            Ok(SignOutcome::Pending(id))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn payload(intent: &Intent) -> Result<(PayloadKind, Vec<u8>, Fees), AppError> {
+    let none = Fees { max_fee: 0, max_priority_fee: 0 };
+    match intent {
+        Intent::Message { text } => Ok((PayloadKind::Message, message_bytes(text), none)),
+        Intent::TypedData { data, .. } => {
+            let bytes = typed_data_bytes(data).map_err(|e| AppError::NotDecodable(e.to_string()))?;
+            Ok((PayloadKind::TypedData, bytes, none))
+        }
+        Intent::Transaction(tx) => {
+            let (nonce, fees) = exact(tx)?;
+            let bytes = UnsignedTransaction::from_intent(tx, nonce, fees)
+                .signing_bytes()
+                .map_err(|e| AppError::invalid("transaction", e.to_string()))?;
+            Ok((PayloadKind::Transaction, bytes, fees))
+        }
+    }
+}
+
+fn exact(tx: &TransactionIntent) -> Result<(u64, Fees), AppError> {
+    let nonce = tx.nonce.ok_or_else(|| AppError::invalid("transaction.nonce", "is missing"))?;
+    match tx.fees {
+        FeeAsk::Exact(fees) => Ok((nonce, fees)),
+        FeeAsk::UpTo(_) => Err(AppError::invalid("transaction", "the fees are missing")),
+    }
+}
+
+/// Facts from the chain, read only once the account is known to be its caller's to number.
+async fn facts_of(app: &App, intent: &Intent, key: &OperatorKey) -> Result<Facts, AppError> {
+    let Intent::Transaction(tx) = intent else {
+        return Ok(Facts::default());
+    };
+    if key.mode == NonceMode::Managed {
+        return Err(AppError::NonceManaged);
+    }
+    let chain = app
+        .chains
+        .get(&tx.chain.name)
+        .ok_or_else(|| AppError::invalid("chain", "is not configured here"))?;
+    facts(app, chain, tx.to, tx.source).await
+}
+
+fn lane_of(request: &PolicyRequest, key: &OperatorKey) -> Option<LaneKey> {
+    match &request.intent {
+        Intent::Transaction(tx) => Some(LaneKey {
+            chain: tx.chain.id,
+            address: key.address,
+            key: key.id,
+            mode: key.mode,
+        }),
+        Intent::Message { .. } | Intent::TypedData { .. } => None,
+    }
+}
+
+fn row(
+    id: RequestId,
+    request: &PolicyRequest,
+    verdict: &Verdict,
+    kind: PayloadKind,
+    key: &OperatorKey,
+    at: Timestamp,
+) -> NewSignatureRequest {
+    let nonce = match &request.intent {
+        Intent::Transaction(tx) => tx.nonce,
+        Intent::Message { .. } | Intent::TypedData { .. } => None,
+    };
+    let chain = request.intent.chain().map(|chain| chain.id);
+    // Every version for one nonce shares one reservation: only one of them can be mined.
+    let owner = match (chain, nonce) {
+        (Some(chain), Some(nonce)) => format!("{chain}:{:#x}:{nonce}", key.address),
+        _ => id.to_string(),
+    };
+    NewSignatureRequest {
+        id,
+        principal: request.principal.clone(),
+        kind,
+        chain,
+        nonce,
+        key: key.id,
+        address: key.address,
+        owner: Some(owner),
+        decision: summary(verdict),
+        at,
+    }
+}
+
+struct Decision {
+    binding: Option<KeyBinding>,
+    row: NewSignatureRequest,
+    lane: Option<LaneKey>,
+    charges: Vec<Charge>,
+    attempt: NewAttempt,
+    decision_json: String,
+}
+
+enum Stored {
+    New,
+    Before(KeyBinding),
+    Managed,
+    Full(LimitExceeded),
+}
+
+async fn store(app: &App, decision: Arc<Decision>) -> Result<Stored, AppError> {
+    let stored = unit(&*app.store, "decide_signature", move |unit| {
+        let it = decision.clone();
+        Box::pin(async move { store_in(unit, &it).await })
+    })
+    .await?;
+    crate::failpoint!("sign_request.after_decided");
+    Ok(stored)
+}
+
+async fn store_in(unit: &mut dyn Unit, it: &Decision) -> Result<End<Stored>, StoreError> {
+    if let Some(binding) = &it.binding
+        && let Bound::Before(before) = unit.bind_key(binding).await?
+    {
+        return Ok(End::Rollback(Stored::Before(before)));
+    }
+    if let Some(lane) = &it.lane
+        && unit.lock_lane(lane).await?.mode != NonceMode::External
+    {
+        return Ok(End::Rollback(Stored::Managed));
+    }
+    if let Some(owner) = &it.row.owner
+        && let Some(full) = unit.reserve(owner, &it.charges, it.row.at).await?
+    {
+        return Ok(End::Rollback(Stored::Full(full)));
+    }
+    unit.insert_signature(&it.row).await?;
+    if !unit.insert_attempt(&it.attempt).await? {
+        return Err(StoreError::Corrupt("a new request has an attempt".to_owned()));
+    }
+    unit.append_leaf(&record::decided(&it.attempt, &it.decision_json)?).await?;
+    // What has no nonce has nothing to wait for: it counts from now.
+    if it.row.nonce.is_none()
+        && let Some(owner) = &it.row.owner
+    {
+        let settlement = Settlement { value_moved: true, fee_paid: None };
+        unit.settle(owner, settlement, it.row.at).await?;
+    }
+    Ok(End::Commit(Stored::New))
+}

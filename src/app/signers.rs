@@ -1,0 +1,109 @@
+//! Which key signs: callers name a group, a key id, or an address.
+
+use crate::app::{App, AppError, ChainRuntime};
+use crate::core::id::{GroupName, KeyId};
+use crate::core::key::{NonceMode, OperatorKey};
+use crate::ports::store::look;
+use alloy::primitives::Address;
+
+/// The active keys that a name stands for.
+///
+/// # Errors
+/// When it stands for none.
+pub async fn named(app: &App, signer: &str) -> Result<Vec<OperatorKey>, AppError> {
+    let group = GroupName::new(signer);
+    let keys = if app.groups.contains(&group) {
+        look(&*app.store, "group_keys", move |unit| {
+            let group = group.clone();
+            Box::pin(async move { unit.group_keys(&group).await })
+        })
+        .await?
+    } else {
+        let all =
+            look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?;
+        let id = signer.parse::<KeyId>().ok();
+        let address = parse_address(signer);
+        all.into_iter()
+            .filter(|key| Some(key.id) == id || Some(key.address) == address)
+            .collect()
+    };
+    if keys.is_empty() {
+        return Err(AppError::invalid(
+            "signer",
+            "no group with keys, key id or address of an active key has this name",
+        ));
+    }
+    Ok(keys)
+}
+
+/// Lower case or valid EIP-55, with `0x`.
+#[must_use]
+pub fn parse_address(text: &str) -> Option<Address> {
+    let digits = text.strip_prefix("0x")?;
+    if digits.len() != 40 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    if digits.bytes().all(|b| !b.is_ascii_uppercase()) {
+        return text.parse().ok();
+    }
+    Address::parse_checksummed(text, None).ok()
+}
+
+/// The managed key of a set with the least work waiting on this chain; the oldest of equals.
+///
+/// # Errors
+/// When none of them is managed there.
+pub async fn least_busy(
+    app: &App,
+    chain: &ChainRuntime,
+    keys: Vec<OperatorKey>,
+) -> Result<OperatorKey, AppError> {
+    let id = chain.settings.id;
+    let best = look(&*app.store, "least_busy", move |unit| {
+        let keys = keys.clone();
+        Box::pin(async move {
+            let mut best: Option<(i64, OperatorKey)> = None;
+            for key in keys {
+                let lane = unit.lane(id, key.address).await?;
+                let mode = lane.as_ref().map_or(key.mode, |lane| lane.mode);
+                if mode != NonceMode::Managed {
+                    continue;
+                }
+                // A halted lane takes new work only if there is no other.
+                let halted = lane.is_some_and(|lane| lane.halted.is_some());
+                let (flying, queued) = unit.in_flight(id, key.address).await?;
+                let load = if halted { i64::MAX } else { flying.saturating_add(queued) };
+                if best.as_ref().is_none_or(|(least, _)| load < *least) {
+                    best = Some((load, key));
+                }
+            }
+            Ok(best)
+        })
+    })
+    .await?;
+    best.map(|(_, key)| key).ok_or_else(|| {
+        AppError::invalid("signer", "the nonces of this signer are given by its callers; use /v1/signatures")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_lower_case_or_valid_eip_55() {
+        let good = "0x52908400098527886e0f7030069857d2e4169ee7";
+        assert!(parse_address(good).is_some());
+        assert!(parse_address("0x52908400098527886E0F7030069857D2E4169EE7").is_some());
+        for bad in [
+            "52908400098527886e0f7030069857d2e4169ee7",
+            "0X52908400098527886e0f7030069857d2e4169ee7",
+            "0x52908400098527886e0F7030069857D2E4169EE7",
+            " 0x52908400098527886e0f7030069857d2e4169ee7",
+            "0x52908400098527886e0f7030069857d2e4169ee",
+            "0x５2908400098527886e0f7030069857d2e4169ee",
+        ] {
+            assert!(parse_address(bad).is_none(), "{bad}");
+        }
+    }
+}

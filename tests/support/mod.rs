@@ -1,0 +1,3 @@
+//! Private instances of everything real, and helpers for whole-program tests.
+
+pub mod services;
