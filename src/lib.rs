@@ -25,4 +25,6 @@ pub mod ports;
 
 pub mod chain;
 #[cfg(feature = "server")]
+pub mod hsm;
+#[cfg(feature = "server")]
 pub mod store;

@@ -1,0 +1,135 @@
+//! What can go wrong on an HSM thread, and what is to be done about it.
+
+use crate::ports::signer::SignerError;
+use cryptoki::error::{Error, RvError};
+
+/// Why a job on an HSM thread did not end well.
+pub(super) enum Fault {
+    /// The module said no: PKCS#11 return values (v3.1, section 5.1) and the binding's own errors.
+    Module(Error),
+    /// We said no; trying again would change nothing.
+    Refused(SignerError),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Module(error)
+    }
+}
+
+impl From<SignerError> for Fault {
+    fn from(error: SignerError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<Fault> for SignerError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Module(error) => unavailable(&error),
+            Fault::Refused(error) => error,
+        }
+    }
+}
+
+/// A key that must not be used, with the reason.
+pub(super) fn unusable(why: impl Into<String>) -> Fault {
+    Fault::Refused(SignerError::KeyUnusable(why.into()))
+}
+
+/// The module's error as the port tells it: the function's and the return value's standard names.
+pub(super) fn unavailable(error: &Error) -> SignerError {
+    SignerError::Unavailable(describe(error))
+}
+
+/// Function and return value by their standard names, such as `C_Sign: CKR_DEVICE_ERROR`. The
+/// binding's own texts are paragraphs of the standard.
+pub(super) fn describe(error: &Error) -> String {
+    match error {
+        Error::Pkcs11(value, function) => format!("C_{function:?}: {}", ckr_name(*value)),
+        other => other.to_string(),
+    }
+}
+
+/// The name in the standard: `PinIncorrect` is `CKR_PIN_INCORRECT`.
+fn ckr_name(value: RvError) -> String {
+    match value {
+        RvError::VendorDefined(code) => return format!("CKR_VENDOR_DEFINED ({code:#x})"),
+        RvError::UnknownErrorCode(code) => return format!("unknown return value {code:#x}"),
+        _ => {}
+    }
+    let mut name = String::from("CKR");
+    for letter in format!("{value:?}").chars() {
+        if letter.is_ascii_uppercase() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
+}
+
+/// The return value, if the module gave one.
+pub(super) const fn return_value(error: &Error) -> Option<RvError> {
+    match error {
+        Error::Pkcs11(value, _) => Some(*value),
+        _ => None,
+    }
+}
+
+/// Whether a new session, a login and a fresh look at the handles can cure it (DESIGN 8, the first
+/// rungs of the ladder).
+pub(super) fn is_curable(error: &Error) -> bool {
+    handles_lost(error)
+        || matches!(
+            return_value(error),
+            Some(
+                RvError::SessionHandleInvalid
+                    | RvError::SessionClosed
+                    | RvError::UserNotLoggedIn
+                    | RvError::OperationActive
+            )
+        )
+}
+
+/// Whether it says that the object handles we kept mean nothing any more.
+pub(super) fn handles_lost(error: &Error) -> bool {
+    matches!(return_value(error), Some(RvError::KeyHandleInvalid | RvError::ObjectHandleInvalid))
+}
+
+/// Whether a login with this PIN must never be tried again: each try may be the one that locks the
+/// token (PKCS#11 v3.1, section 5.6.8).
+pub(super) fn condemns_pin(error: &Error) -> bool {
+    matches!(
+        return_value(error),
+        Some(
+            RvError::PinIncorrect
+                | RvError::PinLocked
+                | RvError::PinExpired
+                | RvError::PinInvalid
+                | RvError::PinLenRange
+                | RvError::UserPinNotInitialized
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cryptoki::context::Function;
+
+    #[test]
+    fn return_values_are_told_by_their_standard_names() {
+        let told = |value| describe(&Error::Pkcs11(value, Function::Sign));
+        assert_eq!(told(RvError::PinIncorrect), "C_Sign: CKR_PIN_INCORRECT");
+        assert_eq!(told(RvError::SessionHandleInvalid), "C_Sign: CKR_SESSION_HANDLE_INVALID");
+        assert_eq!(told(RvError::FipsSelfTestFailed), "C_Sign: CKR_FIPS_SELF_TEST_FAILED");
+        assert!(told(RvError::VendorDefined(0x8000_0001)).contains("0x80000001"));
+    }
+
+    #[test]
+    fn a_device_error_is_not_cured_by_a_new_session() {
+        for value in [RvError::DeviceError, RvError::DeviceRemoved, RvError::PinIncorrect] {
+            assert!(!is_curable(&Error::Pkcs11(value, Function::Sign)));
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Which keys may sign, and where they are in the token.
+
+use crate::core::id::KeyId;
+use crate::core::key::{CkaId, PublicKey};
+use crate::hsm::fault::{Fault, unusable};
+use crate::hsm::object::{Found, checked, search};
+use cryptoki::object::ObjectHandle;
+use cryptoki::session::Session;
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// Shared by the HSM threads. Handles come from one enumeration; when they are lost, another one
+/// begins a new generation, and each enrolled key is checked once more before it signs in it.
+#[derive(Default)]
+pub(super) struct Keyring(RwLock<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    generation: u64,
+    found: HashMap<CkaId, Found>,
+    enrolled: HashMap<KeyId, Enrolled>,
+}
+
+#[derive(Clone)]
+struct Enrolled {
+    cka_id: CkaId,
+    public_key: PublicKey,
+    handle: ObjectHandle,
+    generation: u64,
+}
+
+impl Keyring {
+    /// How often the handles have been found anew.
+    pub(super) fn generation(&self) -> u64 {
+        self.read().generation
+    }
+
+    /// How many keys may sign.
+    pub(super) fn enrolled_count(&self) -> usize {
+        self.read().enrolled.len()
+    }
+
+    /// Takes the handles of a new enumeration.
+    pub(super) fn replace(&self, found: HashMap<CkaId, Found>) {
+        let mut inner = self.write();
+        inner.found = found;
+        inner.generation = inner.generation.saturating_add(1);
+    }
+
+    /// Forgets all handles: each key is searched and checked again at its next use.
+    pub(super) fn doubt(&self) {
+        self.replace(HashMap::new());
+    }
+
+    /// The handle of an enrolled key, for a signature that must recover to `pinned`.
+    pub(super) fn usable(
+        &self,
+        session: &Session,
+        key: KeyId,
+        pinned: &PublicKey,
+    ) -> Result<ObjectHandle, Fault> {
+        let (enrolled, generation) = {
+            let inner = self.read();
+            (inner.enrolled.get(&key).cloned(), inner.generation)
+        };
+        let enrolled = enrolled.ok_or_else(|| unusable(format!("{key} is not enrolled")))?;
+        if enrolled.public_key != *pinned {
+            return Err(unusable(format!("{key} is enrolled with another public key")));
+        }
+        if enrolled.generation == generation {
+            return Ok(enrolled.handle);
+        }
+        let (handle, generation) = self.locate(session, &enrolled.cka_id, pinned)?;
+        if let Some(enrolled) = self.write().enrolled.get_mut(&key) {
+            enrolled.handle = handle;
+            enrolled.generation = generation;
+        }
+        Ok(handle)
+    }
+
+    /// Finds the private key with this id, checks it, and compares its public key. Answers with the
+    /// generation in which that was so.
+    pub(super) fn locate(
+        &self,
+        session: &Session,
+        cka_id: &CkaId,
+        pinned: &PublicKey,
+    ) -> Result<(ObjectHandle, u64), Fault> {
+        let (known, generation) = {
+            let inner = self.read();
+            (inner.found.get(cka_id).cloned(), inner.generation)
+        };
+        let found = match known {
+            Some(found) => found,
+            None => search(session, cka_id)?,
+        };
+        let (handle, public_key) = checked(session, &found)?;
+        if public_key != *pinned {
+            return Err(unusable("its public key in the token is not the pinned one"));
+        }
+        Ok((handle, generation))
+    }
+
+    /// Lets a key sign that was located in this generation and has proved itself.
+    pub(super) fn enroll(
+        &self,
+        key: KeyId,
+        cka_id: CkaId,
+        public_key: PublicKey,
+        (handle, generation): (ObjectHandle, u64),
+    ) {
+        let enrolled = Enrolled { cka_id, public_key, handle, generation };
+        self.write().enrolled.insert(key, enrolled);
+    }
+
+    /// Takes the right to sign away.
+    pub(super) fn withdraw(&self, key: KeyId) {
+        self.write().enrolled.remove(&key);
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Inner> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}

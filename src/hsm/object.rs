@@ -1,0 +1,203 @@
+//! Key objects in the token: made, found, and checked to be what we pinned.
+
+use crate::core::key::{CkaId, PublicKey};
+use crate::hsm::fault::{Fault, unusable};
+use crate::hsm::module::is_logged_in;
+use crate::hsm::point::{SECP256K1_OID, public_key};
+use cryptoki::context::Function;
+use cryptoki::error::{Error, RvError};
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::session::Session;
+use std::collections::HashMap;
+
+/// The token objects with one `CKA_ID`. Handles are the application's: all its sessions share them.
+#[derive(Clone, Default)]
+pub(super) struct Found {
+    private: Vec<ObjectHandle>,
+    public: Vec<ObjectHandle>,
+    others: usize,
+}
+
+impl Found {
+    fn add(&mut self, handle: ObjectHandle, class: Option<ObjectClass>) {
+        match class {
+            Some(ObjectClass::PRIVATE_KEY) => self.private.push(handle),
+            Some(ObjectClass::PUBLIC_KEY) => self.public.push(handle),
+            _ => self.others = self.others.saturating_add(1),
+        }
+    }
+
+    /// Whether nothing at all has this id.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.private.is_empty() && self.public.is_empty() && self.others == 0
+    }
+}
+
+/// All EC keys of the token by their ids, in one enumeration.
+pub(super) fn enumerate(session: &Session) -> Result<HashMap<CkaId, Found>, Error> {
+    let template = [Attribute::Token(true), Attribute::KeyType(KeyType::EC)];
+    let mut all: HashMap<CkaId, Found> = HashMap::new();
+    for handle in session.find_objects(&template)? {
+        let (mut class, mut id) = (None, None);
+        let wanted = [AttributeType::Class, AttributeType::Id];
+        for attribute in session.get_attributes(handle, &wanted)? {
+            match attribute {
+                Attribute::Class(value) => class = Some(value),
+                Attribute::Id(value) => id = Some(CkaId::new(value)),
+                _ => {}
+            }
+        }
+        if let Some(id) = id {
+            all.entry(id).or_default().add(handle, class);
+        }
+    }
+    must_be_logged_in(session)?;
+    Ok(all)
+}
+
+/// Whatever has this id now. Costs as much as the token has objects: never on the way of a signature.
+pub(super) fn search(session: &Session, id: &CkaId) -> Result<Found, Fault> {
+    if id.as_bytes().is_empty() {
+        return Err(unusable("an empty CKA_ID names no key"));
+    }
+    let template = [Attribute::Token(true), Attribute::Id(id.as_bytes().to_vec())];
+    let mut found = Found::default();
+    for handle in session.find_objects(&template)? {
+        let class = session.get_attributes(handle, &[AttributeType::Class])?;
+        let class = class.into_iter().find_map(|attribute| match attribute {
+            Attribute::Class(class) => Some(class),
+            _ => None,
+        });
+        found.add(handle, class);
+    }
+    must_be_logged_in(session)?;
+    Ok(found)
+}
+
+/// Without a login private objects are invisible (section 4.4), and a key that is there would look
+/// missing. Asked after a search, so that a login lost before it shows.
+fn must_be_logged_in(session: &Session) -> Result<(), Error> {
+    if is_logged_in(session)? {
+        return Ok(());
+    }
+    Err(Error::Pkcs11(RvError::UserNotLoggedIn, Function::FindObjects))
+}
+
+/// Makes the pair (`C_GenerateKeyPair`, section 5.18.2, with `CKM_EC_KEY_PAIR_GEN`,
+/// section 6.3). Needs a session that may write.
+pub(super) fn generate(session: &Session, id: &CkaId, label: &str) -> Result<(), Error> {
+    let id = || Attribute::Id(id.as_bytes().to_vec());
+    let label = || Attribute::Label(label.as_bytes().to_vec());
+    let public = [
+        Attribute::Token(true),
+        Attribute::Verify(true),
+        Attribute::EcParams(SECP256K1_OID.to_vec()),
+        id(),
+        label(),
+    ];
+    let private = [
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Sign(true),
+        Attribute::Decrypt(false),
+        Attribute::Unwrap(false),
+        Attribute::Derive(false),
+        id(),
+        label(),
+    ];
+    session.generate_key_pair(&Mechanism::EccKeyPairGen, &public, &private)?;
+    Ok(())
+}
+
+/// The private key's handle and the public key of what was found, if it is exactly one pair that may
+/// sign and do nothing else, and whose private half never was and never will be readable.
+pub(super) fn checked(
+    session: &Session,
+    found: &Found,
+) -> Result<(ObjectHandle, PublicKey), Fault> {
+    let private = match found.private.as_slice() {
+        [one] => *one,
+        [] => return Err(unusable("the token has no private key with this id")),
+        _ => return Err(unusable("the token has several private keys with this id")),
+    };
+    // Some modules keep no public objects; there the private one knows the point.
+    let with_point = match found.public.as_slice() {
+        [one] => *one,
+        [] => private,
+        _ => return Err(unusable("the token has several public keys with this id")),
+    };
+    check_private(session, private)?;
+    Ok((private, read_public_key(session, with_point)?))
+}
+
+/// What the private object must say of itself (sections 4.9 and 4.4). Where an older module does not
+/// know the last two, generation inside the token stands for them.
+fn check_private(session: &Session, private: ObjectHandle) -> Result<(), Fault> {
+    use AttributeType::{
+        AlwaysSensitive, Decrypt, Derive, Extractable, NeverExtractable, Private, Sensitive, Sign,
+        Token, Unwrap,
+    };
+    let must =
+        [(Sensitive, true), (Extractable, false), (Private, true), (Token, true), (Sign, true)];
+    for (attribute, wanted) in must {
+        if flag(session, private, attribute)? != Some(wanted) {
+            return Err(unusable(format!("its attribute {attribute:?} is not {wanted}")));
+        }
+    }
+    let must_if_told = [
+        (AlwaysSensitive, true),
+        (NeverExtractable, true),
+        (Decrypt, false),
+        (Unwrap, false),
+        (Derive, false),
+    ];
+    for (attribute, wanted) in must_if_told {
+        if flag(session, private, attribute)?.is_some_and(|value| value != wanted) {
+            return Err(unusable(format!("its attribute {attribute:?} is not {wanted}")));
+        }
+    }
+    Ok(())
+}
+
+/// One flag, asked for alone: in a template of several, a module that stops at the first attribute it
+/// does not know would leave the others looking false.
+fn flag(
+    session: &Session,
+    object: ObjectHandle,
+    attribute: AttributeType,
+) -> Result<Option<bool>, Error> {
+    let value = session.get_attributes(object, &[attribute])?;
+    Ok(value.into_iter().next().and_then(|value| match value {
+        Attribute::Sensitive(flag)
+        | Attribute::Extractable(flag)
+        | Attribute::Private(flag)
+        | Attribute::Token(flag)
+        | Attribute::Sign(flag)
+        | Attribute::AlwaysSensitive(flag)
+        | Attribute::NeverExtractable(flag)
+        | Attribute::Decrypt(flag)
+        | Attribute::Unwrap(flag)
+        | Attribute::Derive(flag) => Some(flag),
+        _ => None,
+    }))
+}
+
+fn read_public_key(session: &Session, object: ObjectHandle) -> Result<PublicKey, Fault> {
+    let mut point = None;
+    for wanted in [AttributeType::EcParams, AttributeType::EcPoint] {
+        for attribute in session.get_attributes(object, &[wanted])? {
+            match attribute {
+                Attribute::EcParams(curve) if curve != SECP256K1_OID => {
+                    return Err(unusable("it is not on the curve secp256k1"));
+                }
+                Attribute::EcPoint(value) => point = Some(value),
+                _ => {}
+            }
+        }
+    }
+    let point = point.ok_or_else(|| unusable("the token does not tell its public key"))?;
+    public_key(&point).ok_or_else(|| unusable("its CKA_EC_POINT is not a point of secp256k1"))
+}

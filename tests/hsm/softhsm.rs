@@ -1,0 +1,175 @@
+//! A SoftHSM token of one's own, in a process of one's own.
+
+use alloy::primitives::keccak256;
+use claviger::core::evm::message::message_bytes;
+use claviger::core::id::{KeyId, RequestId};
+use claviger::core::key::{CkaId, KeyState, NonceMode, OperatorKey, PublicKey};
+use claviger::core::permit::{DecisionRecord, PayloadKind, Permit};
+use claviger::core::time::Timestamp;
+use claviger::hsm::{Hsm, HsmConfig, init_token};
+use claviger::ports::signer::{Signer, SignerError};
+use cryptoki::context::Pkcs11;
+use cryptoki::session::Session;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use std::fs;
+use std::future::Future;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use uuid::Uuid;
+
+const MARK: &str = "CLAVIGER_TEST_PROCESS";
+const PIN: &str = "user-4711";
+pub const LABEL: &str = "claviger test";
+
+/// Where the module is: `SOFTHSM_MODULE`, or where Debian puts it.
+fn module() -> PathBuf {
+    let debian =
+        ["/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so"];
+    std::env::var_os("SOFTHSM_MODULE")
+        .map(PathBuf::from)
+        .into_iter()
+        .chain(debian.map(PathBuf::from))
+        .find(|path| path.exists())
+        .expect("SoftHSM is not installed (Debian: softhsm2), and SOFTHSM_MODULE names no file")
+}
+
+/// Runs `body` in a child process. The module takes its token directory from an environment variable,
+/// which a process cannot safely set for itself, and it must start afresh anyway.
+pub fn in_own_process<F: Future<Output = ()>>(test: &str, body: impl FnOnce(Token) -> F) {
+    if std::env::var(MARK).is_ok_and(|mark| mark == test) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        return runtime.block_on(body(Token::new()));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = dir.path().join("tokens");
+    fs::create_dir(&tokens).unwrap();
+    let conf = dir.path().join("softhsm2.conf");
+    let text = format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display());
+    fs::write(&conf, text).unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(MARK, test)
+        .env("SOFTHSM2_CONF", &conf)
+        .output()
+        .unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    println!("{out}");
+    assert!(child.status.success() && out.contains("1 passed"), "{test} failed:\n{out}\n{err}");
+}
+
+/// A fresh token and its PIN file.
+pub struct Token {
+    dir: PathBuf,
+    pub pin_file: PathBuf,
+    metrics: PrometheusHandle,
+}
+
+impl Token {
+    fn new() -> Self {
+        let conf = PathBuf::from(std::env::var_os("SOFTHSM2_CONF").unwrap());
+        let dir = conf.parent().unwrap().to_owned();
+        let metrics = PrometheusBuilder::new().install_recorder().unwrap();
+        let pin_file = secret_file(&dir, "pin", PIN);
+        let token = Self { dir, pin_file, metrics };
+        token.init(LABEL).unwrap();
+        token
+    }
+
+    pub fn init(&self, label: &str) -> Result<(), SignerError> {
+        let so_pin_file = secret_file(&self.dir, "so-pin", "officer-4711");
+        init_token(&module(), label, &so_pin_file, &self.pin_file)
+    }
+
+    pub fn file(&self, name: &str, content: &str) -> PathBuf {
+        secret_file(&self.dir, name, content)
+    }
+
+    pub fn config(&self) -> HsmConfig {
+        HsmConfig::new(module(), LABEL, &self.pin_file)
+    }
+
+    pub fn open(&self, sessions: usize, queue: usize) -> Hsm {
+        Hsm::open(HsmConfig { sessions, queue, ..self.config() }).unwrap()
+    }
+
+    /// The value of a counter or gauge; 0 if it was never touched.
+    pub fn metric(&self, line: &str) -> f64 {
+        let text = self.metrics.render();
+        let value = text.lines().find_map(|read| read.strip_prefix(line)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// The whole exposition.
+    pub fn metrics(&self) -> String {
+        self.metrics.render()
+    }
+}
+
+fn secret_file(dir: &Path, name: &str, content: &str) -> PathBuf {
+    let path = dir.join(name);
+    fs::write(&path, format!("{content}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+/// The same module in the same process, beside the server's back: what another tool, or a fault, does
+/// to the application's state in the module.
+pub struct Outsider(pub Pkcs11);
+
+impl Outsider {
+    pub fn new() -> Self {
+        Self(Pkcs11::new(module()).unwrap())
+    }
+
+    pub fn session(&self) -> Session {
+        let slots = self.0.get_slots_with_initialized_token().unwrap();
+        let ours =
+            |slot: &cryptoki::slot::Slot| self.0.get_token_info(*slot).unwrap().label() == LABEL;
+        self.0.open_rw_session(slots.into_iter().find(ours).unwrap()).unwrap()
+    }
+
+    pub fn change_pin(session: &Session) {
+        session.set_pin(&PIN.to_owned().into(), &"another-4711".to_owned().into()).unwrap();
+    }
+}
+
+/// Creates and enrolls a key.
+pub async fn new_key(hsm: &Hsm, number: u8) -> OperatorKey {
+    let cka_id = CkaId::new(vec![number; 16]);
+    let public_key = hsm.create_key(&cka_id, &format!("key {number}")).await.unwrap();
+    let key = operator_key(cka_id, number, public_key);
+    hsm.enroll(&key).await.unwrap();
+    key
+}
+
+/// A key as the database would pin it.
+pub fn operator_key(cka_id: CkaId, number: u8, public_key: PublicKey) -> OperatorKey {
+    OperatorKey {
+        id: KeyId::new(Uuid::from_u128(u128::from(number))),
+        cka_id,
+        label: format!("key {number}"),
+        group: None,
+        mode: NonceMode::Managed,
+        public_key,
+        address: public_key.address(),
+        state: KeyState::Active,
+        created_at: Timestamp::from_millis(0),
+    }
+}
+
+/// A permit for a message that nobody else signs.
+pub fn permit(key: &OperatorKey, text: &str) -> Permit {
+    let bytes = message_bytes(text);
+    Permit::mint(DecisionRecord {
+        request: RequestId::new(Uuid::from_u128(1)),
+        attempt: 1,
+        key: key.id,
+        public_key: key.public_key,
+        kind: PayloadKind::Message,
+        digest: keccak256(&bytes),
+        bytes,
+    })
+    .unwrap()
+}
