@@ -297,6 +297,7 @@ async fn change(
         })
     })
     .await?;
+    app.changed();
     tracing::info!(request = %row.new.id, %status, "transaction changed");
     Ok(())
 }

@@ -45,7 +45,7 @@ pub async fn work(app: &App, chain: &ChainRuntime, address: Address) -> Result<I
     loop {
         match allocate(app, chain, address).await? {
             Allocated::Idle(idle) => return Ok(idle),
-            Allocated::Ended => {}
+            Allocated::Ended => app.changed(),
             Allocated::Decided(request) => {
                 crate::failpoint!("lane.after_decided");
                 if let Some(signed) = sign::sign(app, request, 1).await? {

@@ -48,6 +48,8 @@ pub struct App {
     pub bundle: Arc<Bundle>,
     /// Attempts that this process is signing now. Only saves work: the database decides who wins.
     pub signing: Mutex<HashSet<(RequestId, i64)>>,
+    /// Told after each change of a transaction in this process, for callers that wait.
+    pub changes: tokio::sync::watch::Sender<u64>,
 }
 
 impl std::fmt::Debug for App {
@@ -57,6 +59,11 @@ impl std::fmt::Debug for App {
 }
 
 impl App {
+    /// Wakes callers that wait for a change.
+    pub fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
     /// A chain by its configured name or its CAIP-2 id (`eip155:1`).
     #[must_use]
     pub fn chain(&self, name: &str) -> Option<&Arc<ChainRuntime>> {

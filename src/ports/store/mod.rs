@@ -189,6 +189,9 @@ pub trait Unit: Send {
         address: Address,
     ) -> Result<Option<TransactionRow>, StoreError>;
 
+    /// Accounts of a chain that have transactions waiting for a nonce.
+    async fn waiting_accounts(&mut self, chain: ChainId) -> Result<Vec<Address>, StoreError>;
+
     /// How many transactions of the lane have a nonce and are not mined, and how many wait for one.
     async fn in_flight(
         &mut self,

@@ -18,6 +18,8 @@ statements! {
     LANES = "SELECT * FROM lanes WHERE chain_id = $1 ORDER BY address";
     NEXT_QUEUED = "SELECT * FROM transactions WHERE chain_id = $1 AND status = 'queued' \
         AND address = $2 ORDER BY seq LIMIT 1";
+    WAITING_ACCOUNTS = "SELECT DISTINCT address FROM transactions WHERE chain_id = $1 \
+        AND status = 'queued' ORDER BY address";
     IN_FLIGHT = "SELECT COUNT(*) AS n FROM transactions WHERE chain_id = $1 \
         AND status = 'submitted' AND address = $2";
     QUEUED = "SELECT COUNT(*) AS n FROM transactions WHERE chain_id = $1 AND status = 'queued' \
@@ -42,6 +44,11 @@ struct LaneColumns {
     next_nonce: i64,
     halted: Option<String>,
     version: i64,
+}
+
+#[derive(FromRow)]
+struct AddressColumn {
+    address: Vec<u8>,
 }
 
 #[derive(FromRow)]
@@ -99,6 +106,14 @@ pub(super) async fn next_queued(
     let values = values![to_i64(chain.get())?, account.as_slice()];
     let row = tx.one::<TransactionColumns>(NEXT_QUEUED, values).await?;
     row.map(TransactionColumns::read).transpose()
+}
+
+pub(super) async fn waiting_accounts(
+    tx: &mut Tx,
+    chain: ChainId,
+) -> Result<Vec<Address>, StoreError> {
+    let rows = tx.all::<AddressColumn>(WAITING_ACCOUNTS, values![to_i64(chain.get())?]).await?;
+    rows.into_iter().map(|row| address(&row.address)).collect()
 }
 
 pub(super) async fn in_flight(

@@ -88,6 +88,10 @@ impl Unit for Tx {
         lanes::next_queued(self, chain, address).await
     }
 
+    async fn waiting_accounts(&mut self, chain: ChainId) -> Result<Vec<Address>, StoreError> {
+        lanes::waiting_accounts(self, chain).await
+    }
+
     async fn in_flight(
         &mut self,
         chain: ChainId,

@@ -1,0 +1,431 @@
+//! The server's configuration. The doc comments are the manual; unknown keys are refused.
+
+use crate::core::access::Role;
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use url::Url;
+
+/// `claviger.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Listeners.
+    pub server: ServerSection,
+    /// The database.
+    pub store: StoreSection,
+    /// The token with the operator keys.
+    pub hsm: HsmSection,
+    /// Who may call.
+    pub auth: AuthSection,
+    /// The chains.
+    #[serde(default, rename = "chain")]
+    pub chains: Vec<ChainSection>,
+    /// The policy bundle.
+    pub policies: PoliciesSection,
+    /// Groups of keys that callers may name.
+    #[serde(default, rename = "group")]
+    pub groups: Vec<GroupSection>,
+    /// The audit log.
+    #[serde(default)]
+    pub audit: AuditSection,
+}
+
+/// `[server]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerSection {
+    /// Where clients call, such as `127.0.0.1:8700`.
+    pub listen: SocketAddr,
+    /// Where administrators call. Keep it off the clients' network.
+    pub admin_listen: SocketAddr,
+    /// Where Prometheus reads `/metrics`; no listener if unset.
+    pub metrics_listen: Option<SocketAddr>,
+    /// TLS for the client and admin listeners. Without it they speak plain HTTP, which only a loopback
+    /// address or a private network should ever carry.
+    pub tls: Option<TlsSection>,
+    /// Threads of the runtime. One is enough beside two HSM threads on two cores.
+    #[serde(default = "default_workers")]
+    pub workers: usize,
+}
+
+/// `[server.tls]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSection {
+    /// Certificate chain, PEM.
+    pub cert_file: PathBuf,
+    /// Private key, PEM; readable by the server only.
+    pub key_file: PathBuf,
+}
+
+/// `[store]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreSection {
+    /// `sqlite:PATH` (one server process) or `postgres://…` (several).
+    pub url: Option<String>,
+    /// A file that holds the URL, for URLs with a password.
+    pub url_file: Option<PathBuf>,
+}
+
+/// `[hsm]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HsmSection {
+    /// The PKCS#11 module (a shared library).
+    pub module: PathBuf,
+    /// `CKA_LABEL` of the token.
+    pub token_label: String,
+    /// A file with the user PIN, readable by the server only.
+    pub pin_file: PathBuf,
+    /// Sessions, one thread each.
+    #[serde(default = "default_sessions")]
+    pub sessions: usize,
+    /// Requests that may wait for a session before callers get 503.
+    #[serde(default = "default_queue")]
+    pub queue: usize,
+    /// SoftHSM only: its configuration file. The server sets `SOFTHSM2_CONF` to it.
+    pub softhsm_conf: Option<PathBuf>,
+}
+
+/// `[auth]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthSection {
+    /// Token issuers.
+    #[serde(default, rename = "issuer")]
+    pub issuers: Vec<IssuerSection>,
+    /// The development issuer's private key, for `claviger token issue`. Never in production.
+    pub development: Option<DevelopmentSection>,
+}
+
+/// `[[auth.issuer]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IssuerSection {
+    /// The `iss` claim.
+    pub iss: String,
+    /// The `aud` claim that its tokens must carry.
+    #[serde(default = "default_audience")]
+    pub audience: String,
+    /// Its public keys: a JWKS file, or an https URL.
+    pub jwks: String,
+    /// Which of RS256, PS256, ES256, EdDSA it may use.
+    pub algorithms: Vec<String>,
+    /// The longest life of a token, in seconds.
+    #[serde(default = "default_ttl")]
+    pub max_ttl_s: u64,
+}
+
+/// `[auth.development]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DevelopmentSection {
+    /// The `iss` of its tokens.
+    pub iss: String,
+    /// Its private key.
+    pub key_file: PathBuf,
+}
+
+/// `[[chain]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainSection {
+    /// What callers and the bundle call it.
+    pub name: String,
+    /// `evm`.
+    #[serde(default = "default_kind")]
+    pub kind: String,
+    /// EIP-155 chain id. Two entries for one chain are refused.
+    pub chain_id: u64,
+    /// Nodes, http or https.
+    pub rpc: Vec<Url>,
+    /// When a block is final: `"finalized"`, `"safe"`, or `{ depth = 12 }`.
+    #[serde(default)]
+    pub finality: FinalitySetting,
+    /// A transaction that is not mined after this long is signed again with higher fees: `"30s"`.
+    #[serde(default = "default_resend")]
+    pub resend_after: String,
+    /// Bytes that are not mined are sent again this often: `"10s"`.
+    #[serde(default = "default_rebroadcast")]
+    pub rebroadcast_after: String,
+    /// How often the chain is looked at: `"2s"`.
+    #[serde(default = "default_poll")]
+    pub poll_every: String,
+    /// The most that is ever offered for gas, in gwei.
+    pub max_fee_gwei: String,
+    /// The most that is ever offered as priority fee, in gwei.
+    #[serde(default = "default_tip")]
+    pub max_tip_gwei: String,
+    /// How many transactions of one account may be unmined at once.
+    #[serde(default = "default_in_flight")]
+    pub max_in_flight: u32,
+    /// The envelope when the caller names none: `eip1559`, `eip2930` or `legacy`.
+    #[serde(default = "default_type")]
+    pub transaction_type: String,
+}
+
+/// `finality`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinalitySetting {
+    /// The node's `finalized` tag.
+    #[default]
+    Finalized,
+    /// The node's `safe` tag.
+    Safe,
+    /// So many blocks below the head.
+    Depth(u64),
+}
+
+/// `[policies]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoliciesSection {
+    /// The folder of the bundle in force.
+    pub dir: PathBuf,
+}
+
+/// `[[group]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupSection {
+    /// What callers and the bundle call it.
+    pub name: String,
+}
+
+/// `[audit]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditSection {
+    /// How often waiting leaves are moved into the log: `"100ms"`.
+    #[serde(default = "default_sequence")]
+    pub sequence_every: String,
+}
+
+impl Default for AuditSection {
+    fn default() -> Self {
+        Self { sequence_every: default_sequence() }
+    }
+}
+
+fn default_workers() -> usize {
+    1
+}
+fn default_sessions() -> usize {
+    2
+}
+fn default_queue() -> usize {
+    64
+}
+fn default_audience() -> String {
+    "claviger".to_owned()
+}
+fn default_ttl() -> u64 {
+    3600
+}
+fn default_kind() -> String {
+    "evm".to_owned()
+}
+fn default_resend() -> String {
+    "30s".to_owned()
+}
+fn default_rebroadcast() -> String {
+    "10s".to_owned()
+}
+fn default_poll() -> String {
+    "2s".to_owned()
+}
+fn default_tip() -> String {
+    "5".to_owned()
+}
+fn default_in_flight() -> u32 {
+    16
+}
+fn default_type() -> String {
+    "eip1559".to_owned()
+}
+fn default_sequence() -> String {
+    "100ms".to_owned()
+}
+
+/// Milliseconds of a duration such as `250ms`, `30s`, `15m`, `24h`. `None` for anything else, and for 0.
+#[must_use]
+pub fn duration_ms(text: &str) -> Option<i64> {
+    let unit_at = text.find(|c: char| !c.is_ascii_digit())?;
+    let (digits, unit) = text.split_at(unit_at);
+    let count: i64 = digits.parse().ok()?;
+    let ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    count.checked_mul(ms).filter(|ms| *ms > 0)
+}
+
+impl ServerConfig {
+    /// Everything that types alone cannot say: references, ranges, duplicates. Each finding is one line.
+    #[must_use]
+    pub fn findings(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut say = |text: String| found.push(text);
+        if self.store.url.is_some() == self.store.url_file.is_some() {
+            say("[store] needs exactly one of `url` and `url_file`".to_owned());
+        }
+        if self.auth.issuers.is_empty() {
+            say("[[auth.issuer]] is missing: nobody could call".to_owned());
+        }
+        let listen = [Some(self.server.listen), Some(self.server.admin_listen)];
+        let addresses: Vec<_> =
+            listen.into_iter().chain([self.server.metrics_listen]).flatten().collect();
+        let distinct: BTreeSet<_> = addresses.iter().filter(|a| a.port() != 0).collect();
+        if distinct.len() != addresses.iter().filter(|a| a.port() != 0).count() {
+            say("[server] two listeners have one address".to_owned());
+        }
+        for issuer in &self.auth.issuers {
+            issuer_findings(issuer, &mut say);
+        }
+        let mut names = BTreeSet::new();
+        let mut ids = BTreeSet::new();
+        for chain in &self.chains {
+            if !names.insert(&chain.name) {
+                say(format!("[[chain]] `{}` is there twice", chain.name));
+            }
+            if !ids.insert(chain.chain_id) {
+                say(format!("[[chain]] two entries have chain id {}", chain.chain_id));
+            }
+            chain_findings(chain, &mut say);
+        }
+        let mut groups = BTreeSet::new();
+        for group in &self.groups {
+            if !groups.insert(&group.name) {
+                say(format!("[[group]] `{}` is there twice", group.name));
+            }
+        }
+        if duration_ms(&self.audit.sequence_every).is_none() {
+            say("[audit] sequence_every is not a duration".to_owned());
+        }
+        if !(1..=64).contains(&self.hsm.sessions) || !(1..=100_000).contains(&self.hsm.queue) {
+            say("[hsm] sessions must be 1 to 64 and queue 1 to 100000".to_owned());
+        }
+        found
+    }
+
+    /// Makes relative paths relative to the configuration file's folder.
+    pub fn resolve(&mut self, base: &Path) {
+        let join = |path: &mut PathBuf| *path = base.join(&path);
+        join(&mut self.hsm.pin_file);
+        join(&mut self.policies.dir);
+        self.hsm.softhsm_conf.iter_mut().for_each(join);
+        self.store.url_file.iter_mut().for_each(join);
+        if let Some(tls) = &mut self.server.tls {
+            join(&mut tls.cert_file);
+            join(&mut tls.key_file);
+        }
+        if let Some(development) = &mut self.auth.development {
+            join(&mut development.key_file);
+        }
+        for issuer in &mut self.auth.issuers {
+            if !issuer.jwks.starts_with("https://") {
+                issuer.jwks = base.join(&issuer.jwks).display().to_string();
+            }
+        }
+        let file = self.store.url.as_deref().and_then(|url| url.strip_prefix("sqlite:"));
+        if let Some(file) = file {
+            self.store.url = Some(format!("sqlite:{}", base.join(file).display()));
+        }
+    }
+}
+
+fn issuer_findings(issuer: &IssuerSection, say: &mut impl FnMut(String)) {
+    let name = &issuer.iss;
+    if issuer.algorithms.is_empty() {
+        say(format!("[[auth.issuer]] `{name}`: algorithms is empty"));
+    }
+    for algorithm in &issuer.algorithms {
+        if !["RS256", "PS256", "ES256", "EdDSA"].contains(&algorithm.as_str()) {
+            say(format!("[[auth.issuer]] `{name}`: {algorithm} is not one of RS256, PS256, ES256, EdDSA"));
+        }
+    }
+    if issuer.jwks.starts_with("http://") {
+        say(format!("[[auth.issuer]] `{name}`: jwks must be a file or an https URL"));
+    }
+    if !(1..=3600).contains(&issuer.max_ttl_s) {
+        say(format!("[[auth.issuer]] `{name}`: max_ttl_s must be 1 to 3600"));
+    }
+}
+
+fn chain_findings(chain: &ChainSection, say: &mut impl FnMut(String)) {
+    let name = &chain.name;
+    if chain.kind != "evm" {
+        say(format!("[[chain]] `{name}`: kind must be `evm`"));
+    }
+    if chain.chain_id == 0 {
+        say(format!("[[chain]] `{name}`: chain_id must not be 0"));
+    }
+    if chain.rpc.is_empty() {
+        say(format!("[[chain]] `{name}`: rpc is empty"));
+    }
+    if chain.rpc.iter().any(|url| !["http", "https"].contains(&url.scheme())) {
+        say(format!("[[chain]] `{name}`: rpc must be http or https"));
+    }
+    for (field, value) in [
+        ("resend_after", &chain.resend_after),
+        ("rebroadcast_after", &chain.rebroadcast_after),
+        ("poll_every", &chain.poll_every),
+    ] {
+        if duration_ms(value).is_none() {
+            say(format!("[[chain]] `{name}`: {field} is not a duration such as `30s`"));
+        }
+    }
+    for (field, value) in
+        [("max_fee_gwei", &chain.max_fee_gwei), ("max_tip_gwei", &chain.max_tip_gwei)]
+    {
+        if gwei(value).is_none() {
+            say(format!("[[chain]] `{name}`: {field} is not an amount of gwei such as `\"150\"`"));
+        }
+    }
+    if crate::core::intent::TxType::from_name(&chain.transaction_type).is_none() {
+        say(format!("[[chain]] `{name}`: transaction_type must be eip1559, eip2930 or legacy"));
+    }
+    if chain.finality == FinalitySetting::Depth(0) {
+        say(format!("[[chain]] `{name}`: a finality depth of 0 is no finality"));
+    }
+    if chain.max_in_flight == 0 {
+        say(format!("[[chain]] `{name}`: max_in_flight must be at least 1"));
+    }
+}
+
+/// Wei of a decimal amount of gwei.
+#[must_use]
+pub fn gwei(text: &str) -> Option<u128> {
+    let wei = crate::core::amount::Amount::parse_scaled(text, 9).ok()?;
+    u128::try_from(wei.units()).ok()
+}
+
+/// Reads roles as the command line gives them.
+///
+/// # Errors
+/// When one is unknown.
+pub fn roles(names: &[String]) -> Result<Vec<Role>, String> {
+    names.iter().map(|name| name.parse()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_unit_and_are_not_zero() {
+        assert_eq!(duration_ms("250ms"), Some(250));
+        assert_eq!(duration_ms("30s"), Some(30_000));
+        assert_eq!(duration_ms("24h"), Some(86_400_000));
+        for bad in ["", "30", "s", "0s", "-1s", "1d", "1.5s", " 1s", "99999999999999999999s"] {
+            assert_eq!(duration_ms(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! From the use cases' errors to problems: one match, no wildcard.
+
+use crate::app::AppError;
+use crate::http::problem::{Cause, Problem};
+use crate::ports::chain::ChainError;
+use crate::ports::signer::SignerError;
+
+impl From<AppError> for Problem {
+    fn from(error: AppError) -> Self {
+        match error {
+            AppError::Invalid { field, problem } => Self::invalid(field, problem),
+            AppError::NotFound => Self::NotFound,
+            AppError::KeyReused(request) => {
+                Self::IdempotencyMismatch { resource: request.to_string() }
+            }
+            AppError::Conflict { detail, request } => {
+                Self::Conflict { detail, resource: request.map(|id| id.to_string()) }
+            }
+            AppError::NonceManaged => Self::NonceManaged,
+            AppError::Denied(reasons) => Self::PolicyDenied {
+                reasons: reasons
+                    .iter()
+                    .filter_map(|reason| serde_json::to_value(reason).ok())
+                    .collect(),
+            },
+            AppError::WouldRevert(detail) => Self::WouldRevert { detail },
+            AppError::NotDecodable(detail) => Self::NotDecodable { detail },
+            AppError::Signer(SignerError::Overloaded) => Self::Overloaded,
+            AppError::Signer(error @ SignerError::Unavailable(_)) => {
+                Self::HsmUnavailable(Some(Cause::new(error)))
+            }
+            AppError::Signer(
+                error @ (SignerError::KeyUnusable(_) | SignerError::WrongSignature),
+            ) => Self::internal(error),
+            AppError::Store(error) => Self::StoreUnavailable(Some(Cause::new(error))),
+            AppError::Chain(
+                error @ (ChainError::Unavailable(_) | ChainError::UnknownBlock),
+            ) => Self::ChainUnavailable(Some(Cause::new(error))),
+            AppError::Chain(ChainError::Reverted(detail)) => Self::WouldRevert { detail },
+            AppError::Internal(detail) => Self::internal(detail),
+        }
+    }
+}

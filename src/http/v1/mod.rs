@@ -1,0 +1,23 @@
+//! The client listener: `/v1`.
+
+pub mod health;
+pub mod parse;
+pub mod show;
+pub mod signatures;
+pub mod transactions;
+
+use crate::http::state::HttpState;
+use axum::Router;
+use axum::routing::{get, post};
+
+/// All routes of the client listener.
+pub fn router(state: HttpState) -> Router {
+    Router::new()
+        .route("/v1/transactions", post(transactions::create).get(transactions::list))
+        .route("/v1/transactions/{id}", get(transactions::read))
+        .route("/v1/signatures", post(signatures::create))
+        .route("/v1/signatures/{id}", get(signatures::read))
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .with_state(state)
+}

@@ -1,0 +1,141 @@
+//! Resources as the API shows them.
+
+use crate::app::read::FullTransaction;
+use crate::core::key::OperatorKey;
+use crate::ports::store::{AttemptRow, DecisionSummary, MinedRow, SignatureRow};
+use serde_json::{Map, Value, json};
+
+/// A transaction.
+#[must_use]
+pub fn transaction(full: &FullTransaction) -> Value {
+    let row = &full.row;
+    let intent = &row.new.intent;
+    let attempts: Vec<Value> =
+        full.attempts.iter().filter(|attempt| attempt.hash.is_some()).map(attempt).collect();
+    let mut shown = json!({
+        "id": row.new.id.to_string(),
+        "status": row.status.name(),
+        "chain": intent.chain.name.as_str(),
+        "signer": row.new.signer,
+        "address": format!("{:#x}", row.new.address),
+        "nonce": row.nonce.map(|nonce| nonce.to_string()),
+        "type": intent.tx_type.name(),
+        "to": intent.to.map(|to| format!("{to:#x}")),
+        "value": intent.value.to_string(),
+        "data": format!("{:#x}", intent.data),
+        "gas": intent.gas.to_string(),
+        "attempts": attempts,
+        "decision": decision(&row.new.decision),
+        "metadata": metadata(&row.new.metadata_json),
+        "created_at": row.new.at.to_string(),
+        "updated_at": row.updated_at.to_string(),
+    });
+    let mut optional = Map::new();
+    if let Some(mined) = &row.mined {
+        optional.insert("receipt".to_owned(), receipt(mined));
+    }
+    if let Some(failure) = &row.failure {
+        let shown = json!({ "code": failure.code, "detail": failure.detail });
+        optional.insert("failure".to_owned(), shown);
+    }
+    if let Some(limit) = intent.not_after {
+        optional.insert("not_after".to_owned(), json!(limit.to_string()));
+    }
+    if let Some(source) = intent.source {
+        let shown = json!({
+            "block_hash": format!("{:#x}", source.block_hash),
+            "transaction_hash": format!("{:#x}", source.transaction_hash),
+            "log_index": source.log_index,
+        });
+        optional.insert("source".to_owned(), shown);
+    }
+    if let Value::Object(fields) = &mut shown {
+        fields.extend(optional);
+    }
+    shown
+}
+
+fn metadata(json: &str) -> Value {
+    serde_json::from_str(json).unwrap_or_else(|_| json!({}))
+}
+
+fn attempt(attempt: &AttemptRow) -> Value {
+    json!({
+        "number": attempt.number,
+        "reason": attempt.reason,
+        "hash": attempt.hash.map(|hash| format!("{hash:#x}")),
+        "raw": attempt.raw.as_ref().map(|raw| format!("{raw:#x}")),
+        "max_fee_per_gas": attempt.fees.max_fee.to_string(),
+        "max_priority_fee_per_gas": attempt.fees.max_priority_fee.to_string(),
+        "decided_at": attempt.decided_at.to_string(),
+        "signed_at": attempt.signed_at.map(|at| at.to_string()),
+        "sent_at": attempt.sent_at.map(|at| at.to_string()),
+    })
+}
+
+fn receipt(mined: &MinedRow) -> Value {
+    json!({
+        "transaction_hash": format!("{:#x}", mined.transaction_hash),
+        "block_number": mined.block_number.to_string(),
+        "block_hash": format!("{:#x}", mined.block_hash),
+        "gas_used": mined.gas_used.to_string(),
+        "effective_gas_price": mined.effective_gas_price.to_string(),
+        "success": mined.success,
+    })
+}
+
+fn decision(decision: &DecisionSummary) -> Value {
+    json!({
+        "outcome": decision.outcome,
+        "bundle": format!("{:#x}", decision.bundle),
+        "grants": decision.grants,
+    })
+}
+
+/// A signature, or the promise of one.
+#[must_use]
+pub fn signature(row: &SignatureRow) -> Value {
+    let attempt = &row.attempt;
+    let mut shown = json!({
+        "id": row.new.id.to_string(),
+        "kind": row.new.kind.name(),
+        "address": format!("{:#x}", row.new.address),
+        "decision": decision(&row.new.decision),
+        "created_at": row.new.at.to_string(),
+    });
+    let Value::Object(fields) = &mut shown else {
+        return shown;
+    };
+    if let Some(signature) = &attempt.signature {
+        let v: u8 = if signature.y_parity { 28 } else { 27 };
+        let bytes = [signature.r.as_slice(), &signature.s, &[v]].concat();
+        let parts = json!({
+            "r": format!("0x{}", hex::encode(signature.r)),
+            "s": format!("0x{}", hex::encode(signature.s)),
+            "v": v,
+            "y_parity": u8::from(signature.y_parity),
+            "bytes": format!("0x{}", hex::encode(bytes)),
+        });
+        fields.insert("signature".to_owned(), parts);
+    }
+    if let (Some(raw), Some(hash)) = (&attempt.raw, &attempt.hash) {
+        fields.insert("raw".to_owned(), json!(format!("{raw:#x}")));
+        fields.insert("hash".to_owned(), json!(format!("{hash:#x}")));
+    }
+    shown
+}
+
+/// A key: public facts only.
+#[must_use]
+pub fn key(key: &OperatorKey) -> Value {
+    json!({
+        "id": key.id.to_string(),
+        "label": key.label,
+        "group": key.group.as_ref().map(|group| group.as_str()),
+        "mode": key.mode.name(),
+        "state": key.state.name(),
+        "address": format!("{:#x}", key.address),
+        "public_key": format!("0x{}", hex::encode(key.public_key.as_bytes())),
+        "created_at": key.created_at.to_string(),
+    })
+}

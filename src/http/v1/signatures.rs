@@ -1,0 +1,201 @@
+//! `/v1/signatures`: messages, typed data, transactions of external accounts.
+
+use crate::app::sign_request::{SignCommand, SignOutcome, sign_for};
+use crate::app::{App, read as reading};
+use crate::core::access::Action;
+use crate::core::id::RequestId;
+use crate::core::intent::{ChainRef, FeeAsk, Fees, Intent, TransactionIntent, TxType};
+use crate::http::body::JsonBody;
+use crate::http::caller::Caller;
+use crate::http::idempotency::IdempotencyKey;
+use crate::http::problem::Problem;
+use crate::http::query::PathId;
+use crate::http::state::HttpState;
+use crate::http::v1::{parse, show};
+use alloy::dyn_abi::TypedData;
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::LOCATION;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::Value;
+use std::sync::Arc;
+
+/// The body of `POST /v1/signatures`: exactly one of the three things to sign.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignBody {
+    chain: Option<String>,
+    signer: String,
+    transaction: Option<TransactionBody>,
+    message: Option<MessageBody>,
+    typed_data: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MessageBody {
+    text: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TransactionBody {
+    #[serde(rename = "type")]
+    tx_type: Option<String>,
+    nonce: String,
+    gas: String,
+    to: Option<String>,
+    value: Option<String>,
+    data: Option<String>,
+    gas_price: Option<String>,
+    max_fee_per_gas: Option<String>,
+    max_priority_fee_per_gas: Option<String>,
+    #[serde(default)]
+    access_list: Vec<parse::AccessBody>,
+    source: Option<parse::SourceBody>,
+}
+
+fn intent(app: &App, body: SignBody) -> Result<Intent, Problem> {
+    let chain = body.chain.as_deref().map(|name| chain(app, name)).transpose()?;
+    let missing = || Problem::invalid("chain", "is missing");
+    match (body.transaction, body.message, body.typed_data) {
+        (Some(tx), None, None) => {
+            let chain = chain.ok_or_else(missing)?;
+            Ok(Intent::Transaction(Box::new(transaction(chain, tx)?)))
+        }
+        (None, Some(message), None) => {
+            if chain.is_some() {
+                return Err(Problem::invalid("chain", "a message has no chain"));
+            }
+            Ok(Intent::Message { text: message.text })
+        }
+        (None, None, Some(data)) => Ok(Intent::TypedData {
+            chain: chain.ok_or_else(missing)?,
+            data: Box::new(typed_data(data)?),
+        }),
+        _ => Err(Problem::invalid(
+            "body",
+            "must have exactly one of transaction, message and typed_data",
+        )),
+    }
+}
+
+fn chain(app: &App, name: &str) -> Result<ChainRef, Problem> {
+    app.chain(name)
+        .map(|chain| chain.reference())
+        .ok_or_else(|| Problem::invalid("chain", "is not configured here"))
+}
+
+fn typed_data(value: Value) -> Result<TypedData, Problem> {
+    serde_json::from_value(value)
+        .map_err(|error| Problem::NotDecodable { detail: format!("typed_data: {error}") })
+}
+
+fn transaction(chain: ChainRef, body: TransactionBody) -> Result<TransactionIntent, Problem> {
+    let (tx_type, fees) = fees(&body)?;
+    Ok(TransactionIntent {
+        chain,
+        tx_type,
+        to: body.to.as_deref().map(|t| parse::address("transaction.to", t)).transpose()?,
+        value: match body.value.as_deref() {
+            None => Default::default(),
+            Some(text) => parse::amount("transaction.value", text)?,
+        },
+        data: match body.data.as_deref() {
+            None => Default::default(),
+            Some(text) => parse::bytes("transaction.data", text)?,
+        },
+        gas: parse::gas("transaction.gas", &body.gas)?,
+        fees: FeeAsk::Exact(fees),
+        access_list: parse::access_list(&body.access_list)?,
+        nonce: Some(parse::nonce("transaction.nonce", &body.nonce)?),
+        not_after: None,
+        source: body.source.as_ref().map(parse::source).transpose()?,
+    })
+}
+
+/// The envelope follows from the fee fields unless it is named; the two must agree.
+fn fees(body: &TransactionBody) -> Result<(TxType, Fees), Problem> {
+    let named =
+        body.tx_type.as_deref().map(|text| parse::tx_type("transaction.type", text)).transpose()?;
+    match (&body.gas_price, &body.max_fee_per_gas, &body.max_priority_fee_per_gas) {
+        (Some(price), None, None) => {
+            let price = parse::price("transaction.gas_price", price)?;
+            let kind = named.unwrap_or(if body.access_list.is_empty() {
+                TxType::Legacy
+            } else {
+                TxType::Eip2930
+            });
+            if kind == TxType::Eip1559 {
+                return Err(Problem::invalid("transaction.gas_price", "is not of eip1559"));
+            }
+            Ok((kind, Fees { max_fee: price, max_priority_fee: price }))
+        }
+        (None, Some(fee), Some(tip)) => {
+            if named.is_some_and(|kind| kind != TxType::Eip1559) {
+                return Err(Problem::invalid("transaction.type", "has a gas_price"));
+            }
+            let max_fee = parse::price("transaction.max_fee_per_gas", fee)?;
+            let tip = parse::price("transaction.max_priority_fee_per_gas", tip)?;
+            Ok((TxType::Eip1559, Fees { max_fee, max_priority_fee: tip }))
+        }
+        _ => Err(Problem::invalid(
+            "transaction",
+            "needs gas_price, or max_fee_per_gas and max_priority_fee_per_gas",
+        )),
+    }
+}
+
+/// `POST /v1/signatures`
+///
+/// # Errors
+/// As `docs/problems.md` lists.
+pub async fn create(
+    caller: Caller,
+    State(state): State<HttpState>,
+    key: Option<IdempotencyKey>,
+    body: JsonBody<SignBody>,
+) -> Result<Response, Problem> {
+    caller.require(Action::Request)?;
+    let body_hash = parse::body_hash("signatures", &body.sha256);
+    let signer = body.value.signer.clone();
+    let command = SignCommand {
+        principal: caller.principal.clone(),
+        key: key.map(|key| key.as_str().to_owned()),
+        body_hash,
+        signer,
+        intent: intent(&state.app, body.value)?,
+    };
+    let app = Arc::clone(&state.app);
+    let outcome = tokio::spawn(async move { sign_for(&app, command).await })
+        .await
+        .map_err(Problem::internal)??;
+    let (id, code) = match outcome {
+        SignOutcome::Signed(id) => (id, StatusCode::CREATED),
+        SignOutcome::Pending(id) => (id, StatusCode::ACCEPTED),
+    };
+    let row = reading::signature(&state.app, id, None).await?;
+    let location = format!("/v1/signatures/{id}");
+    Ok((code, [(LOCATION, location)], Json(show::signature(&row))).into_response())
+}
+
+/// `GET /v1/signatures/{id}`
+///
+/// # Errors
+/// As `docs/problems.md` lists.
+pub async fn read(
+    caller: Caller,
+    State(state): State<HttpState>,
+    PathId(id): PathId<RequestId>,
+) -> Result<Json<Value>, Problem> {
+    let only = if caller.may(Action::ReadAll) {
+        None
+    } else {
+        caller.require(Action::ReadOwn)?;
+        Some(caller.principal.clone())
+    };
+    let row = reading::signature(&state.app, id, only).await?;
+    Ok(Json(show::signature(&row)))
+}
