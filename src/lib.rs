@@ -17,3 +17,6 @@ pub mod core;
 pub mod ports;
 
 pub mod chain;
+
+#[cfg(feature = "server")]
+pub mod http;
