@@ -10,7 +10,13 @@
 //! A handler names what it needs in its signature, [`caller::Caller`] first: arguments are
 //! extracted from left to right, so a failure of authentication is told before anything else.
 
+pub mod body;
 pub mod idempotency;
 pub mod json;
+pub mod limits;
+pub mod listener;
+pub mod metrics;
+pub mod observe;
 pub mod problem;
 pub mod query;
+pub mod tls;
