@@ -10,9 +10,14 @@
 //! A handler names what it needs in its signature, [`caller::Caller`] first: arguments are
 //! extracted from left to right, so a failure of authentication is told before anything else.
 
+pub mod auth;
 pub mod body;
+pub mod caller;
+pub mod claims;
 pub mod idempotency;
 pub mod json;
+pub mod jwks;
+pub mod key_source;
 pub mod limits;
 pub mod listener;
 pub mod metrics;
@@ -20,3 +25,4 @@ pub mod observe;
 pub mod problem;
 pub mod query;
 pub mod tls;
+pub mod token_cache;
