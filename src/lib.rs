@@ -20,3 +20,5 @@ pub mod chain;
 
 #[cfg(feature = "server")]
 pub mod http;
+#[cfg(feature = "server")]
+pub mod issuer;

@@ -22,13 +22,8 @@ pub enum Role {
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 5] = [
-        Self::Client,
-        Self::Operator,
-        Self::Approver,
-        Self::PolicyAdmin,
-        Self::Auditor,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::Client, Self::Operator, Self::Approver, Self::PolicyAdmin, Self::Auditor];
 
     /// The name in tokens and bundles.
     #[must_use]
@@ -53,13 +48,10 @@ impl FromStr for Role {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|role| role.name() == text)
-            .ok_or_else(|| {
-                let known = Self::ALL.map(Self::name).join(", ");
-                format!("unknown role `{text}`; known roles: {known}")
-            })
+        Self::ALL.into_iter().find(|role| role.name() == text).ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(", ");
+            format!("unknown role `{text}`; known roles: {known}")
+        })
     }
 }
 

@@ -74,9 +74,7 @@ impl Amount {
         if text.len() > 1 && text.starts_with('0') {
             return Err(AmountError::NotDecimal);
         }
-        U256::from_str_radix(text, 10)
-            .map(Self)
-            .map_err(|_| AmountError::OutOfRange)
+        U256::from_str_radix(text, 10).map(Self).map_err(|_| AmountError::OutOfRange)
     }
 
     /// Reads a decimal in whole units, such as `"250000.00"` with 6 decimals, exactly: more fraction
@@ -100,9 +98,7 @@ impl Amount {
             return Err(AmountError::OutOfRange);
         }
         let digits = format!("{whole}{fraction:0<width$}");
-        U256::from_str_radix(&digits, 10)
-            .map(Self)
-            .map_err(|_| AmountError::OutOfRange)
+        U256::from_str_radix(&digits, 10).map(Self).map_err(|_| AmountError::OutOfRange)
     }
 
     /// 32 bytes, big-endian: the form the database keeps.

@@ -40,9 +40,7 @@ impl TxType {
     /// Reads [`Self::name`].
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Legacy, Self::Eip2930, Self::Eip1559]
-            .into_iter()
-            .find(|kind| kind.name() == name)
+        [Self::Legacy, Self::Eip2930, Self::Eip1559].into_iter().find(|kind| kind.name() == name)
     }
 }
 

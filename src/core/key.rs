@@ -62,9 +62,7 @@ impl NonceMode {
     /// Reads [`Self::name`].
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Managed, Self::External]
-            .into_iter()
-            .find(|mode| mode.name() == name)
+        [Self::Managed, Self::External].into_iter().find(|mode| mode.name() == name)
     }
 }
 
@@ -91,9 +89,7 @@ impl KeyState {
     /// Reads [`Self::name`].
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Creating, Self::Active]
-            .into_iter()
-            .find(|state| state.name() == name)
+        [Self::Creating, Self::Active].into_iter().find(|state| state.name() == name)
     }
 }
 

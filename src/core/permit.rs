@@ -112,11 +112,7 @@ impl Permit {
         if !fits {
             return Err(PermitError::WrongKind(record.request, record.kind.name()));
         }
-        Ok(Self {
-            key: record.key,
-            public_key: record.public_key,
-            bytes: record.bytes,
-        })
+        Ok(Self { key: record.key, public_key: record.public_key, bytes: record.bytes })
     }
 
     /// Which key it is for; for queues and logs.
@@ -128,11 +124,7 @@ impl Permit {
     /// Spends the permit.
     #[must_use]
     pub fn open(self) -> OpenPermit {
-        OpenPermit {
-            key: self.key,
-            public_key: self.public_key,
-            digest: keccak256(&self.bytes),
-        }
+        OpenPermit { key: self.key, public_key: self.public_key, digest: keccak256(&self.bytes) }
     }
 }
 

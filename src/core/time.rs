@@ -37,19 +37,16 @@ impl Timestamp {
     #[must_use]
     pub fn parse_rfc3339(text: &str) -> Option<Self> {
         let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
-        i64::try_from(at.unix_timestamp_nanos().checked_div(1_000_000)?)
-            .ok()
-            .map(Self)
+        i64::try_from(at.unix_timestamp_nanos().checked_div(1_000_000)?).ok().map(Self)
     }
 }
 
 impl fmt::Display for Timestamp {
     /// RFC 3339 in UTC with milliseconds, as the API shows it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let at = OffsetDateTime::from_unix_timestamp_nanos(
-            i128::from(self.0).saturating_mul(1_000_000),
-        )
-        .unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let at =
+            OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0).saturating_mul(1_000_000))
+                .unwrap_or(OffsetDateTime::UNIX_EPOCH);
         let (date, hour, minute, second) = (at.date(), at.hour(), at.minute(), at.second());
         let milli = at.millisecond();
         write!(f, "{date}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")

@@ -213,7 +213,10 @@ impl UnsignedTransaction {
     ///
     /// # Errors
     /// When the fields contradict the type, or what was written reads back differently.
-    pub fn assemble(&self, signature: &RawSignature) -> Result<SignedTransaction, TransactionError> {
+    pub fn assemble(
+        &self,
+        signature: &RawSignature,
+    ) -> Result<SignedTransaction, TransactionError> {
         let alloy_signature = Signature::new(
             U256::from_be_bytes(signature.r),
             U256::from_be_bytes(signature.s),
