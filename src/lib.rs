@@ -16,15 +16,22 @@
 #[macro_use]
 mod failpoint;
 
+pub mod chain;
+pub mod config;
+pub mod core;
+pub mod ports;
+
 #[cfg(feature = "server")]
 pub mod app;
 #[cfg(feature = "server")]
 pub mod audit;
-pub mod core;
-pub mod ports;
-
-pub mod chain;
 #[cfg(feature = "server")]
 pub mod hsm;
+#[cfg(feature = "server")]
+pub mod http;
+#[cfg(feature = "server")]
+pub mod issuer;
+#[cfg(feature = "server")]
+pub mod jobs;
 #[cfg(feature = "server")]
 pub mod store;

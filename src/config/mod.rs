@@ -1,0 +1,4 @@
+//! Configuration files.
+
+#[cfg(feature = "server")]
+pub mod server;
