@@ -33,7 +33,11 @@ fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
     let mut reader = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
-        let field = if path == "." { "body".to_owned() } else { path };
+        // A question mark stands for a key that was not read to its end.
+        let field = match path.trim_end_matches(".?") {
+            "" | "." | "?" => "body",
+            path => path,
+        };
         Problem::invalid(field, error.inner().to_string())
     })?;
     reader.end().map_err(|error| Problem::invalid("body", error.to_string()))?;
@@ -166,6 +170,8 @@ mod tests {
             (r#"{}"#, "body", "missing field `value`"),
             (r#"{"value":"1"} {}"#, "body", "trailing characters"),
             ("", "body", "EOF"),
+            ("{", "body", "EOF"),
+            (r#"{"value":"1","metadata":{"a"#, "metadata", "EOF"),
             ("[]", "body", ""),
         ];
         for (text, field, detail) in cases {

@@ -1,6 +1,6 @@
 //! The door: who may come in, what they may bring, and how they are told no.
 //!
-//! - [`problem`] is every answer that is not a success.
+//! - [`problem`] is every answer that is not a success, [`code`] the names of them.
 //! - [`auth`] turns a bearer token into a [`caller::Caller`]; [`jwks`], [`key_source`] and
 //!   [`token_cache`] serve it.
 //! - [`json`], [`body`], [`query`] and [`idempotency`] are the strict extractors.
@@ -15,6 +15,7 @@ pub mod auth;
 pub mod body;
 pub mod caller;
 pub mod claims;
+pub mod code;
 pub mod idempotency;
 pub mod json;
 pub mod jwks;
