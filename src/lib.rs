@@ -26,6 +26,8 @@ pub mod app;
 #[cfg(feature = "server")]
 pub mod audit;
 #[cfg(feature = "server")]
+pub mod cli;
+#[cfg(feature = "server")]
 pub mod hsm;
 #[cfg(feature = "server")]
 pub mod http;

@@ -1,4 +1,7 @@
-//! Configuration files.
+//! Configuration files: one per program.
 
+pub mod file;
+#[cfg(feature = "server")]
+pub mod policies;
 #[cfg(feature = "server")]
 pub mod server;

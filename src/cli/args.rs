@@ -1,0 +1,243 @@
+//! The command line of `claviger`.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Claviger: a custodial signing server.
+#[derive(Debug, Parser)]
+#[command(
+    name = "claviger",
+    version,
+    about = "A custodial signing server: keys in an HSM, every request judged by policy",
+    after_help = "Example:\n  claviger init --dir ./dev\n  claviger serve --config ./dev/claviger.toml"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a working development set-up in a new folder.
+    #[command(after_help = "Example:\n  claviger init --dir ./dev")]
+    Init(InitArgs),
+    /// Run the server.
+    #[command(after_help = "Example:\n  claviger serve --config ./dev/claviger.toml")]
+    Serve(ConfigArg),
+    /// Check HSM, keys, database, chains, clock and file permissions; one line each.
+    #[command(after_help = "Example:\n  claviger doctor --config ./dev/claviger.toml")]
+    Doctor(ReportArgs),
+    /// Configuration files.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Tokens of the development issuer.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Operator keys, over the admin API.
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Transactions, over the client API.
+    #[command(subcommand)]
+    Tx(TxCommand),
+    /// Policy bundles.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Initialises a token; a step of `init`.
+    #[command(hide = true)]
+    InitToken(InitTokenArgs),
+}
+
+/// `--config`
+#[derive(Debug, Args)]
+pub struct ConfigArg {
+    /// The server's configuration file.
+    #[arg(long)]
+    pub config: PathBuf,
+}
+
+/// `--config --json`
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// The server's configuration file.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `claviger init`
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The folder to make. Must not exist, or be empty.
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// The PKCS#11 module; SoftHSM's usual places if not given.
+    #[arg(long)]
+    pub module: Option<PathBuf>,
+    /// A node of the development chain.
+    #[arg(long, default_value = "http://127.0.0.1:8545")]
+    pub rpc: url::Url,
+    /// The development chain's id.
+    #[arg(long, default_value_t = 31337)]
+    pub chain_id: u64,
+    /// Where clients call.
+    #[arg(long, default_value = "127.0.0.1:8700")]
+    pub listen: std::net::SocketAddr,
+    /// Where administrators call.
+    #[arg(long, default_value = "127.0.0.1:8701")]
+    pub admin_listen: std::net::SocketAddr,
+    /// Where Prometheus reads.
+    #[arg(long, default_value = "127.0.0.1:8702")]
+    pub metrics_listen: std::net::SocketAddr,
+    /// The database; a new SQLite file in the folder if not given. A PostgreSQL database must exist.
+    #[arg(long)]
+    pub store_url: Option<String>,
+}
+
+/// The hidden step of `init`.
+#[derive(Debug, Args)]
+pub struct InitTokenArgs {
+    /// The module.
+    #[arg(long)]
+    pub module: PathBuf,
+    /// The token's label.
+    #[arg(long)]
+    pub label: String,
+    /// The security officer's PIN.
+    #[arg(long)]
+    pub so_pin_file: PathBuf,
+    /// The user's PIN.
+    #[arg(long)]
+    pub pin_file: PathBuf,
+}
+
+/// `claviger config`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Read a configuration and its bundle, and say what is wrong.
+    #[command(after_help = "Example:\n  claviger config check ./dev/claviger.toml")]
+    Check {
+        /// The server's configuration file.
+        file: PathBuf,
+    },
+}
+
+/// `claviger token`
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Issue a token (development issuer only).
+    #[command(
+        after_help = "Example:\n  claviger token issue --config ./dev/claviger.toml --sub svc:payouts --role client"
+    )]
+    Issue(TokenArgs),
+}
+
+/// `claviger token issue`
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    /// The server's configuration file.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Whose token.
+    #[arg(long)]
+    pub sub: String,
+    /// What it may do; may be given several times.
+    #[arg(long = "role", required = true)]
+    pub roles: Vec<String>,
+    /// How long it lives.
+    #[arg(long, default_value = "15m")]
+    pub ttl: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How a command reaches the server.
+#[derive(Debug, Args)]
+pub struct RemoteArgs {
+    /// The server's configuration file, for its addresses and its development issuer.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// A file with the token to call with; without it the development issuer makes one.
+    #[arg(long)]
+    pub token_file: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `claviger key`
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key pair inside the HSM.
+    #[command(
+        after_help = "Example:\n  claviger key create --config ./dev/claviger.toml --label op-1 --group payments"
+    )]
+    Create {
+        /// How to reach the server.
+        #[command(flatten)]
+        remote: RemoteArgs,
+        /// What people call it.
+        #[arg(long)]
+        label: String,
+        /// The group that will use it.
+        #[arg(long)]
+        group: Option<String>,
+        /// Who gives its nonces, for ever: managed or external.
+        #[arg(long, default_value = "managed")]
+        mode: String,
+    },
+    /// List keys.
+    #[command(after_help = "Example:\n  claviger key list --config ./dev/claviger.toml")]
+    List {
+        /// How to reach the server.
+        #[command(flatten)]
+        remote: RemoteArgs,
+    },
+}
+
+/// `claviger tx`
+#[derive(Debug, Subcommand)]
+pub enum TxCommand {
+    /// Show a transaction with its attempts.
+    #[command(after_help = "Example:\n  claviger tx get --config ./dev/claviger.toml ID")]
+    Get {
+        /// How to reach the server.
+        #[command(flatten)]
+        remote: RemoteArgs,
+        /// Its id.
+        id: String,
+    },
+    /// List transactions, newest first.
+    #[command(
+        after_help = "Example:\n  claviger tx list --config ./dev/claviger.toml --status mined"
+    )]
+    List {
+        /// How to reach the server.
+        #[command(flatten)]
+        remote: RemoteArgs,
+        /// Only in this status.
+        #[arg(long)]
+        status: Option<String>,
+        /// At most so many.
+        #[arg(long, default_value_t = 50)]
+        limit: u16,
+    },
+}
+
+/// `claviger policy`
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Load a bundle, run its cases, print its hash and grants.
+    #[command(after_help = "Example:\n  claviger policy check ./dev/policies")]
+    Check {
+        /// The bundle's folder.
+        dir: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}

@@ -1,0 +1,50 @@
+//! `claviger key create|list`
+
+use crate::cli::args::KeyCommand;
+use crate::cli::client::{Door, Remote};
+use crate::cli::{Failure, print};
+use crate::core::access::Role;
+use crate::ports::clock::{Clock, Entropy};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+/// Runs a key command.
+///
+/// # Errors
+/// When the server is not reached or refuses.
+pub async fn run(
+    command: &KeyCommand,
+    clock: &dyn Clock,
+    entropy: &dyn Entropy,
+) -> Result<(), Failure> {
+    match command {
+        KeyCommand::Create { remote, label, group, mode } => {
+            let server = Remote::new(remote, Role::Operator, clock, entropy)?;
+            let body = json!({ "label": label, "group": group, "mode": mode });
+            let key =
+                server.call(Door::Admin, Method::POST, "/admin/v1/keys", Some(&body)).await?;
+            show(&[key], remote.json);
+        }
+        KeyCommand::List { remote } => {
+            let server = Remote::new(remote, Role::Operator, clock, entropy)?;
+            let found = server.call(Door::Admin, Method::GET, "/admin/v1/keys", None).await?;
+            let keys = found.get("keys").and_then(Value::as_array).cloned().unwrap_or_default();
+            show(&keys, remote.json);
+        }
+    }
+    Ok(())
+}
+
+fn show(keys: &[Value], as_json: bool) {
+    if as_json {
+        print::json(&json!({ "keys": keys }));
+        return;
+    }
+    const COLUMNS: [&str; 6] = ["id", "label", "group", "mode", "state", "address"];
+    let mut rows = vec![COLUMNS.map(str::to_uppercase).to_vec()];
+    let cell = |key: &Value, name: &str| {
+        key.get(name).and_then(Value::as_str).unwrap_or("-").to_owned()
+    };
+    rows.extend(keys.iter().map(|key| COLUMNS.map(|name| cell(key, name)).to_vec()));
+    print::table(&rows);
+}
