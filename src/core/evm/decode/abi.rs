@@ -1,7 +1,7 @@
 //! Strict ABI decoding: exactly one byte string stands for each value.
 //!
 //! The ABI specification lets offsets point anywhere, and decoders accept that. Here the layout
-//! must be the one that every encoder writes: tails in order, without gaps, overlaps or left-overs.
+//! is the one that every encoder writes: tails in order, without gaps, overlaps or left-overs.
 //! It is walked before anything is decoded, in time linear in the data, so that aliased offsets
 //! cannot blow up either. Then the decoded value is encoded again and compared.
 
@@ -25,8 +25,38 @@ pub fn decode_exact(types: &[DynSolType], data: &[u8]) -> Option<Vec<DynSolValue
         return None;
     }
     match value {
-        DynSolValue::Tuple(values) => Some(values),
+        DynSolValue::Tuple(values) if values.iter().all(fits) => Some(values),
         _ => None,
+    }
+}
+
+/// Whether every number and every fixed string of bytes has the width that its type says. The
+/// decoder keeps the whole word (a `uint8` of 256, a `bytes4` of 32), and so does the encoder, so
+/// comparing the encodings does not tell.
+#[must_use]
+pub fn fits(value: &DynSolValue) -> bool {
+    match value {
+        DynSolValue::Uint(number, bits) => number.bit_len() <= *bits,
+        DynSolValue::Int(number, bits) => {
+            let word = number.to_be_bytes::<WORD>();
+            let spare = WORD.saturating_sub(bits.div_ceil(8));
+            let (above, inside) = word.split_at_checked(spare).unwrap_or((&word, &[]));
+            let negative = inside.first().is_some_and(|byte| byte & 0x80 != 0);
+            let extension = if negative { 0xff } else { 0 };
+            !inside.is_empty() && above.iter().all(|byte| *byte == extension)
+        }
+        DynSolValue::FixedBytes(word, size) => {
+            word.get(*size..).is_some_and(|rest| rest.iter().all(|byte| *byte == 0))
+        }
+        DynSolValue::Array(inner)
+        | DynSolValue::FixedArray(inner)
+        | DynSolValue::Tuple(inner)
+        | DynSolValue::CustomStruct { tuple: inner, .. } => inner.iter().all(fits),
+        DynSolValue::Bool(_)
+        | DynSolValue::Address(_)
+        | DynSolValue::Function(_)
+        | DynSolValue::Bytes(_)
+        | DynSolValue::String(_) => true,
     }
 }
 

@@ -8,6 +8,8 @@ pub mod abi;
 #[cfg(test)]
 mod tests;
 pub mod typed_data;
+#[cfg(test)]
+mod typed_data_tests;
 
 use crate::core::amount::Amount;
 use crate::core::intent::{Intent, TransactionIntent};
