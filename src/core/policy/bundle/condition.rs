@@ -2,6 +2,7 @@
 
 use super::syntax::{RawCondition, RawScalar};
 use crate::core::amount::Amount;
+use crate::core::evm::decode::abi::{fits, show};
 use crate::core::policy::verdict::CallArgument;
 use alloy::dyn_abi::{DynSolType, DynSolValue};
 use alloy::primitives::{Address, B256, Bytes, I256, U256};
@@ -106,7 +107,7 @@ fn within<T: PartialOrd + ToString>(
 
 fn read_choice(ty: &DynSolType, value: &RawScalar) -> Result<(String, Bytes), String> {
     let value = read_value(ty, value)?;
-    Ok((crate::core::evm::decode::abi::show(&value), value.abi_encode().into()))
+    Ok((show(&value), value.abi_encode().into()))
 }
 
 fn read_bounds(ty: &DynSolType, raw: &RawCondition) -> Result<ArgTest, String> {
@@ -179,15 +180,15 @@ pub(super) fn read_value(ty: &DynSolType, value: &RawScalar) -> Result<DynSolVal
     match ty {
         DynSolType::Uint(bits) => {
             let number = Amount::parse(text).map_err(|_| wrong())?.units();
-            let fits = number.bit_len() <= *bits;
-            fits.then_some(DynSolValue::Uint(number, *bits)).ok_or_else(wrong)
+            let value = DynSolValue::Uint(number, *bits);
+            if fits(&value) { Ok(value) } else { Err(wrong()) }
         }
         DynSolType::Int(bits) => {
             let digits = text.strip_prefix('-').unwrap_or(text);
             Amount::parse(digits).map_err(|_| wrong())?;
             let number = I256::from_dec_str(text).map_err(|_| wrong())?;
-            let fits = usize::try_from(number.bits()).is_ok_and(|used| used <= *bits);
-            fits.then_some(DynSolValue::Int(number, *bits)).ok_or_else(wrong)
+            let value = DynSolValue::Int(number, *bits);
+            if fits(&value) { Ok(value) } else { Err(wrong()) }
         }
         DynSolType::Address => read_address(text).map(DynSolValue::Address),
         DynSolType::Bytes => read_hex(text).map(DynSolValue::Bytes),

@@ -10,6 +10,8 @@ mod read_rule;
 pub mod registry;
 pub mod summary;
 mod syntax;
+#[cfg(test)]
+mod tests;
 
 use crate::core::access::Role;
 use crate::core::id::{ChainName, GroupName};

@@ -16,8 +16,10 @@ pub(crate) const STRANGER: Address = address!("0x90F79bf6EB2c4f870365E785982E1f1
 pub(crate) const PROCESSOR: Address = address!("0x5FbDB2315678afecb367f032d93F642f64180aa3");
 pub(crate) const TUSD: Address = address!("0xe7f1725E7734CE288F8367e1Bb143E90bb3F0512");
 pub(crate) const GWEI: u128 = 1_000_000_000;
-pub(crate) const CHARGE_REQUESTED: &str =
+const SIGNATURE: &str =
     "ChargeRequested(uint256 indexed orderId, address indexed payer, uint256 amount)";
+
+const CHARGE_ARGS: &str = r#"{ orderId = "orderId", amount = "amount" }"#;
 
 const BUNDLE: &str = r#"
 schema = 1
@@ -71,7 +73,8 @@ pub(crate) const FEE: &str =
 /// A grant for `svc:payouts` on `local`.
 pub(crate) fn grant(id: &str, rest: &str) -> String {
     format!(
-        "[[grant]]\nid = \"{id}\"\n{HEAD}principals = [\"svc:payouts\"]\nchains = [\"local\"]\n{rest}\n"
+        "[[grant]]\nid = \"{id}\"\n{HEAD}principals = [\"svc:payouts\"]\n\
+         chains = [\"local\"]\n{rest}\n"
     )
 }
 
@@ -80,7 +83,8 @@ pub(crate) fn native_grant(id: &str, per_tx: &str, windows: &str) -> String {
     grant(
         id,
         &format!(
-            "action = \"native.transfer\"\nto = {{ book = \"payees\" }}\nper_tx = \"{per_tx}\"\n{FEE}\n{windows}"
+            "action = \"native.transfer\"\nto = {{ book = \"payees\" }}\n\
+             per_tx = \"{per_tx}\"\n{FEE}\n{windows}"
         ),
     )
 }
@@ -89,7 +93,9 @@ pub(crate) fn token_grant(id: &str, per_tx: &str) -> String {
     grant(
         id,
         &format!(
-            "action = \"erc20.transfer\"\nasset = \"tusd\"\nto = {{ book = \"payees\" }}\nper_tx = \"{per_tx}\"\n{FEE}\nwindows = [{{ span = \"24h\", max = \"500\", scope = \"group\" }}]"
+            "action = \"erc20.transfer\"\nasset = \"tusd\"\nto = {{ book = \"payees\" }}\n\
+             per_tx = \"{per_tx}\"\n{FEE}\n\
+             windows = [{{ span = \"24h\", max = \"500\", scope = \"group\" }}]"
         ),
     )
 }
@@ -105,7 +111,7 @@ pub(crate) fn call_grant(id: &str, function: &str, rest: &str) -> String {
 
 pub(crate) fn charge_grant() -> String {
     let event = format!(
-        r#"event = {{ contract = "processor", signature = "{CHARGE_REQUESTED}", args = {{ orderId = "orderId", amount = "amount" }} }}
+        r#"event = {{ contract = "processor", signature = "{SIGNATURE}", args = {CHARGE_ARGS} }}
 args = {{ amount = {{ max = "1000" }} }}
 windows = [{{ span = "24h", count = 3, scope = "group" }}]"#
     );

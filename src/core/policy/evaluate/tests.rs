@@ -1,5 +1,5 @@
-//! What is allowed, what is not, and for which reason. The numbers are the classes of bypass that the
-//! design lists.
+//! What is allowed, what is not, and for which reason. The numbers are the classes of bypass that
+//! the design lists.
 
 use super::evaluate;
 use super::fixtures::*;
@@ -14,7 +14,8 @@ fn all() -> Bundle {
         native_grant(
             "native",
             "2",
-            r#"[{ span = "24h", max = "3", scope = "group" }, { span = "1h", count = 5, scope = "principal" }]"#,
+            r#"[{ span = "24h", max = "3", scope = "group" },
+                { span = "1h", count = 5, scope = "principal" }]"#,
         ),
         token_grant("token", "100"),
         charge_grant(),
@@ -184,6 +185,7 @@ fn overflow_denies() {
     let mut request = asks(PAYEE, 1, vec![]);
     tx_of(&mut request).value = Amount::new(U256::MAX);
     denied_for(&bundle(&[any]), &request, "per_tx");
+    tx_of(&mut request).value = Amount::ONE;
     tx_of(&mut request).gas = u64::MAX;
     tx_of(&mut request).fees = FeeAsk::Exact(Fees { max_fee: u128::MAX, max_priority_fee: 0 });
     denied_for(&all(), &request, "fee.max_gas");
@@ -284,5 +286,5 @@ fn messages_are_text_that_a_grant_names() {
     // 10: what could be a digest is none of our texts.
     denied_for(&any, &say("0123456789abcdef0123456789abcdef"), "effects");
     denied_for(&any, &say("zero \0 byte"), "effects");
-    denied_for(&all(), &say("yes"), "action");
+    denied_for(&all(), &say("yes"), "chains");
 }
