@@ -1,1 +1,0 @@
-//! Decoding. (Skeleton; see the policy helper.)

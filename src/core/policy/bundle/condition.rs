@@ -1,0 +1,205 @@
+//! Conditions on arguments: typed at load, compared in the argument's own type.
+
+use super::syntax::{RawCondition, RawScalar};
+use crate::core::amount::Amount;
+use crate::core::evm::decode::abi::{fits, show};
+use crate::core::policy::verdict::CallArgument;
+use alloy::dyn_abi::{DynSolType, DynSolValue};
+use alloy::primitives::{Address, B256, Bytes, I256, U256};
+
+/// A condition on one argument.
+#[derive(Clone, Debug)]
+pub struct ArgRule {
+    /// The argument's name.
+    pub name: String,
+    /// What must hold.
+    pub test: ArgTest,
+}
+
+/// What must hold of an argument.
+#[derive(Clone, Debug)]
+pub enum ArgTest {
+    /// Anything: said out loud.
+    Any,
+    /// One of these; shown text and ABI encoding of each.
+    OneOf(Vec<(String, Bytes)>),
+    /// Inclusive bounds of an unsigned integer.
+    Unsigned {
+        /// Lowest.
+        min: Option<U256>,
+        /// Highest.
+        max: Option<U256>,
+    },
+    /// Inclusive bounds of a signed integer.
+    Signed {
+        /// Lowest.
+        min: Option<I256>,
+        /// Highest.
+        max: Option<I256>,
+    },
+}
+
+impl ArgRule {
+    /// Types a condition against the argument it is about.
+    ///
+    /// # Errors
+    /// When it says nothing, two things, or something that the type does not have.
+    pub(super) fn read(name: &str, ty: &DynSolType, raw: &RawCondition) -> Result<Self, String> {
+        let bounds = raw.min.is_some() || raw.max.is_some();
+        let test = match (raw.any, &raw.eq, &raw.one_of, bounds) {
+            (Some(true), None, None, false) => ArgTest::Any,
+            (None, Some(value), None, false) => ArgTest::OneOf(vec![read_choice(ty, value)?]),
+            (None, None, Some(values), false) if !values.is_empty() => ArgTest::OneOf(
+                values.iter().map(|value| read_choice(ty, value)).collect::<Result<_, _>>()?,
+            ),
+            (None, None, None, true) => read_bounds(ty, raw)?,
+            _ => {
+                return Err(format!(
+                    "args.{name}: say exactly one of eq, in (not empty), min and max, any = true"
+                ));
+            }
+        };
+        Ok(Self { name: name.to_owned(), test })
+    }
+
+    /// Checks the argument. On failure: which part of the condition, and what it expected.
+    ///
+    /// # Errors
+    /// When the condition does not hold.
+    pub fn check(&self, argument: &CallArgument) -> Result<(), (&'static str, String)> {
+        let word = || -> Option<[u8; 32]> { argument.encoded.as_ref().try_into().ok() };
+        match &self.test {
+            ArgTest::Any => Ok(()),
+            ArgTest::OneOf(choices) => {
+                if choices.iter().any(|(_, encoded)| *encoded == argument.encoded) {
+                    return Ok(());
+                }
+                let shown: Vec<&str> = choices.iter().map(|(text, _)| text.as_str()).collect();
+                let part = if choices.len() == 1 { "eq" } else { "in" };
+                Err((part, shown.join(", ")))
+            }
+            ArgTest::Unsigned { min, max } => {
+                within(word().map(U256::from_be_bytes), min.as_ref(), max.as_ref())
+            }
+            ArgTest::Signed { min, max } => {
+                within(word().map(I256::from_be_bytes), min.as_ref(), max.as_ref())
+            }
+        }
+    }
+}
+
+fn within<T: PartialOrd + ToString>(
+    actual: Option<T>,
+    min: Option<&T>,
+    max: Option<&T>,
+) -> Result<(), (&'static str, String)> {
+    let Some(actual) = actual else {
+        return Err(("type", "a number".to_owned()));
+    };
+    if let Some(min) = min.filter(|min| actual < **min) {
+        return Err(("min", min.to_string()));
+    }
+    if let Some(max) = max.filter(|max| actual > **max) {
+        return Err(("max", max.to_string()));
+    }
+    Ok(())
+}
+
+fn read_choice(ty: &DynSolType, value: &RawScalar) -> Result<(String, Bytes), String> {
+    let value = read_value(ty, value)?;
+    Ok((show(&value), value.abi_encode().into()))
+}
+
+fn read_bounds(ty: &DynSolType, raw: &RawCondition) -> Result<ArgTest, String> {
+    let read = |text: &Option<String>| -> Result<Option<DynSolValue>, String> {
+        text.as_ref().map(|text| read_value(ty, &RawScalar::Text(text.clone()))).transpose()
+    };
+    let (min, max) = (read(&raw.min)?, read(&raw.max)?);
+    let crossed = || "min is above max: nothing could ever match".to_owned();
+    match ty {
+        DynSolType::Uint(_) => {
+            let of = |v: Option<DynSolValue>| v.and_then(|v| v.as_uint()).map(|(n, _)| n);
+            let (min, max) = (of(min), of(max));
+            if min.zip(max).is_some_and(|(min, max)| min > max) {
+                return Err(crossed());
+            }
+            Ok(ArgTest::Unsigned { min, max })
+        }
+        DynSolType::Int(_) => {
+            let of = |v: Option<DynSolValue>| v.and_then(|v| v.as_int()).map(|(n, _)| n);
+            let (min, max) = (of(min), of(max));
+            if min.zip(max).is_some_and(|(min, max)| min > max) {
+                return Err(crossed());
+            }
+            Ok(ArgTest::Signed { min, max })
+        }
+        other => Err(format!("`{}` has no min and max", other.sol_type_name())),
+    }
+}
+
+/// Reads an address that people wrote into a bundle: EIP-55 to the letter.
+///
+/// # Errors
+/// When it is anything else.
+pub(super) fn read_address(text: &str) -> Result<Address, String> {
+    let address: Address = text.parse().map_err(|_| format!("`{text}` is not an address"))?;
+    let checksummed = address.to_checksum(None);
+    if checksummed != text {
+        return Err(format!("`{text}` is not in EIP-55 form; its bytes would be {checksummed}"));
+    }
+    Ok(address)
+}
+
+/// Reads `0x` and lower-case hex.
+///
+/// # Errors
+/// When it is anything else.
+pub(super) fn read_hex(text: &str) -> Result<Vec<u8>, String> {
+    let wrong = || format!("`{text}` is not 0x and lower-case hex");
+    let digits = text.strip_prefix("0x").ok_or_else(wrong)?;
+    if digits.bytes().any(|b| b.is_ascii_uppercase()) {
+        return Err(wrong());
+    }
+    hex::decode(digits).map_err(|_| wrong())
+}
+
+/// Reads a value of an ABI type: decimal integers that fit, EIP-55 addresses, lower-case hex,
+/// booleans and strings. Arrays and tuples cannot be written in this version.
+///
+/// # Errors
+/// When the text is not exactly one value of the type.
+pub(super) fn read_value(ty: &DynSolType, value: &RawScalar) -> Result<DynSolValue, String> {
+    let text = match (ty, value) {
+        (DynSolType::Bool, RawScalar::Flag(flag)) => return Ok(DynSolValue::Bool(*flag)),
+        (DynSolType::Bool, RawScalar::Text(_)) | (_, RawScalar::Flag(_)) => {
+            return Err(format!("not a value of `{}`", ty.sol_type_name()));
+        }
+        (_, RawScalar::Text(text)) => text,
+    };
+    let wrong = || format!("`{text}` is not a value of `{}`", ty.sol_type_name());
+    match ty {
+        DynSolType::Uint(bits) => {
+            let number = Amount::parse(text).map_err(|_| wrong())?.units();
+            let value = DynSolValue::Uint(number, *bits);
+            if fits(&value) { Ok(value) } else { Err(wrong()) }
+        }
+        DynSolType::Int(bits) => {
+            let digits = text.strip_prefix('-').unwrap_or(text);
+            Amount::parse(digits).map_err(|_| wrong())?;
+            let number = I256::from_dec_str(text).map_err(|_| wrong())?;
+            let value = DynSolValue::Int(number, *bits);
+            if fits(&value) { Ok(value) } else { Err(wrong()) }
+        }
+        DynSolType::Address => read_address(text).map(DynSolValue::Address),
+        DynSolType::Bytes => read_hex(text).map(DynSolValue::Bytes),
+        DynSolType::FixedBytes(size) => {
+            let bytes = read_hex(text)?;
+            if bytes.len() != *size {
+                return Err(wrong());
+            }
+            Ok(DynSolValue::FixedBytes(B256::right_padding_from(&bytes), *size))
+        }
+        DynSolType::String => Ok(DynSolValue::String(text.clone())),
+        other => Err(format!("values of `{}` cannot be written here", other.sol_type_name())),
+    }
+}

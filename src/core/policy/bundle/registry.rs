@@ -1,0 +1,194 @@
+//! What names mean: contracts with their ABIs, destination lists, assets, native units. Everything
+//! is bound to (chain, address); there is no global directory of selectors.
+
+use super::abi::ContractAbi;
+use super::condition::read_address;
+use super::syntax::{AssetsFile, BookFile, RawAsset, RawContract, RawList, RawNative};
+use super::{At, check_name, line_of};
+use crate::core::id::ChainName;
+use alloy::primitives::Address;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A contract of the book.
+#[derive(Clone, Debug)]
+pub struct Contract {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub address: Address,
+    /// Its interface, if the book binds one.
+    pub abi: Option<ContractAbi>,
+}
+
+/// An ERC-20 asset.
+#[derive(Clone, Debug)]
+pub struct Asset {
+    /// Its name.
+    pub name: String,
+    /// Its contract.
+    pub address: Address,
+    /// How many of its digits are behind the point.
+    pub decimals: u8,
+}
+
+/// All names of a bundle.
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    contracts: BTreeMap<(ChainName, Address), Contract>,
+    assets: BTreeMap<(ChainName, Address), Asset>,
+    lists: BTreeMap<(ChainName, String), BTreeSet<Address>>,
+    natives: BTreeMap<ChainName, u8>,
+}
+
+impl Registry {
+    /// The contract at an address.
+    #[must_use]
+    pub fn contract_at(&self, chain: &ChainName, address: Address) -> Option<&Contract> {
+        self.contracts.get(&(chain.clone(), address))
+    }
+
+    /// The contract with a name.
+    #[must_use]
+    pub fn contract(&self, chain: &ChainName, name: &str) -> Option<&Contract> {
+        let mut all = self.contracts.iter();
+        all.find(|((at, _), contract)| at == chain && contract.name == name)
+            .map(|(_, contract)| contract)
+    }
+
+    /// The asset at an address.
+    #[must_use]
+    pub fn asset_at(&self, chain: &ChainName, address: Address) -> Option<&Asset> {
+        self.assets.get(&(chain.clone(), address))
+    }
+
+    /// The asset with a name.
+    #[must_use]
+    pub fn asset(&self, chain: &ChainName, name: &str) -> Option<&Asset> {
+        let mut all = self.assets.iter();
+        all.find(|((at, _), asset)| at == chain && asset.name == name).map(|(_, asset)| asset)
+    }
+
+    /// A list of destinations; never empty.
+    #[must_use]
+    pub fn list(&self, chain: &ChainName, name: &str) -> Option<&BTreeSet<Address>> {
+        self.lists.get(&(chain.clone(), name.to_owned()))
+    }
+
+    /// Decimals of a chain's own currency: 18 unless the bundle says otherwise.
+    #[must_use]
+    pub fn native_decimals(&self, chain: &ChainName) -> u8 {
+        self.natives.get(chain).copied().unwrap_or(18)
+    }
+
+    /// Every chain that is named.
+    pub fn chains(&self) -> impl Iterator<Item = &ChainName> {
+        let contracts = self.contracts.keys().map(|(chain, _)| chain);
+        let assets = self.assets.keys().map(|(chain, _)| chain);
+        let lists = self.lists.keys().map(|(chain, _)| chain);
+        contracts.chain(assets).chain(lists).chain(self.natives.keys())
+    }
+
+    /// Puts the registry together. `abis` are the ABI files by path; `text` finds lines.
+    pub(super) fn read(
+        book: (&BookFile, &str),
+        assets: (&AssetsFile, &str),
+        abis: &BTreeMap<String, ContractAbi>,
+    ) -> Result<Self, super::BundleError> {
+        let mut registry = Self::default();
+        for raw in &book.0.contract {
+            let at = At { file: "book.toml", line: line_of(book.1, raw.span().start) };
+            registry.add_contract(raw.get_ref(), abis).map_err(|problem| at.error(problem))?;
+        }
+        for raw in &book.0.list {
+            let at = At { file: "book.toml", line: line_of(book.1, raw.span().start) };
+            registry.add_list(raw.get_ref()).map_err(|problem| at.error(problem))?;
+        }
+        for raw in &assets.0.asset {
+            let at = At { file: "assets.toml", line: line_of(assets.1, raw.span().start) };
+            registry.add_asset(raw.get_ref()).map_err(|problem| at.error(problem))?;
+        }
+        for raw in &assets.0.native {
+            let at = At { file: "assets.toml", line: line_of(assets.1, raw.span().start) };
+            registry.add_native(raw.get_ref()).map_err(|problem| at.error(problem))?;
+        }
+        Ok(registry)
+    }
+
+    fn add_contract(
+        &mut self,
+        raw: &RawContract,
+        abis: &BTreeMap<String, ContractAbi>,
+    ) -> Result<(), String> {
+        let (name, chain) = (check_name("name", &raw.name)?, chain_name(&raw.chain)?);
+        let address = read_address(&raw.address)?;
+        if self.contract(&chain, &name).is_some() {
+            return Err(format!("contract `{name}` is there twice on `{chain}`"));
+        }
+        let abi = match &raw.abi {
+            None => None,
+            Some(path) => {
+                Some(abis.get(path).cloned().ok_or_else(|| format!("there is no file `{path}`"))?)
+            }
+        };
+        let contract = Contract { name: name.clone(), address, abi };
+        if let Some(other) = self.contracts.insert((chain, address), contract) {
+            return Err(format!("`{name}` and `{}` have the same address", other.name));
+        }
+        Ok(())
+    }
+
+    fn add_list(&mut self, raw: &RawList) -> Result<(), String> {
+        let (name, chain) = (check_name("name", &raw.name)?, chain_name(&raw.chain)?);
+        let addresses = read_addresses("addresses", &raw.addresses)?;
+        if self.lists.insert((chain, name.clone()), addresses).is_some() {
+            return Err(format!("list `{name}` is there twice"));
+        }
+        Ok(())
+    }
+
+    fn add_asset(&mut self, raw: &RawAsset) -> Result<(), String> {
+        let (name, chain) = (check_name("name", &raw.name)?, chain_name(&raw.chain)?);
+        if self.asset(&chain, &name).is_some() {
+            return Err(format!("asset `{name}` is there twice on `{chain}`"));
+        }
+        if raw.decimals > 77 {
+            return Err("no amount of 256 bits has more than 77 decimals".to_owned());
+        }
+        let address = read_address(&raw.address)?;
+        let asset = Asset { name: name.clone(), address, decimals: raw.decimals };
+        if let Some(other) = self.assets.insert((chain, address), asset) {
+            return Err(format!("`{name}` and `{}` have the same address", other.name));
+        }
+        Ok(())
+    }
+
+    fn add_native(&mut self, raw: &RawNative) -> Result<(), String> {
+        let chain = chain_name(&raw.chain)?;
+        if raw.decimals > 77 {
+            return Err("no amount of 256 bits has more than 77 decimals".to_owned());
+        }
+        if self.natives.insert(chain, raw.decimals).is_some() {
+            return Err(format!("the native unit of `{}` is there twice", raw.chain));
+        }
+        Ok(())
+    }
+}
+
+/// Reads a chain's name.
+pub(super) fn chain_name(text: &str) -> Result<ChainName, String> {
+    check_name("chain", text).map(ChainName::new)
+}
+
+/// Reads a list of addresses, refusing an empty one and repetitions.
+pub(super) fn read_addresses(field: &str, texts: &[String]) -> Result<BTreeSet<Address>, String> {
+    let mut addresses = BTreeSet::new();
+    for text in texts {
+        if !addresses.insert(read_address(text)?) {
+            return Err(format!("{field}: `{text}` is there twice"));
+        }
+    }
+    if addresses.is_empty() {
+        return Err(format!("{field} is empty: an empty list never means \"all\""));
+    }
+    Ok(addresses)
+}
