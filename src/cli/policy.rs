@@ -28,7 +28,7 @@ pub fn check(dir: &Path, as_json: bool) -> Result<(), Failure> {
     rows.extend(bundle.grants().into_iter().map(|grant| {
         vec![
             grant.id,
-            grant.action,
+            grant.action.to_owned(),
             grant.principals.join(","),
             grant.signers.join(","),
             grant.expires,
