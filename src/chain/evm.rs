@@ -157,22 +157,25 @@ async fn state_at(node: &Node, at: BlockAt, finality: Finality) -> Result<Value,
     })
 }
 
-/// All logs of a block by hash. An empty list counts only from a node that has the block: some
-/// clients (anvil) answer an unknown hash with an empty list.
-async fn logs_on(node: &Node, block: B256, addresses: &[Address]) -> Result<Vec<Log>, Fault> {
-    let filter = json!([{ "blockHash": block, "address": addresses }]);
+/// Logs of a block by hash: of these addresses, or all of them (`None`). An empty list counts only from
+/// a node that has the block: some clients (anvil) answer an unknown hash with an empty list.
+async fn logs_on(
+    node: &Node,
+    block: B256,
+    addresses: Option<&[Address]>,
+) -> Result<Vec<Log>, Fault> {
+    let filter = match addresses {
+        Some(addresses) => json!([{ "blockHash": block, "address": addresses }]),
+        None => json!([{ "blockHash": block }]),
+    };
     let found: Vec<WireLog> = node.call("eth_getLogs", filter).await?;
     if found.is_empty() && block_on(node, BlockAt::Hash(block), Finality::Safe).await?.is_none() {
-        return Err(Fault::Said(super::classify::NodeError {
-            code: 0,
-            message: "unknown block".to_owned(),
-            data: None,
-        }));
+        return Err(Fault::unknown_block());
     }
     let logs: Option<Vec<Log>> = found.into_iter().map(wire::log).collect();
     let logs = logs.ok_or_else(|| Fault::unreadable("a removed log, or one without its place"))?;
-    let foreign = |log: &Log| log.block_hash != block || !addresses.contains(&log.address);
-    if logs.iter().any(foreign) {
+    let asked = |log: &Log| addresses.is_none_or(|addresses| addresses.contains(&log.address));
+    if logs.iter().any(|log| log.block_hash != block || !asked(log)) {
         return Err(Fault::unreadable("logs of another block or address than was asked for"));
     }
     Ok(logs)
@@ -282,11 +285,19 @@ impl Chain for EvmChain {
             // To a node, no address means every address.
             return Ok(Vec::new());
         }
-        self.read(|node| async move { logs_on(&node, block, addresses).await }).await
+        self.read(|node| async move { logs_on(&node, block, Some(addresses)).await }).await
     }
 
     async fn broadcast(&self, raw: &Bytes) -> Broadcast {
         let sends = self.nodes.iter().map(|node| send_on(node.clone(), raw.clone()));
         combine(join_all(sends).await)
+    }
+}
+
+#[cfg(feature = "watcher")]
+#[async_trait]
+impl crate::ports::block_logs::BlockLogs for EvmChain {
+    async fn block_logs(&self, block: B256) -> Result<Vec<Log>, ChainError> {
+        self.read(|node| async move { logs_on(&node, block, None).await }).await
     }
 }

@@ -26,6 +26,11 @@ impl Fault {
         Self::Unreadable(detail.to_owned())
     }
 
+    /// As if the node had said that it does not have the block.
+    pub(super) fn unknown_block() -> Self {
+        Self::Said(NodeError { code: 0, message: "unknown block".to_owned(), data: None })
+    }
+
     fn class(&self) -> &'static str {
         match self {
             Self::Silent { class, .. } => class,

@@ -3,7 +3,7 @@
 //! - [`config`]: its file. [`plan`]: that file, checked and compiled.
 //! - [`poller`]: one per chain; blocks in, events and the cursor out, in one transaction.
 //! - [`cloudevent`]: the documents that tell of events.
-//! - [`trigger`]: the consumer that turns an event into a request to the server.
+//! - [`trigger`]: the consumer that turns an event into a request to the [`server`].
 //! - [`store`]: its database. [`run`]: the loops. [`status`]: what an operator sees.
 //!
 //! It takes ports; the program composes. It never sees the HSM, the server's listeners or its store.
@@ -13,6 +13,7 @@ pub mod config;
 pub mod plan;
 pub mod poller;
 pub mod run;
+pub mod server;
 pub mod status;
 pub mod store;
 pub mod trigger;

@@ -28,9 +28,12 @@ statements! {
               WHERE state = 'parked' AND ($1 = 0 OR id = $1)";
     COUNTS = "SELECT consumer, state, COUNT(*) FROM outbox GROUP BY consumer, state \
               ORDER BY consumer, state";
-    ATTENTION = "SELECT id, consumer, kind, event_id, state, reason, result FROM outbox \
-                 WHERE state = 'parked' OR (state = 'cancelled' AND result <> '') \
-                 OR (kind = 'retraction') ORDER BY id DESC LIMIT 50";
+    // A retraction shows what became of the log that it takes back.
+    ATTENTION = "SELECT o.id, o.consumer, o.kind, o.event_id, o.state, o.reason, \
+                 COALESCE((SELECT MAX(l.result) FROM outbox l WHERE l.source = o.source \
+                 AND l.event_id = o.event_id AND l.consumer = o.consumer AND l.kind = 'log'), '') \
+                 FROM outbox o WHERE o.state = 'parked' OR (o.state = 'cancelled' AND o.result <> '') \
+                 OR o.kind = 'retraction' ORDER BY o.id DESC LIMIT 50";
     UNDECODABLE = "SELECT event_id, reason FROM event WHERE state = 'undecodable' \
                    ORDER BY id DESC LIMIT 50";
 }
@@ -140,10 +143,8 @@ pub(super) async fn status(tx: &mut Tx) -> Result<WatchStatus, WatchStoreError> 
         let (delivery, consumer, stored, event_id, state, reason, result) = row;
         let reason = match (stored.as_str(), state.as_str()) {
             (_, "parked") => reason,
-            (_, "cancelled") => format!("retracted after it became {result}"),
-            _ => {
-                format!("retracted after it was sent; delivery of the retraction: {state} {result}")
-            }
+            _ if result.is_empty() => "retracted after it was tried".to_owned(),
+            _ => format!("retracted after it became {result}"),
         };
         attention.push(Attention { delivery, consumer, kind: kind(&stored)?, event_id, reason });
     }
