@@ -66,11 +66,7 @@ fn advance(from: Place, blocks: &[Link], events: Vec<NewEvent>) -> Advance {
         chain: CHAIN.to_owned(),
         expected: from,
         blocks: blocks.to_vec(),
-        moves: vec![SourceMove {
-            source: SOURCE.to_owned(),
-            from: from.number + 1,
-            to: to + 1,
-        }],
+        moves: vec![SourceMove { source: SOURCE.to_owned(), from: from.number + 1, to: to + 1 }],
         events,
         keep: 4,
         now: at(0),

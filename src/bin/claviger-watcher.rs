@@ -1,6 +1,7 @@
 //! The watcher: follows chains and asks the signing server for what events trigger. It holds no keys,
 //! and cannot link the code that does.
 
+use clap::{Parser, Subcommand};
 use claviger::bus::embedded::{lanes, subscribers};
 use claviger::chain::evm::{self, EvmChain, EvmConfig};
 use claviger::config::file;
@@ -17,7 +18,6 @@ use claviger::watch::server::Server;
 use claviger::watch::store::{self, OpenMode};
 use claviger::watch::trigger::TriggerConsumer;
 use claviger::watch::{run, status};
-use clap::{Parser, Subcommand};
 use std::error::Error;
 use std::io::Write;
 use std::path::{Path, PathBuf};

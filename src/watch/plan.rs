@@ -95,7 +95,8 @@ fn check_name(section: &'static str, name: &str) -> Result<(), PlanError> {
 
 /// EIP-55 or all lower case; anything else is a typing error.
 fn address(text: &str) -> Result<Address, &'static str> {
-    const REASON: &str = "an address is 0x and 40 hex digits, lower case or with an EIP-55 checksum";
+    const REASON: &str =
+        "an address is 0x and 40 hex digits, lower case or with an EIP-55 checksum";
     let parsed: Address = text.parse().map_err(|_| REASON)?;
     if text == format!("{parsed:#x}") || text == parsed.to_checksum(None) {
         Ok(parsed)
@@ -279,7 +280,11 @@ mod tests {
             ("depth = 2", "height = 2", "unknown variant"),
             ("chain_id = 31337", "chain_id = 31337\nspeed = 1", "unknown field `speed`"),
             ("name = \"charges\"", "name = \"Charges!\"", "a-z"),
-            ("[server]\n        url = \"http://127.0.0.1:8080\"\n        token_file = \"token\"", "", "[server]"),
+            (
+                "[server]\n        url = \"http://127.0.0.1:8080\"\n        token_file = \"token\"",
+                "",
+                "[server]",
+            ),
         ] {
             let text = GOOD.replace(from, to);
             assert_ne!(text, GOOD, "{from}");

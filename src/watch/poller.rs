@@ -85,12 +85,7 @@ impl View {
             return Err(broken("the stored window does not end with the cursor".to_owned()));
         }
         let next = state.sources.into_iter().map(|source| (source.name, source.next_block));
-        Ok(Self {
-            window,
-            tip: state.cursor,
-            finalized: state.finalized,
-            next: next.collect(),
-        })
+        Ok(Self { window, tip: state.cursor, finalized: state.finalized, next: next.collect() })
     }
 
     fn next_of(&self, source: &Source) -> u64 {
@@ -314,7 +309,11 @@ impl Poller {
 
     async fn halt(&mut self, why: String) -> StepError {
         let chain = self.chain().to_owned();
-        tracing::error!(chain, why, "the chain is halted; nothing is taken until an operator looks");
+        tracing::error!(
+            chain,
+            why,
+            "the chain is halted; nothing is taken until an operator looks"
+        );
         self.gauge("claviger_watcher_halted", 1);
         self.halted = Some(why.clone());
         match self.parts.store.set_halted(&chain, Some(&why)).await {

@@ -51,8 +51,7 @@ pub struct LyingChain {
 impl LyingChain {
     /// Final are blocks `depth` below the head.
     pub fn new(id: u64, depth: u64) -> Self {
-        let state =
-            State { canonical: Vec::new(), blocks: HashMap::new(), forks: 0, lie: None };
+        let state = State { canonical: Vec::new(), blocks: HashMap::new(), forks: 0, lie: None };
         let chain = Self { id, depth, state: Mutex::new(state) };
         chain.mine(&[]);
         chain
@@ -67,7 +66,9 @@ impl LyingChain {
         let mut state = self.state.lock().unwrap();
         let number = state.canonical.len() as u64;
         let parent = state.canonical.last().copied().unwrap_or_default();
-        let hash = keccak256([&number.to_be_bytes()[..], &state.forks.to_be_bytes(), &parent[..]].concat());
+        let hash = keccak256(
+            [&number.to_be_bytes()[..], &state.forks.to_be_bytes(), &parent[..]].concat(),
+        );
         let mut bloom = Bloom::ZERO;
         let made: Vec<Log> = (0..)
             .zip(logs)
