@@ -304,7 +304,7 @@ mod killed {
         let stage = Stage::new().await;
         stage.ask(1).await;
         stage.anvil.mine(3).await;
-        killed_at(&stage, "watch-after-commit").await;
+        killed_at(&stage, "watch.after_commit").await;
         assert!(stage.server.requests().is_empty());
         let watcher = stage.watcher();
         stage.outbox("done", 1).await;
@@ -317,7 +317,7 @@ mod killed {
         let stage = Stage::new().await;
         stage.ask(1).await;
         stage.anvil.mine(3).await;
-        killed_at(&stage, "watch-after-deliver").await;
+        killed_at(&stage, "watch.after_deliver").await;
         assert_eq!(stage.server.requests().len(), 1);
         let watcher = stage.watcher();
         stage.outbox("done", 1).await;
@@ -334,7 +334,7 @@ mod killed {
             stage.ask(order).await;
         }
         stage.anvil.mine(3).await;
-        killed_at(&stage, "watch-mid-block").await;
+        killed_at(&stage, "watch.mid_block").await;
         assert_eq!(stage.status()["chains"][0]["cursor"]["number"], 0);
         assert!(stage.status()["outbox"].as_array().unwrap().is_empty());
         let watcher = stage.watcher();

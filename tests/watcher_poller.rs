@@ -403,6 +403,35 @@ async fn a_new_source_with_an_old_start_joins_without_hole_or_double() {
 }
 
 #[tokio::test]
+async fn blocks_that_are_read_again_tell_nothing_twice() {
+    let mut stage = Stage::new().await;
+    for order in 0..5 {
+        stage.chain.mine(&asked(order));
+    }
+    stage.run().await.unwrap();
+    assert!(stage.store.rewind("asked", 1).await.unwrap());
+    stage.chain.mine(&asked(5));
+    // The running poller's own place is no longer right; it loads the new one.
+    assert!(matches!(stage.run().await, Err(StepError::Store(_))));
+    stage.run().await.unwrap();
+    assert_eq!(orders(&stage.head), ["0", "1", "2", "3", "4", "5"]);
+    assert_eq!(stage.status().await.chains[0].sources[0].next_block, 7);
+}
+
+#[tokio::test]
+async fn a_node_that_is_far_behind_is_not_a_reorg() {
+    let mut stage = Stage::new().await;
+    stage.chain.mine_empty(60);
+    stage.run().await.unwrap();
+    stage.chain.lie(Some(Lie::Behind(50)));
+    assert!(matches!(stage.run().await, Err(StepError::Inconsistent(_))));
+    stage.chain.lie(None);
+    stage.chain.mine(&asked(1));
+    stage.run().await.unwrap();
+    assert_eq!(orders(&stage.head), ["1"]);
+}
+
+#[tokio::test]
 async fn two_watchers_over_one_database_tell_each_event_once() {
     let mut one = Stage::new().await;
     one.chain.mine_empty(2);

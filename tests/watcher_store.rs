@@ -286,6 +286,14 @@ async fn what_a_cancelled_delivery_became_is_kept(store: &dyn WatchStore) {
     assert_eq!(attention.len(), 2, "the retraction, and the delivery itself");
 }
 
+async fn a_source_is_sent_back_but_never_forward(store: &dyn WatchStore) {
+    ready(store).await;
+    assert!(!store.rewind(SOURCE, 11).await.unwrap());
+    assert!(!store.rewind("nobody", 1).await.unwrap());
+    assert!(store.rewind(SOURCE, 0).await.unwrap());
+    assert_eq!(store.load(CHAIN).await.unwrap().unwrap().sources[0].next_block, 1);
+}
+
 async fn halts_are_recorded(store: &dyn WatchStore) {
     ready(store).await;
     store.set_halted(CHAIN, Some("below finality")).await.unwrap();
@@ -341,6 +349,7 @@ on_both!(
     a_reorg_cancels_what_was_not_tried_and_retracts_the_rest,
     an_event_is_told_once_and_again_only_after_its_retraction,
     what_a_cancelled_delivery_became_is_kept,
+    a_source_is_sent_back_but_never_forward,
     halts_are_recorded,
     of_two_that_step_or_claim_at_once_one_wins,
 );

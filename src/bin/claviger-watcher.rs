@@ -69,6 +69,23 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Read a source's blocks again from an older one; events that stand are not told twice. A watcher
+    /// that runs takes it up with its next block.
+    #[command(
+        after_help = "Example:\n  claviger-watcher backfill --config watcher.toml --source charges \
+                      --from-block 19000000"
+    )]
+    Backfill {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// The source.
+        #[arg(long)]
+        source: String,
+        /// The first block to read again.
+        #[arg(long)]
+        from_block: u64,
+    },
     /// Deliver parked messages again, with the same idempotency keys.
     #[command(after_help = "Example:\n  claviger-watcher retry --config watcher.toml --id 17")]
     Retry {
@@ -134,6 +151,14 @@ async fn execute(command: Command) -> Outcome<()> {
             let plan = plan(&config)?;
             store::open(&plan.store_url, OpenMode::Create).await?;
             print("created the watcher's database")
+        }
+        Command::Backfill { config, source, from_block } => {
+            let store = store::open(&plan(&config)?.store_url, OpenMode::Existing).await?;
+            if !store.rewind(&source, from_block).await? {
+                let text = "is not known, or has not read so far: nothing to read again";
+                return Err(format!("source {source} {text}").into());
+            }
+            print(&format!("source {source} is read again from block {from_block}"))
         }
         Command::Retry { config, id } => {
             let store = store::open(&plan(&config)?.store_url, OpenMode::Existing).await?;

@@ -80,7 +80,7 @@ impl Lane {
         let claimed = self.store.claim(consumer, &self.source, now, LEASE_MS).await?;
         let Some(claimed) = claimed else { return Ok(Step::Idle) };
         let outcome = self.consumer.deliver(&claimed.message).await;
-        crate::failpoint!("watch-after-deliver");
+        crate::failpoint!("watch.after_deliver");
         let now = self.clock.now();
         let ended = ended(outcome, claimed.attempt, now);
         self.tell(&claimed, &ended);

@@ -221,7 +221,7 @@ pub struct WatchStatus {
     pub chains: Vec<ChainState>,
     /// Deliveries, counted.
     pub outbox: Vec<OutboxCount>,
-    /// The newest that need attention: parked, undecodable, or retracted after they were sent.
+    /// The newest that need attention: parked, failing, undecodable, or retracted after they were sent.
     pub attention: Vec<Attention>,
 }
 
@@ -281,6 +281,10 @@ pub trait WatchStore: Send + Sync {
         ended: &Ended,
         now: Timestamp,
     ) -> Result<bool, WatchStoreError>;
+
+    /// Sends a source back to a block that it has taken already. What stands is not told twice. `false`
+    /// if there is no such source, or it has not come so far.
+    async fn rewind(&self, source: &str, from_block: u64) -> Result<bool, WatchStoreError>;
 
     /// Makes parked deliveries due again: one, or all. Answers how many.
     async fn unpark(&self, id: Option<i64>, now: Timestamp) -> Result<u64, WatchStoreError>;

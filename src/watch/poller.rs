@@ -166,6 +166,8 @@ impl Poller {
         if head.number > view.tip.number {
             view = self.take_blocks(view, &head).await?;
             progress = Progress::More;
+        } else if view.window.oldest().is_some_and(|oldest| head.number < oldest.number) {
+            return Err(StepError::Inconsistent("the node is far behind".to_owned()));
         } else if !head_is_ours {
             view = self.reorg(view, &head).await?;
             progress = Progress::More;
@@ -254,7 +256,7 @@ impl Poller {
         };
         self.parts.store.advance(&advance).await?;
         if !advance.events.is_empty() {
-            crate::failpoint!("watch-after-commit");
+            crate::failpoint!("watch.after_commit");
         }
         Ok(())
     }

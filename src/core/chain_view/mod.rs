@@ -87,6 +87,12 @@ impl Window {
         self.links.last().map(Link::place)
     }
 
+    /// The oldest block.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Place> {
+        self.links.first().map(Link::place)
+    }
+
     /// Our block at this height, if the window has it.
     #[must_use]
     pub fn at(&self, number: u64) -> Option<Place> {

@@ -64,7 +64,7 @@ pub(super) async fn advance(tx: &mut Tx, advance: &Advance) -> Result<(), WatchS
     for event in &advance.events {
         add_event(tx, chain, event, advance.now).await?;
     }
-    crate::failpoint!("watch-mid-block");
+    crate::failpoint!("watch.mid_block");
     for SourceMove { source, from, to } in &advance.moves {
         let row = values![source, stored(*from)?, stored(*to)?];
         if tx.execute(MOVE_SOURCE, row).await? != 1 {

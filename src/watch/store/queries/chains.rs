@@ -21,6 +21,7 @@ statements! {
     SOURCE = "SELECT chain, definition FROM source WHERE name = $1";
     ADD_SOURCE = "INSERT INTO source (name, chain, definition, next_block) \
                   VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING";
+    REWIND = "UPDATE source SET next_block = $2 WHERE name = $1 AND next_block > $2";
     SET_HALTED = "UPDATE chain SET halted = $2 WHERE name = $1";
 }
 
@@ -129,4 +130,9 @@ pub(super) async fn load_all(tx: &mut Tx) -> Result<Vec<ChainState>, WatchStoreE
 
 pub(super) async fn set_halted(tx: &mut Tx, name: &str, why: &str) -> Result<(), WatchStoreError> {
     tx.execute(SET_HALTED, values![name, why]).await.map(|_| ())
+}
+
+pub(super) async fn rewind(tx: &mut Tx, name: &str, from: u64) -> Result<bool, WatchStoreError> {
+    // Block 0 has no logs.
+    Ok(tx.execute(REWIND, values![name, stored(from.max(1))?]).await? == 1)
 }

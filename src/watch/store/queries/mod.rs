@@ -145,6 +145,10 @@ impl WatchStore for Store {
         unit!(self, "finish", |tx| outbox::finish(tx, id, attempt, ended, now))
     }
 
+    async fn rewind(&self, source: &str, from_block: u64) -> Result<bool, WatchStoreError> {
+        unit!(self, "rewind", |tx| chains::rewind(tx, source, from_block))
+    }
+
     async fn unpark(&self, id: Option<i64>, now: Timestamp) -> Result<u64, WatchStoreError> {
         unit!(self, "unpark", |tx| outbox::unpark(tx, id.unwrap_or(0), now))
     }

@@ -33,7 +33,7 @@ statements! {
                  COALESCE((SELECT MAX(l.result) FROM outbox l WHERE l.source = o.source \
                  AND l.event_id = o.event_id AND l.consumer = o.consumer AND l.kind = 'log'), '') \
                  FROM outbox o WHERE o.state = 'parked' OR (o.state = 'cancelled' AND o.result <> '') \
-                 OR o.kind = 'retraction' ORDER BY o.id DESC LIMIT 50";
+                 OR o.kind = 'retraction' OR (o.state = 'ready' AND o.attempts > 2) ORDER BY o.id DESC LIMIT 50";
     UNDECODABLE = "SELECT event_id, reason FROM event WHERE state = 'undecodable' \
                    ORDER BY id DESC LIMIT 50";
 }
@@ -141,12 +141,14 @@ pub(super) async fn status(tx: &mut Tx) -> Result<WatchStatus, WatchStoreError> 
     let mut attention = Vec::new();
     for row in tx.all::<AttentionRow>(ATTENTION, Vec::new()).await? {
         let (delivery, consumer, stored, event_id, state, reason, result) = row;
-        let reason = match (stored.as_str(), state.as_str()) {
+        let kind = kind(&stored)?;
+        let reason = match (kind, state.as_str()) {
             (_, "parked") => reason,
+            (Kind::Log, "ready") => format!("still trying: {reason}"),
             _ if result.is_empty() => "retracted after it was tried".to_owned(),
             _ => format!("retracted after it became {result}"),
         };
-        attention.push(Attention { delivery, consumer, kind: kind(&stored)?, event_id, reason });
+        attention.push(Attention { delivery, consumer, kind, event_id, reason });
     }
     for (event_id, reason) in tx.all::<(String, String)>(UNDECODABLE, Vec::new()).await? {
         let reason = format!("undecodable: {reason}");
