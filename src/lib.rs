@@ -13,8 +13,7 @@
 //! `docs/ARCHITECTURE.md` has one request's walk through the rooms, and `tests/architecture.rs` holds
 //! the rules between them as code.
 
-#[macro_use]
-mod failpoint;
+pub mod failpoint;
 
 pub mod chain;
 pub mod config;
@@ -37,3 +36,8 @@ pub mod issuer;
 pub mod jobs;
 #[cfg(feature = "server")]
 pub mod store;
+
+#[cfg(feature = "watcher")]
+pub mod bus;
+#[cfg(feature = "watcher")]
+pub mod watch;

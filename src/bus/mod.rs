@@ -1,0 +1,3 @@
+//! Buses: how events get from the outbox to those who want them.
+
+pub mod embedded;

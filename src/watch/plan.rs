@@ -1,0 +1,307 @@
+//! The configuration, checked and compiled: what can be wrong is wrong at start.
+
+use super::config::{ChainSection, Config, Finality, ServerSection, SourceSection, TriggerSection};
+use crate::core::trigger::{BusinessId, EventAbi, Trigger, TriggerError};
+use alloy::primitives::Address;
+use std::collections::BTreeSet;
+
+/// Why a configuration cannot run.
+#[derive(Debug, thiserror::Error)]
+#[error("[[{section}]] {name}: {reason}")]
+pub struct PlanError {
+    section: &'static str,
+    name: String,
+    reason: String,
+}
+
+/// A source that can be watched.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its name.
+    pub name: String,
+    /// The contract.
+    pub address: Address,
+    /// The event.
+    pub event: EventAbi,
+    /// The first block, if it is said.
+    pub from_block: Option<u64>,
+    /// When its events may sign.
+    pub finality: Finality,
+}
+
+impl Source {
+    /// What it watches, in canonical words: these may not change under one name.
+    #[must_use]
+    pub fn definition(&self) -> String {
+        format!("{} of {:#x}", self.event.signature(), self.address)
+    }
+}
+
+/// A chain and what is watched on it.
+#[derive(Debug, Clone)]
+pub struct ChainPlan {
+    /// Its section.
+    pub chain: ChainSection,
+    /// Its sources.
+    pub sources: Vec<Source>,
+}
+
+/// A trigger that can run.
+#[derive(Debug, Clone)]
+pub struct TriggerPlan {
+    /// Its name.
+    pub name: String,
+    /// Whose events.
+    pub source: Source,
+    /// The chain that the source is on.
+    pub source_chain: String,
+    /// The chain that the transaction goes to.
+    pub chain: String,
+    /// The group that signs.
+    pub signer: String,
+    /// The contract that is called.
+    pub to: Address,
+    /// The call.
+    pub call: Trigger,
+    /// The identity of the business.
+    pub business_id: BusinessId,
+}
+
+/// Everything that runs.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Where the database is.
+    pub store_url: String,
+    /// The server, if there are triggers.
+    pub server: Option<ServerSection>,
+    /// The chains.
+    pub chains: Vec<ChainPlan>,
+    /// The triggers.
+    pub triggers: Vec<TriggerPlan>,
+}
+
+fn wrong(section: &'static str, name: &str, reason: impl ToString) -> PlanError {
+    PlanError { section, name: name.to_owned(), reason: reason.to_string() }
+}
+
+fn check_name(section: &'static str, name: &str) -> Result<(), PlanError> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
+    if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+        let reason = "a name is 1 to 64 of a-z, 0-9, `-`, `_` and `.`";
+        return Err(wrong(section, name, reason));
+    }
+    Ok(())
+}
+
+/// EIP-55 or all lower case; anything else is a typing error.
+fn address(text: &str) -> Result<Address, &'static str> {
+    const REASON: &str =
+        "an address is 0x and 40 hex digits, lower case or with an EIP-55 checksum";
+    let parsed: Address = text.parse().map_err(|_| REASON)?;
+    if text == format!("{parsed:#x}") || text == parsed.to_checksum(None) {
+        Ok(parsed)
+    } else {
+        Err(REASON)
+    }
+}
+
+impl Plan {
+    /// Checks a configuration.
+    ///
+    /// # Errors
+    /// At the first thing that is wrong, by section and name.
+    pub fn new(config: Config) -> Result<Self, PlanError> {
+        let mut names = BTreeSet::new();
+        let mut ids = BTreeSet::new();
+        let mut chains = Vec::with_capacity(config.chain.len());
+        for chain in config.chain {
+            check_chain(&chain)?;
+            if !names.insert(chain.name.clone()) || !ids.insert(chain.chain_id) {
+                return Err(wrong("chain", &chain.name, "this name or chain_id is there twice"));
+            }
+            chains.push(ChainPlan { chain, sources: Vec::new() });
+        }
+        let mut names = BTreeSet::new();
+        for section in config.source {
+            if !names.insert(section.name.clone()) {
+                return Err(wrong("source", &section.name, "this name is there twice"));
+            }
+            place_source(&mut chains, section)?;
+        }
+        let mut names = BTreeSet::new();
+        let mut triggers = Vec::with_capacity(config.trigger.len());
+        for section in config.trigger {
+            if !names.insert(section.name.clone()) {
+                return Err(wrong("trigger", &section.name, "this name is there twice"));
+            }
+            triggers.push(trigger(&chains, section)?);
+        }
+        if let (Some(trigger), None) = (triggers.first(), &config.server) {
+            return Err(wrong("trigger", &trigger.name, "triggers need a [server]"));
+        }
+        Ok(Self { store_url: config.store.url, server: config.server, chains, triggers })
+    }
+}
+
+fn check_chain(chain: &ChainSection) -> Result<(), PlanError> {
+    check_name("chain", &chain.name)?;
+    if chain.rpc.is_empty() {
+        return Err(wrong("chain", &chain.name, "rpc needs at least one URL"));
+    }
+    if chain.poll_ms == 0 || chain.window_blocks == 0 {
+        return Err(wrong("chain", &chain.name, "poll_ms and window_blocks are at least 1"));
+    }
+    check_depth("chain", &chain.name, chain.finality, chain.window_blocks)
+}
+
+fn check_depth(
+    section: &'static str,
+    name: &str,
+    finality: Finality,
+    window: u64,
+) -> Result<(), PlanError> {
+    match finality {
+        Finality::Depth(depth) if depth >= window => {
+            let reason = "the depth of finality must be below the chain's window_blocks";
+            Err(wrong(section, name, reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn place_source(chains: &mut [ChainPlan], section: SourceSection) -> Result<(), PlanError> {
+    let name = section.name.clone();
+    let fail = |reason: String| wrong("source", &name, reason);
+    check_name("source", &name)?;
+    let chain = chains.iter_mut().find(|plan| plan.chain.name == section.chain);
+    let chain = chain.ok_or_else(|| fail(format!("there is no chain {}", section.chain)))?;
+    let finality = section.finality.unwrap_or(chain.chain.finality);
+    check_depth("source", &name, finality, chain.chain.window_blocks)?;
+    chain.sources.push(Source {
+        name: section.name,
+        address: address(&section.address).map_err(|reason| fail(reason.to_owned()))?,
+        event: EventAbi::parse(&section.event).map_err(|error| fail(error.to_string()))?,
+        from_block: section.from_block,
+        finality,
+    });
+    Ok(())
+}
+
+fn trigger(chains: &[ChainPlan], section: TriggerSection) -> Result<TriggerPlan, PlanError> {
+    let name = section.name.as_str();
+    let fail = |reason: String| wrong("trigger", name, reason);
+    let misfit = |error: TriggerError| fail(error.to_string());
+    check_name("trigger", name)?;
+    let found = chains.iter().find_map(|plan| {
+        let source = plan.sources.iter().find(|source| source.name == section.source)?;
+        Some((plan.chain.name.clone(), source))
+    });
+    let (source_chain, source) =
+        found.ok_or_else(|| fail(format!("there is no source {}", section.source)))?;
+    let to = match &section.to {
+        Some(text) => address(text).map_err(|reason| fail(format!("to: {reason}")))?,
+        None => source.address,
+    };
+    if section.signer.is_empty() {
+        return Err(fail("signer is empty".to_owned()));
+    }
+    let call = Trigger::parse(&section.function, &section.args, &source.event).map_err(misfit)?;
+    let business_id = BusinessId::parse(&section.business_id, &source.event).map_err(misfit)?;
+    Ok(TriggerPlan {
+        chain: section.chain.unwrap_or_else(|| source_chain.clone()),
+        source: source.clone(),
+        name: section.name,
+        source_chain,
+        signer: section.signer,
+        to,
+        call,
+        business_id,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file::parse;
+    use std::path::Path;
+
+    const GOOD: &str = r#"
+        [store]
+        url = "sqlite:watcher.db"
+        [server]
+        url = "http://127.0.0.1:8080"
+        token_file = "token"
+        [[chain]]
+        name = "local"
+        chain_id = 31337
+        rpc = ["http://127.0.0.1:8545"]
+        finality = { depth = 2 }
+        [[source]]
+        name = "charges"
+        chain = "local"
+        address = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
+        event = "Asked(uint256 indexed orderId, address indexed payer, uint256 amount)"
+        [[trigger]]
+        name = "charge"
+        source = "charges"
+        signer = "payments"
+        function = "run(uint256 orderId, uint256 amount)"
+        args = { orderId = "orderId", amount = "amount" }
+        business_id = ["{chain}", "{contract}", "orderId"]
+    "#;
+
+    fn plan(text: &str) -> Result<Plan, String> {
+        let config: Config = parse(Path::new("watcher.toml"), text, std::iter::empty())
+            .map_err(|error| error.to_string())?;
+        Plan::new(config).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_good_configuration_is_compiled() {
+        let plan = plan(GOOD).unwrap();
+        assert_eq!(plan.chains[0].sources[0].finality, Finality::Depth(2));
+        assert_eq!(plan.triggers[0].to, plan.chains[0].sources[0].address);
+        assert_eq!(plan.triggers[0].chain, "local");
+        assert_eq!(
+            plan.chains[0].sources[0].definition(),
+            "Asked(uint256,address,uint256) of 0x5fbdb2315678afecb367f032d93f642f64180aa3"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_by_name() {
+        for (from, to, said) in [
+            ("chain = \"local\"", "chain = \"other\"", "no chain other"),
+            ("source = \"charges\"", "source = \"other\"", "no source other"),
+            ("180aa3", "180aA3", "EIP-55"),
+            ("amount = \"amount\"", "amount = \"payer\"", "does not fit"),
+            ("\"{contract}\"", "\"{log_index}\"", "sign twice"),
+            ("depth = 2", "depth = 5000", "window_blocks"),
+            ("depth = 2", "height = 2", "unknown variant"),
+            ("chain_id = 31337", "chain_id = 31337\nspeed = 1", "unknown field `speed`"),
+            ("name = \"charges\"", "name = \"Charges!\"", "a-z"),
+            (
+                "[server]\n        url = \"http://127.0.0.1:8080\"\n        token_file = \"token\"",
+                "",
+                "[server]",
+            ),
+        ] {
+            let text = GOOD.replace(from, to);
+            assert_ne!(text, GOOD, "{from}");
+            let error = plan(&text).unwrap_err();
+            assert!(error.contains(said), "{said}: {error}");
+        }
+    }
+
+    #[test]
+    fn finality_is_a_word_or_a_depth() {
+        for (text, wanted) in [
+            ("\"finalized\"", Finality::Finalized),
+            ("\"safe\"", Finality::Safe),
+            ("{ depth = 12 }", Finality::Depth(12)),
+        ] {
+            let plan = plan(&GOOD.replace("{ depth = 2 }", text)).unwrap();
+            assert_eq!(plan.chains[0].chain.finality, wanted);
+        }
+    }
+}

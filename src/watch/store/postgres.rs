@@ -1,0 +1,66 @@
+//! PostgreSQL: several watcher processes. Units that conflict are run again.
+
+use super::{CREATED, OpenMode, RUNS_MAX, unavailable};
+use crate::ports::watch_store::WatchStoreError;
+use sqlx::Transaction;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use std::str::FromStr;
+use std::time::Duration;
+
+type Db = sqlx::Postgres;
+
+#[path = "queries/mod.rs"]
+#[expect(clippy::duplicate_mod, reason = "the one SQL source, compiled for each database")]
+mod queries;
+
+/// An open PostgreSQL database.
+#[derive(Debug)]
+pub struct PostgresWatchStore {
+    pool: sqlx::Pool<Db>,
+}
+
+type Store = PostgresWatchStore;
+
+impl PostgresWatchStore {
+    /// Opens `postgres://…`. The database itself must exist; `Create` makes our tables in it.
+    ///
+    /// # Errors
+    /// See [`super::open`].
+    pub async fn open(url: &str, mode: OpenMode) -> Result<Self, WatchStoreError> {
+        let options = PgConnectOptions::from_str(url)
+            .map_err(|error| unavailable(&error))?
+            .application_name("claviger-watcher")
+            .options([("statement_timeout", "30000"), ("lock_timeout", "15000")]);
+        let pool = PgPoolOptions::new()
+            .max_connections(4)
+            .acquire_timeout(Duration::from_secs(20))
+            .connect_with(options)
+            .await
+            .map_err(|error| unavailable(&error))?;
+        let store = Self { pool };
+        queries::set_up(&store, mode).await?;
+        Ok(store)
+    }
+
+    async fn migrate(&self) -> Result<(), WatchStoreError> {
+        let migrator = sqlx::migrate!("migrations/watcher/postgres");
+        migrator.run(&self.pool).await.map_err(|error| unavailable(&error))
+    }
+
+    async fn begin(&self) -> Result<Transaction<'static, Db>, WatchStoreError> {
+        self.pool.begin().await.map_err(|error| unavailable(&error))
+    }
+
+    async fn begin_read(&self) -> Result<Transaction<'static, Db>, WatchStoreError> {
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        self.pool.begin_with(begin).await.map_err(|error| unavailable(&error))
+    }
+}
+
+/// Serialisation failure and deadlock (SQLSTATE 40001, 40P01): the unit may be run again.
+fn is_retryable(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .is_some_and(|code| code == "40001" || code == "40P01")
+}

@@ -1,0 +1,179 @@
+//! The cursor, forward and back.
+
+use super::statement::{Tx, contradiction, stored, values};
+use crate::core::chain_view::Place;
+use crate::core::time::Timestamp;
+use crate::ports::watch_store::{
+    Advance, NewEvent, RollBack, Settle, SourceMove, StandingEvent, WatchStoreError,
+};
+
+statements! {
+    // Also the lock of the unit: a second one waits here, and then finds another cursor.
+    MOVE_CURSOR = "UPDATE chain SET cursor_number = $4, cursor_hash = $5 \
+                   WHERE name = $1 AND cursor_number = $2 AND cursor_hash = $3";
+    ADD_LINK = "INSERT INTO block (chain, number, hash, parent) VALUES ($1, $2, $3, $4)";
+    DROP_ABOVE = "DELETE FROM block WHERE chain = $1 AND number > $2";
+    DROP_BELOW = "DELETE FROM block WHERE chain = $1 AND number < $2";
+    MOVE_SOURCE = "UPDATE source SET next_block = $3 WHERE name = $1 AND next_block = $2";
+    PULL_SOURCES = "UPDATE source SET next_block = $2 WHERE chain = $1 AND next_block > $2";
+    ADD_EVENT = "INSERT INTO event (source, event_id, chain, block_number, block_hash, state, body, \
+                 reason, seen_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+                 ON CONFLICT (source, event_id) DO UPDATE SET state = excluded.state \
+                 WHERE event.state = 'retracted' RETURNING id";
+    ADD_DELIVERY = "INSERT INTO outbox (consumer, source, chain, event_id, kind, block_number, body, \
+                    state, attempts, due_at, reason, result, created_at, updated_at) \
+                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9, '', '', $9, $9)";
+    STANDING = "SELECT source, event_id, body FROM event \
+                WHERE chain = $1 AND block_number > $2 AND state = 'standing' ORDER BY id";
+    RETRACT = "UPDATE event SET state = 'retracted' \
+               WHERE source = $1 AND event_id = $2 AND state = 'standing' RETURNING block_number";
+    RETRACT_UNDECODABLE = "UPDATE event SET state = 'retracted' \
+                           WHERE chain = $1 AND block_number > $2 AND state = 'undecodable'";
+    COUNT_STANDING = "SELECT COUNT(*) FROM event \
+                      WHERE chain = $1 AND block_number > $2 AND state = 'standing'";
+    // Deliveries that were tried before, or are done: their consumers must hear of the retraction.
+    TOLD = "SELECT DISTINCT consumer FROM outbox \
+            WHERE source = $1 AND event_id = $2 AND kind = 'log' AND attempts > 0 \
+            AND state <> 'cancelled' ORDER BY consumer";
+    CANCEL = "UPDATE outbox SET state = 'cancelled', reason = 'retracted by a reorg', updated_at = $3 \
+              WHERE source = $1 AND event_id = $2 AND kind = 'log' \
+              AND state IN ('held', 'ready', 'parked')";
+    SET_FINAL = "UPDATE chain SET final_number = $2, final_hash = $3 \
+                 WHERE name = $1 AND final_number < $2";
+    RELEASE = "UPDATE outbox SET state = 'ready', due_at = $4, updated_at = $4 \
+               WHERE chain = $1 AND source = $2 AND state = 'held' AND block_number <= $3";
+}
+
+async fn move_cursor(
+    tx: &mut Tx,
+    chain: &str,
+    from: Place,
+    to: Place,
+) -> Result<(), WatchStoreError> {
+    let row = values![chain, stored(from.number)?, from.hash, stored(to.number)?, to.hash];
+    match tx.execute(MOVE_CURSOR, row).await? {
+        1 => Ok(()),
+        _ => Err(WatchStoreError::CursorMoved),
+    }
+}
+
+pub(super) async fn advance(tx: &mut Tx, advance: &Advance) -> Result<(), WatchStoreError> {
+    let chain = advance.chain.as_str();
+    let to = advance.blocks.last().map_or(advance.expected, |block| block.place());
+    move_cursor(tx, chain, advance.expected, to).await?;
+    for event in &advance.events {
+        add_event(tx, chain, event, advance.now).await?;
+    }
+    crate::failpoint!("watch.mid_block");
+    for SourceMove { source, from, to } in &advance.moves {
+        let row = values![source, stored(*from)?, stored(*to)?];
+        if tx.execute(MOVE_SOURCE, row).await? != 1 {
+            return Err(WatchStoreError::CursorMoved);
+        }
+    }
+    for block in &advance.blocks {
+        let row = values![chain, stored(block.number)?, block.hash, block.parent];
+        tx.execute(ADD_LINK, row).await?;
+    }
+    if !advance.blocks.is_empty() {
+        let oldest = to.number.saturating_sub(advance.keep.saturating_sub(1));
+        tx.execute(DROP_BELOW, values![chain, stored(oldest)?]).await?;
+    }
+    Ok(())
+}
+
+async fn add_event(
+    tx: &mut Tx,
+    chain: &str,
+    event: &NewEvent,
+    now: Timestamp,
+) -> Result<(), WatchStoreError> {
+    let number = stored(event.block.number)?;
+    let state = if event.undecodable.is_some() { "undecodable" } else { "standing" };
+    let reason = event.undecodable.as_deref().unwrap_or_default();
+    let (source, id, at) = (&event.source, &event.event_id, now.millis());
+    let row = values![source, id, chain, number, event.block.hash, state, &event.body, reason, at];
+    if tx.one::<(i64,)>(ADD_EVENT, row).await?.is_none() {
+        // It stands already, and was told.
+        return Ok(());
+    }
+    for delivery in &event.deliveries {
+        let state = if delivery.held { "held" } else { "ready" };
+        let row =
+            values![&delivery.consumer, source, chain, id, "log", number, &event.body, state, at];
+        tx.execute(ADD_DELIVERY, row).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn standing_above(
+    tx: &mut Tx,
+    chain: &str,
+    number: u64,
+) -> Result<Vec<StandingEvent>, WatchStoreError> {
+    let rows =
+        tx.all::<(String, String, String)>(STANDING, values![chain, stored(number)?]).await?;
+    let event = |(source, event_id, body)| StandingEvent { source, event_id, body };
+    Ok(rows.into_iter().map(event).collect())
+}
+
+pub(super) async fn roll_back(tx: &mut Tx, back: &RollBack) -> Result<(), WatchStoreError> {
+    let chain = back.chain.as_str();
+    let ancestor = stored(back.ancestor.number)?;
+    move_cursor(tx, chain, back.expected, back.ancestor).await?;
+    for event in &back.retractions {
+        retract(tx, chain, event, back.now).await?;
+    }
+    let left = tx.one::<(i64,)>(COUNT_STANDING, values![chain, ancestor]).await?;
+    if left != Some((0,)) {
+        return Err(WatchStoreError::CursorMoved);
+    }
+    tx.execute(RETRACT_UNDECODABLE, values![chain, ancestor]).await?;
+    tx.execute(DROP_ABOVE, values![chain, ancestor]).await?;
+    let next = ancestor.checked_add(1).ok_or_else(|| contradiction("a number is out of range"))?;
+    tx.execute(PULL_SOURCES, values![chain, next]).await?;
+    Ok(())
+}
+
+async fn retract(
+    tx: &mut Tx,
+    chain: &str,
+    event: &StandingEvent,
+    now: Timestamp,
+) -> Result<(), WatchStoreError> {
+    let (source, id) = (&event.source, &event.event_id);
+    let Some((number,)) = tx.one::<(i64,)>(RETRACT, values![source, id]).await? else {
+        return Err(WatchStoreError::CursorMoved);
+    };
+    let told = tx.all::<(String,)>(TOLD, values![source, id]).await?;
+    tx.execute(CANCEL, values![source, id, now.millis()]).await?;
+    for (consumer,) in told {
+        let row = values![
+            &consumer,
+            source,
+            chain,
+            id,
+            "retraction",
+            number,
+            &event.body,
+            "ready",
+            now.millis()
+        ];
+        tx.execute(ADD_DELIVERY, row).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn settle(tx: &mut Tx, settle: &Settle) -> Result<(), WatchStoreError> {
+    let chain = settle.chain.as_str();
+    move_cursor(tx, chain, settle.expected, settle.expected).await?;
+    if let Some(finalized) = settle.finalized {
+        let row = values![chain, stored(finalized.number)?, finalized.hash];
+        tx.execute(SET_FINAL, row).await?;
+    }
+    for (source, number) in &settle.releases {
+        let row = values![chain, source, stored(*number)?, settle.now.millis()];
+        tx.execute(RELEASE, row).await?;
+    }
+    Ok(())
+}

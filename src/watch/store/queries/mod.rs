@@ -1,0 +1,176 @@
+//! All SQL of the watcher, once. Compiled under `sqlite` and under `postgres`, where `Db` and `Store`
+//! differ. The portable subset: i64, text, bytes, no nulls; `RETURNING`, `ON CONFLICT`.
+
+mod advance;
+mod chains;
+mod outbox;
+mod statement;
+
+use super::{CREATED, OpenMode, RUNS_MAX, Store};
+use crate::core::chain_view::Link;
+use crate::core::time::Timestamp;
+use crate::ports::watch_store::{
+    Advance, ChainPin, ChainState, Claimed, Ended, RollBack, Settle, SourceState, StandingEvent,
+    WatchStatus, WatchStore, WatchStoreError,
+};
+use async_trait::async_trait;
+use statement::Tx;
+
+/// Every statement, for the test that prepares them.
+#[cfg(test)]
+pub(super) fn all_statements() -> Vec<crate::watch::store::Named> {
+    [advance::ALL, chains::ALL, outbox::ALL].concat()
+}
+
+/// Runs work in a transaction of this name, again if others were in its way.
+macro_rules! unit {
+    ($store:expr, $name:literal, |$tx:ident| $work:expr) => {{
+        for _ in 0..RUNS_MAX {
+            let mut open = Tx::new($store.begin().await?, $name);
+            let $tx = &mut open;
+            let answer = $work.await;
+            match open.end(answer).await {
+                Err(WatchStoreError::Contended) => {}
+                answer => return answer,
+            }
+        }
+        Err(WatchStoreError::Contended)
+    }};
+}
+
+/// Reads at one moment.
+macro_rules! look {
+    ($store:expr, $name:literal, |$tx:ident| $work:expr) => {{
+        let mut open = Tx::new($store.begin_read().await?, $name);
+        let $tx = &mut open;
+        let answer = $work.await;
+        open.end(answer).await
+    }};
+}
+
+/// Brings the schema up to date, and checks or sets the mark of a database of ours.
+pub(super) async fn set_up(store: &Store, mode: OpenMode) -> Result<(), WatchStoreError> {
+    match mode {
+        OpenMode::Existing => {
+            let marked = created(store).await.unwrap_or(false);
+            if !marked {
+                return Err(WatchStoreError::Unavailable(
+                    "the database was not set up by `claviger-watcher init`".to_owned(),
+                ));
+            }
+            store.migrate().await
+        }
+        OpenMode::Create => {
+            store.migrate().await?;
+            if mark(store).await? {
+                return Ok(());
+            }
+            Err(WatchStoreError::Unavailable("the database was set up before".to_owned()))
+        }
+    }
+}
+
+async fn created(store: &Store) -> Result<bool, WatchStoreError> {
+    look!(store, "created", |tx| chains::meta(tx, CREATED))
+}
+
+async fn mark(store: &Store) -> Result<bool, WatchStoreError> {
+    unit!(store, "mark", |tx| chains::set_meta(tx, CREATED, env!("CARGO_PKG_VERSION")))
+}
+
+#[async_trait]
+impl WatchStore for Store {
+    async fn register(&self, pin: &ChainPin, anchor: Link) -> Result<(), WatchStoreError> {
+        unit!(self, "register", |tx| chains::register(tx, pin, anchor))
+    }
+
+    async fn add_source(&self, chain: &str, source: &SourceState) -> Result<(), WatchStoreError> {
+        unit!(self, "add_source", |tx| chains::add_source(tx, chain, source))
+    }
+
+    async fn load(&self, chain: &str) -> Result<Option<ChainState>, WatchStoreError> {
+        look!(self, "load", |tx| chains::load(tx, chain))
+    }
+
+    async fn advance(&self, advance: &Advance) -> Result<(), WatchStoreError> {
+        unit!(self, "advance", |tx| advance::advance(tx, advance))
+    }
+
+    async fn standing_above(
+        &self,
+        chain: &str,
+        number: u64,
+    ) -> Result<Vec<StandingEvent>, WatchStoreError> {
+        look!(self, "standing_above", |tx| advance::standing_above(tx, chain, number))
+    }
+
+    async fn roll_back(&self, roll_back: &RollBack) -> Result<(), WatchStoreError> {
+        unit!(self, "roll_back", |tx| advance::roll_back(tx, roll_back))
+    }
+
+    async fn settle(&self, settle: &Settle) -> Result<(), WatchStoreError> {
+        unit!(self, "settle", |tx| advance::settle(tx, settle))
+    }
+
+    async fn set_halted(&self, chain: &str, why: Option<&str>) -> Result<(), WatchStoreError> {
+        unit!(self, "set_halted", |tx| chains::set_halted(tx, chain, why.unwrap_or_default()))
+    }
+
+    async fn forget_claims(&self, now: Timestamp) -> Result<(), WatchStoreError> {
+        unit!(self, "forget_claims", |tx| outbox::forget_claims(tx, now))
+    }
+
+    async fn claim(
+        &self,
+        consumer: &str,
+        source: &str,
+        now: Timestamp,
+        lease_ms: i64,
+    ) -> Result<Option<Claimed>, WatchStoreError> {
+        // The usual answer is "nothing", and reading it takes no lock.
+        let head = outbox::Head { consumer, source, now };
+        if !self.has_due(&head).await? {
+            return Ok(None);
+        }
+        unit!(self, "claim", |tx| outbox::claim(tx, &head, lease_ms))
+    }
+
+    async fn finish(
+        &self,
+        id: i64,
+        attempt: i64,
+        ended: &Ended,
+        now: Timestamp,
+    ) -> Result<bool, WatchStoreError> {
+        unit!(self, "finish", |tx| outbox::finish(tx, id, attempt, ended, now))
+    }
+
+    async fn rewind(&self, source: &str, from_block: u64) -> Result<bool, WatchStoreError> {
+        unit!(self, "rewind", |tx| chains::rewind(tx, source, from_block))
+    }
+
+    async fn unpark(&self, id: Option<i64>, now: Timestamp) -> Result<u64, WatchStoreError> {
+        unit!(self, "unpark", |tx| outbox::unpark(tx, id.unwrap_or(0), now))
+    }
+
+    async fn status(&self) -> Result<WatchStatus, WatchStoreError> {
+        look!(self, "status", |tx| outbox::status(tx))
+    }
+}
+
+impl Store {
+    async fn has_due(&self, head: &outbox::Head<'_>) -> Result<bool, WatchStoreError> {
+        look!(self, "has_due", |tx| outbox::has_due(tx, head))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// The names are those of errors and logs.
+    #[test]
+    fn statements_have_names_of_their_own() {
+        let names: std::collections::BTreeSet<_> =
+            super::all_statements().iter().map(|statement| statement.name).collect();
+        assert_eq!(names.len(), super::all_statements().len());
+    }
+}

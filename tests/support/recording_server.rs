@@ -1,0 +1,141 @@
+//! A stand-in for the signing server's listener: it keeps every request, and answers by script.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    dead_code,
+    reason = "a helper of tests: to panic is how a test fails"
+)]
+
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    pub path: String,
+    pub key: String,
+    pub authorization: String,
+    pub body: Value,
+}
+
+/// An answer: status, further header lines, body.
+pub type Answer = (u16, &'static str, Value);
+
+#[derive(Default)]
+struct State {
+    requests: Vec<Recorded>,
+    script: VecDeque<Answer>,
+    /// The body that each key was first used with.
+    bound: BTreeMap<String, Value>,
+}
+
+/// A listener on a free port; it ends when it is dropped.
+pub struct RecordingServer {
+    port: u16,
+    state: Arc<Mutex<State>>,
+    task: JoinHandle<()>,
+}
+
+impl RecordingServer {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = Arc::new(Mutex::new(State::default()));
+        let shared = state.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, shared.clone()));
+            }
+        });
+        Self { port, state, task }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Answers the next requests so, one each; then 201 again.
+    pub fn script(&self, answers: impl IntoIterator<Item = Answer>) {
+        self.state.lock().unwrap().script.extend(answers);
+    }
+
+    pub fn requests(&self) -> Vec<Recorded> {
+        self.state.lock().unwrap().requests.clone()
+    }
+
+    /// How many requests came with each key.
+    pub fn by_key(&self) -> BTreeMap<String, usize> {
+        let mut count = BTreeMap::new();
+        for request in self.requests() {
+            *count.entry(request.key).or_default() += 1;
+        }
+        count
+    }
+}
+
+impl Drop for RecordingServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(stream: TcpStream, state: Arc<Mutex<State>>) {
+    let mut stream = BufReader::new(stream);
+    while let Some(request) = read(&mut stream).await {
+        let (status, headers, body) = answer(&state, request);
+        let body = body.to_string();
+        let text = format!(
+            "HTTP/1.1 {status} Answer\r\ncontent-type: application/json\r\n{headers}\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        if stream.get_mut().write_all(text.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// As the server does: a known key with the same body is the same resource, with another body a 409.
+fn answer(state: &Mutex<State>, request: Recorded) -> Answer {
+    let mut state = state.lock().unwrap();
+    let (key, body) = (request.key.clone(), request.body.clone());
+    state.requests.push(request);
+    if let Some(scripted) = state.script.pop_front() {
+        return scripted;
+    }
+    let bound = state.bound.entry(key.clone()).or_insert_with(|| body.clone());
+    if *bound == body {
+        (201, "", json!({ "id": format!("tx-{key}"), "status": "queued" }))
+    } else {
+        (409, "", json!({ "code": "idempotency-mismatch" }))
+    }
+}
+
+async fn read(stream: &mut BufReader<TcpStream>) -> Option<Recorded> {
+    let mut line = String::new();
+    stream.read_line(&mut line).await.ok().filter(|read| *read > 0)?;
+    let path = line.split(' ').nth(1)?.to_owned();
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.ok().filter(|read| *read > 0)?;
+        let Some((name, value)) = line.trim().split_once(':') else { break };
+        headers.insert(name.to_lowercase(), value.trim().to_owned());
+    }
+    let length: usize = headers.get("content-length")?.parse().ok()?;
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.ok()?;
+    Some(Recorded {
+        path,
+        key: headers.get("idempotency-key").cloned().unwrap_or_default(),
+        authorization: headers.get("authorization").cloned().unwrap_or_default(),
+        body: serde_json::from_slice(&body).ok()?,
+    })
+}

@@ -1,0 +1,345 @@
+//! The watcher as a program, between a real chain and a listener that stands in for the server.
+
+#![cfg(feature = "watcher")]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+mod support {
+    pub mod recording_server;
+    pub mod services;
+}
+
+use serde_json::{Value, json};
+use std::process::Command;
+use std::time::Duration;
+use support::recording_server::RecordingServer;
+use support::services::{Anvil, AnvilOptions, Mining, Program, poll_until, word};
+use tempfile::TempDir;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const BIN: &str = env!("CARGO_BIN_EXE_claviger-watcher");
+const EMITTER: &str = "0x00000000000000000000000000000000000e0001";
+const EVENT: &str = "Asked(uint256 indexed orderId, address indexed payer, uint256 amount)";
+
+/// A contract that emits `Asked` with the two words it is called with and the caller; called with
+/// nothing, it emits only the first topic, which does not decode.
+async fn place_emitter(anvil: &Anvil) {
+    let topic = anvil.calldata("Asked(uint256,address,uint256)", &[]).await;
+    let full = anvil.rpc("web3_sha3", json!([hex("Asked(uint256,address,uint256)")])).await;
+    let full = full.as_str().unwrap().trim_start_matches("0x").to_owned();
+    assert!(full.starts_with(topic.trim_start_matches("0x")));
+    // CALLDATASIZE PUSH1 0x2b JUMPI; LOG1(topic); JUMPDEST mem[0] = word 1; LOG3(topic, word 0, CALLER)
+    let bad = format!("36602b577f{full}60006000a100");
+    let good = format!("5b60203560005233600035{}{full}60206000a300", "7f");
+    anvil.rpc("anvil_setCode", json!([EMITTER, format!("0x{bad}{good}")])).await;
+}
+
+fn hex(text: &str) -> String {
+    format!("0x{}", text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
+
+struct Stage {
+    anvil: Anvil,
+    server: RecordingServer,
+    folder: TempDir,
+}
+
+impl Stage {
+    async fn new() -> Self {
+        let mining = Mining::Manual;
+        let anvil = Anvil::start(AnvilOptions { mining, ..AnvilOptions::default() }).await;
+        place_emitter(&anvil).await;
+        let stage = Self {
+            anvil,
+            server: RecordingServer::start().await,
+            folder: tempfile::tempdir().unwrap(),
+        };
+        std::fs::write(stage.path("token"), "the-token\n").unwrap();
+        std::fs::write(stage.path("watcher.toml"), stage.config()).unwrap();
+        assert!(stage.command(&["init", "--config"]).0, "init");
+        stage
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn config(&self) -> String {
+        format!(
+            r#"
+            [store]
+            url = "sqlite:{db}"
+            [server]
+            url = "{server}"
+            token_file = "{token}"
+            [[chain]]
+            name = "local"
+            chain_id = 31337
+            rpc = ["{rpc}"]
+            finality = {{ depth = 2 }}
+            poll_ms = 20
+            [[source]]
+            name = "asked"
+            chain = "local"
+            address = "{EMITTER}"
+            event = "{EVENT}"
+            from_block = 0
+            [[trigger]]
+            name = "charge"
+            source = "asked"
+            signer = "payments"
+            function = "executeCharge(uint256 orderId, uint256 amount)"
+            args = {{ orderId = "orderId", amount = "amount" }}
+            business_id = ["{{chain}}", "{{contract}}", "orderId"]
+            "#,
+            db = self.path("watcher.db"),
+            server = self.server.url(),
+            token = self.path("token"),
+            rpc = self.anvil.url(),
+        )
+    }
+
+    /// Runs a short command with the configuration as its last argument: whether it succeeded, and
+    /// what it printed.
+    fn command(&self, arguments: &[&str]) -> (bool, String) {
+        let output =
+            Command::new(BIN).args(arguments).arg(self.path("watcher.toml")).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    fn watcher(&self) -> Program {
+        self.watcher_failing_at("")
+    }
+
+    fn watcher_failing_at(&self, failpoint: &str) -> Program {
+        let config = self.path("watcher.toml");
+        let envs = [("CLAVIGER_FAILPOINT", failpoint)];
+        Program::spawn("claviger-watcher", BIN, ["run", "--config", &config], envs)
+    }
+
+    fn status(&self) -> Value {
+        let (ok, text) = self.command(&["status", "--json", "--config"]);
+        assert!(ok, "{text}");
+        serde_json::from_str(text.lines().next().unwrap()).unwrap()
+    }
+
+    /// Sends a request for this order; it is mined when the test says so.
+    async fn ask(&self, order: u128) {
+        let data = format!("0x{}{}", word(order), word(order * 10));
+        self.anvil.send(&self.anvil.accounts()[1], EMITTER, &data, 0).await;
+    }
+
+    async fn requests(&self, count: usize) {
+        let what = format!("{count} requests");
+        poll_until(LIMIT, &what, async || (self.server.requests().len() >= count).then_some(()))
+            .await;
+    }
+
+    /// Waits until the outbox has this many rows in a state.
+    async fn outbox(&self, state: &str, count: u64) {
+        let what = format!("{count} deliveries {state}");
+        poll_until(LIMIT, &what, async || {
+            let status = self.status();
+            let rows = status["outbox"].as_array().unwrap().clone();
+            let row = rows.iter().find(|row| row["state"] == state)?.clone();
+            (row["count"] == count).then_some(())
+        })
+        .await;
+    }
+
+    async fn stop(&self, mut watcher: Program) {
+        watcher.signal("TERM");
+        let status = watcher.exit_status(LIMIT).await;
+        assert!(status.success(), "{status}: {}", watcher.tail());
+    }
+}
+
+#[tokio::test]
+async fn every_event_becomes_one_request_when_it_is_final() {
+    let stage = Stage::new().await;
+    let watcher = stage.watcher();
+    stage.server.script([(503, "retry-after: 0\r\n", json!({ "code": "overloaded" }))]);
+    for order in [7, 8] {
+        stage.ask(order).await;
+        stage.anvil.mine(1).await;
+    }
+    // Seen, and held: the second is in the head block.
+    stage.outbox("held", 2).await;
+    assert!(stage.server.requests().is_empty());
+    stage.anvil.mine(2).await;
+    stage.outbox("done", 2).await;
+    let requests = stage.server.requests();
+    assert_eq!(requests.len(), 3, "one was answered 503 and asked again");
+    assert_eq!(requests[0].key, requests[1].key);
+    assert_eq!(requests[0].body, requests[1].body);
+    assert_ne!(requests[1].key, requests[2].key);
+    let first = &requests[0];
+    assert_eq!(
+        (first.path.as_str(), first.authorization.as_str()),
+        ("/v1/transactions", "Bearer the-token")
+    );
+    let data = stage.anvil.calldata("executeCharge(uint256,uint256)", &[word(7), word(70)]).await;
+    assert_eq!(first.body["data"], data);
+    assert_eq!(first.body["to"], EMITTER);
+    assert_eq!(first.body["signer"], "payments");
+    assert_eq!(first.body["chain"], "local");
+    assert_eq!(first.body["value"], "0");
+    assert_eq!(first.body["source"]["log_index"], 0);
+    assert_eq!(first.body["metadata"]["business_id"], format!("local:{EMITTER}:7"));
+    stage.stop(watcher).await;
+}
+
+#[tokio::test]
+async fn a_restart_resumes_and_skipped_heads_are_covered() {
+    let stage = Stage::new().await;
+    let mut watcher = stage.watcher();
+    stage.ask(1).await;
+    stage.anvil.mine(3).await;
+    stage.outbox("done", 1).await;
+    watcher.kill9();
+    for order in 2..6 {
+        stage.ask(order).await;
+        stage.anvil.mine(50).await;
+    }
+    let watcher = stage.watcher();
+    stage.outbox("done", 5).await;
+    assert_eq!(stage.server.by_key().len(), 5);
+    assert!(stage.server.by_key().values().all(|count| *count == 1));
+    stage.stop(watcher).await;
+}
+
+#[tokio::test]
+async fn a_retracted_event_is_never_requested() {
+    let stage = Stage::new().await;
+    stage.anvil.mine(5).await;
+    let watcher = stage.watcher();
+    stage.ask(1).await;
+    stage.anvil.mine(1).await;
+    stage.outbox("held", 1).await;
+    stage.anvil.rpc("anvil_reorg", json!([1, []])).await;
+    stage.outbox("cancelled", 1).await;
+    stage.anvil.rpc("anvil_dropAllTransactions", json!([])).await;
+    stage.ask(2).await;
+    stage.anvil.mine(4).await;
+    stage.outbox("done", 1).await;
+    let requests = stage.server.requests();
+    assert_eq!(requests.len(), 1);
+    assert_eq!(requests[0].body["metadata"]["business_id"], format!("local:{EMITTER}:2"));
+    stage.stop(watcher).await;
+}
+
+#[tokio::test]
+async fn a_denial_and_a_log_that_does_not_decode_are_parked_and_shown() {
+    let stage = Stage::new().await;
+    stage.server.script([(403, "", json!({ "code": "policy-denied", "reasons": ["no grant"] }))]);
+    stage.ask(1).await;
+    stage.anvil.send(&stage.anvil.accounts()[1], EMITTER, "0x", 0).await;
+    stage.ask(2).await;
+    stage.anvil.mine(3).await;
+    let watcher = stage.watcher();
+    stage.outbox("done", 1).await;
+    stage.outbox("parked", 1).await;
+    let status = stage.status();
+    let attention = status["attention"].as_array().unwrap();
+    let reasons: Vec<&str> =
+        attention.iter().map(|item| item["reason"].as_str().unwrap()).collect();
+    assert!(reasons[0].contains("policy-denied") && reasons[0].contains("no grant"));
+    assert!(reasons[1].contains("undecodable"));
+    let (ok, text) = stage.command(&["retry", "--config"]);
+    assert!(ok, "{text}");
+    stage.outbox("done", 2).await;
+    stage.stop(watcher).await;
+}
+
+#[tokio::test]
+async fn a_fresh_token_is_read_for_each_request() {
+    let stage = Stage::new().await;
+    stage.server.script([(401, "", json!({ "code": "unauthenticated" }))]);
+    stage.ask(1).await;
+    stage.anvil.mine(3).await;
+    let watcher = stage.watcher();
+    stage.requests(1).await;
+    std::fs::write(stage.path("token"), "a-new-one").unwrap();
+    stage.outbox("done", 1).await;
+    let told: Vec<String> =
+        stage.server.requests().into_iter().map(|request| request.authorization).collect();
+    assert_eq!(told, ["Bearer the-token", "Bearer a-new-one"]);
+    stage.stop(watcher).await;
+}
+
+#[tokio::test]
+async fn an_absent_database_and_a_wrong_file_are_refused() {
+    let stage = Stage::new().await;
+    std::fs::remove_file(stage.path("watcher.db")).unwrap();
+    let (ok, text) = stage.command(&["run", "--config"]);
+    assert!(!ok && text.contains("claviger-watcher init"), "{text}");
+    let (ok, text) = stage.command(&["config", "check"]);
+    assert!(ok && text.contains("1 triggers"), "{text}");
+    let wrong = stage.config().replace("poll_ms", "poll_mss");
+    std::fs::write(stage.path("watcher.toml"), wrong).unwrap();
+    let (ok, text) = stage.command(&["config", "check"]);
+    assert!(!ok && text.contains("poll_mss") && text.contains("line"), "{text}");
+    let code = Command::new(BIN).arg("nonsense").output().unwrap().status.code();
+    assert_eq!(code, Some(2));
+}
+
+#[cfg(feature = "failpoints")]
+mod killed {
+    use super::*;
+
+    async fn killed_at(stage: &Stage, failpoint: &str) {
+        let mut watcher = stage.watcher_failing_at(failpoint);
+        let status = watcher.exit_status(LIMIT).await;
+        assert!(!status.success(), "{failpoint} was not reached: {}", watcher.tail());
+    }
+
+    #[tokio::test]
+    async fn after_the_commit_the_event_is_delivered_at_restart() {
+        let stage = Stage::new().await;
+        stage.ask(1).await;
+        stage.anvil.mine(3).await;
+        killed_at(&stage, "watch.after_commit").await;
+        assert!(stage.server.requests().is_empty());
+        let watcher = stage.watcher();
+        stage.outbox("done", 1).await;
+        assert_eq!(stage.server.requests().len(), 1);
+        stage.stop(watcher).await;
+    }
+
+    #[tokio::test]
+    async fn after_the_request_it_is_asked_again_with_the_same_key() {
+        let stage = Stage::new().await;
+        stage.ask(1).await;
+        stage.anvil.mine(3).await;
+        killed_at(&stage, "watch.after_deliver").await;
+        assert_eq!(stage.server.requests().len(), 1);
+        let watcher = stage.watcher();
+        stage.outbox("done", 1).await;
+        let requests = stage.server.requests();
+        assert_eq!(requests.len(), 2);
+        assert_eq!((&requests[0].key, &requests[0].body), (&requests[1].key, &requests[1].body));
+        stage.stop(watcher).await;
+    }
+
+    #[tokio::test]
+    async fn in_mid_block_nothing_is_stored_and_nothing_is_lost() {
+        let stage = Stage::new().await;
+        for order in [1, 2, 3] {
+            stage.ask(order).await;
+        }
+        stage.anvil.mine(3).await;
+        killed_at(&stage, "watch.mid_block").await;
+        assert_eq!(stage.status()["chains"][0]["cursor"]["number"], 0);
+        assert!(stage.status()["outbox"].as_array().unwrap().is_empty());
+        let watcher = stage.watcher();
+        stage.outbox("done", 3).await;
+        assert!(stage.server.by_key().values().all(|count| *count == 1));
+        stage.stop(watcher).await;
+    }
+}
