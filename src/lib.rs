@@ -19,6 +19,7 @@ pub mod chain;
 pub mod config;
 pub mod core;
 pub mod ports;
+pub mod system;
 
 #[cfg(feature = "server")]
 pub mod app;

@@ -96,8 +96,7 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
     }
     estimate?;
     let row = new_transaction(id, &command, &key, &request, &verdict, now)?;
-    let binding =
-        KeyBinding { scope, key: command.key, body_hash: command.body_hash, request: id };
+    let binding = KeyBinding { scope, key: command.key, body_hash: command.body_hash, request: id };
     match store(app, binding, row, &verdict, now).await? {
         Stored::New => Ok(Accepted::New(id)),
         Stored::Before(before) => same_body(&before, command.body_hash).map(Accepted::Before),
@@ -227,10 +226,7 @@ pub(crate) async fn facts(
     Ok(Facts { code, event })
 }
 
-async fn event(
-    chain: &ChainRuntime,
-    source: EventSource,
-) -> Result<Option<EventFact>, ChainError> {
+async fn event(chain: &ChainRuntime, source: EventSource) -> Result<Option<EventFact>, ChainError> {
     let Some(receipt) = chain.port.receipt(source.transaction_hash).await? else {
         return Ok(None);
     };
@@ -384,10 +380,6 @@ async fn store(
     Ok(stored)
 }
 
-fn queued_event(
-    row: &TransactionRow,
-    id: String,
-    now: Timestamp,
-) -> crate::ports::store::NewEvent {
+fn queued_event(row: &TransactionRow, id: String, now: Timestamp) -> crate::ports::store::NewEvent {
     record::status_event(row, row.status, id, now)
 }

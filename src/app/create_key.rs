@@ -60,11 +60,7 @@ pub async fn create(app: &App, command: CreateKey) -> Result<OperatorKey, AppErr
 }
 
 /// Pins the public key and makes the key usable.
-async fn finish(
-    app: &App,
-    key: NewKey,
-    public_key: PublicKey,
-) -> Result<OperatorKey, AppError> {
+async fn finish(app: &App, key: NewKey, public_key: PublicKey) -> Result<OperatorKey, AppError> {
     let leaf = Leaf::new(LeafKind::KeyCreated, key.id, app.clock.now())
         .with("label", &key.label)
         .with("group", key.group.as_ref().map_or("", |group| group.as_str()))

@@ -7,9 +7,7 @@ use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::intent::Fees;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
-use crate::core::tx::step::{
-    AttemptView, ChainLook, Inclusion, Step, TransactionView, step,
-};
+use crate::core::tx::step::{AttemptView, ChainLook, Inclusion, Step, TransactionView, step};
 use crate::ports::chain::{BlockAt, ChainError, Receipt};
 use crate::ports::store::{
     AttemptRow, End, MinedRow, Settlement, StatusChange, TransactionRow, look, unit,
@@ -86,9 +84,10 @@ async fn follow_one(
     let view = view(row, nonce, attempts);
     let looks_mined = nonce_latest > nonce || row.status == Status::Mined;
     let receipt = if looks_mined { inclusion(chain, attempts).await? } else { None };
-    let overdue = view.attempts.last().is_some_and(|last| {
-        now.since(last.signed_at) >= chain.settings.pace.resend_after_ms
-    });
+    let overdue = view
+        .attempts
+        .last()
+        .is_some_and(|last| now.since(last.signed_at) >= chain.settings.pace.resend_after_ms);
     let market = if receipt.is_none() && overdue { chain.market(now).await.ok() } else { None };
     let look = ChainLook {
         inclusion: receipt.as_ref().map(included),
@@ -228,8 +227,8 @@ async fn replace(
         Box::pin(async move {
             let (attempt, leaf, id, version) = &*work;
             let row = unit.transaction(*id).await?;
-            let unchanged = row
-                .is_some_and(|row| row.version == *version && row.status == Status::Submitted);
+            let unchanged =
+                row.is_some_and(|row| row.version == *version && row.status == Status::Submitted);
             if !unchanged || !unit.insert_attempt(attempt).await? {
                 return Ok(End::Rollback(false));
             }

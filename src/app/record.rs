@@ -101,9 +101,7 @@ fn effect(effect: &Effect) -> Value {
             ("to", format!("{to:#x}").into()),
             ("amount", amount.into()),
         ]),
-        Effect::FeeMax { amount } => {
-            map([("effect", "fee_max".into()), ("amount", amount.into())])
-        }
+        Effect::FeeMax { amount } => map([("effect", "fee_max".into()), ("amount", amount.into())]),
         Effect::TokenOut { asset, to, amount } => map([
             ("effect", "token_out".into()),
             ("asset", asset.into()),
@@ -132,9 +130,7 @@ fn effect(effect: &Effect) -> Value {
 
 fn charge(charge: &Charge) -> Value {
     let asked = match charge.kind {
-        ChargeKind::Amount { value, fee } => {
-            map([("value", value.into()), ("fee", fee.into())])
-        }
+        ChargeKind::Amount { value, fee } => map([("value", value.into()), ("fee", fee.into())]),
         ChargeKind::Count => map([("count", "1".into())]),
     };
     map([
@@ -290,11 +286,7 @@ pub fn settled(
 ///
 /// # Errors
 /// When the leaf would be too long.
-pub fn alarm(
-    subject: impl ToString,
-    what: &str,
-    at: Timestamp,
-) -> Result<EncodedLeaf, StoreError> {
+pub fn alarm(subject: impl ToString, what: &str, at: Timestamp) -> Result<EncodedLeaf, StoreError> {
     finish(Leaf::new(LeafKind::Alarm, subject, at).with("what", what))
 }
 

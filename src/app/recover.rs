@@ -52,8 +52,7 @@ async fn chain_of(app: &App, request: RequestId) -> Result<Option<ChainName>, Ap
 /// When the store does not answer.
 pub async fn keys(app: &App) -> Result<(), AppError> {
     create_key::finish_begun(app).await?;
-    let keys =
-        look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?;
+    let keys = look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?;
     for key in keys {
         if let Err(error) = app.signer.enroll(&key).await {
             tracing::error!(key = %key.id, address = %key.address, %error, "a key cannot be used");

@@ -55,7 +55,12 @@ async fn settle_one(
     // A version that we cannot find was used by somebody else's bytes, or its node is behind: nothing
     // that was held is given back.
     let (settlement, status, hash, block) = match &mined {
-        None => (Settlement { value_moved: true, fee_paid: None }, "unknown", String::new(), String::new()),
+        None => (
+            Settlement { value_moved: true, fee_paid: None },
+            "unknown",
+            String::new(),
+            String::new(),
+        ),
         Some(receipt) => (
             Settlement {
                 value_moved: receipt.success,

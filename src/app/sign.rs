@@ -23,11 +23,7 @@ pub struct Signed {
 /// # Errors
 /// When the HSM, or the store, does not answer: the decision stays, and a later call signs the same
 /// bytes.
-pub async fn sign(
-    app: &App,
-    request: RequestId,
-    number: i64,
-) -> Result<Option<Signed>, AppError> {
+pub async fn sign(app: &App, request: RequestId, number: i64) -> Result<Option<Signed>, AppError> {
     if !begin(app, request, number) {
         return Ok(None);
     }

@@ -75,12 +75,8 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
         let reasons = verdict.reasons.clone();
         return Err(deny(app, id, &request, &verdict, reasons, now).await);
     }
-    let binding = command.key.map(|key| KeyBinding {
-        scope,
-        key,
-        body_hash: command.body_hash,
-        request: id,
-    });
+    let binding =
+        command.key.map(|key| KeyBinding { scope, key, body_hash: command.body_hash, request: id });
     let decision = Arc::new(Decision {
         binding,
         row: row(id, &request, &verdict, kind, &key, now),
@@ -101,9 +97,7 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
     });
     match store(app, decision).await? {
         Stored::New => attempt(app, id).await,
-        Stored::Before(before) => {
-            attempt(app, same_body(&before, command.body_hash)?).await
-        }
+        Stored::Before(before) => attempt(app, same_body(&before, command.body_hash)?).await,
         Stored::Managed => Err(AppError::NonceManaged),
         Stored::Full(full) => {
             let reasons = vec![record::window_reason(&full)];
@@ -135,7 +129,8 @@ fn payload(intent: &Intent) -> Result<(PayloadKind, Vec<u8>, Fees), AppError> {
     match intent {
         Intent::Message { text } => Ok((PayloadKind::Message, message_bytes(text), none)),
         Intent::TypedData { data, .. } => {
-            let bytes = typed_data_bytes(data).map_err(|e| AppError::NotDecodable(e.to_string()))?;
+            let bytes =
+                typed_data_bytes(data).map_err(|e| AppError::NotDecodable(e.to_string()))?;
             Ok((PayloadKind::TypedData, bytes, none))
         }
         Intent::Transaction(tx) => {
@@ -173,12 +168,9 @@ async fn facts_of(app: &App, intent: &Intent, key: &OperatorKey) -> Result<Facts
 
 fn lane_of(request: &PolicyRequest, key: &OperatorKey) -> Option<LaneKey> {
     match &request.intent {
-        Intent::Transaction(tx) => Some(LaneKey {
-            chain: tx.chain.id,
-            address: key.address,
-            key: key.id,
-            mode: key.mode,
-        }),
+        Intent::Transaction(tx) => {
+            Some(LaneKey { chain: tx.chain.id, address: key.address, key: key.id, mode: key.mode })
+        }
         Intent::Message { .. } | Intent::TypedData { .. } => None,
     }
 }

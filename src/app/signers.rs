@@ -23,9 +23,7 @@ pub async fn named(app: &App, signer: &str) -> Result<Vec<OperatorKey>, AppError
             look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?;
         let id = signer.parse::<KeyId>().ok();
         let address = parse_address(signer);
-        all.into_iter()
-            .filter(|key| Some(key.id) == id || Some(key.address) == address)
-            .collect()
+        all.into_iter().filter(|key| Some(key.id) == id || Some(key.address) == address).collect()
     };
     if keys.is_empty() {
         return Err(AppError::invalid(
@@ -82,7 +80,10 @@ pub async fn least_busy(
     })
     .await?;
     best.map(|(_, key)| key).ok_or_else(|| {
-        AppError::invalid("signer", "the nonces of this signer are given by its callers; use /v1/signatures")
+        AppError::invalid(
+            "signer",
+            "the nonces of this signer are given by its callers; use /v1/signatures",
+        )
     })
 }
 

@@ -5,12 +5,12 @@ use clap::{Parser, Subcommand};
 use claviger::bus::embedded::{lanes, subscribers};
 use claviger::chain::evm::{self, EvmChain, EvmConfig};
 use claviger::config::file;
-use claviger::core::time::Timestamp;
 use claviger::ports::block_logs::BlockLogs;
 use claviger::ports::bus::Consumer;
 use claviger::ports::chain::{BlockAt, Chain};
 use claviger::ports::clock::Clock;
 use claviger::ports::watch_store::WatchStore;
+use claviger::system::SystemClock;
 use claviger::watch::config::{Config, Finality};
 use claviger::watch::plan::{ChainPlan, Plan};
 use claviger::watch::poller::{Parts, Poller};
@@ -23,7 +23,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -109,17 +109,6 @@ enum ConfigCommand {
         /// The configuration file.
         file: PathBuf,
     },
-}
-
-/// The system's clock.
-#[derive(Debug)]
-struct SystemClock;
-
-impl Clock for SystemClock {
-    fn now(&self) -> Timestamp {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-    }
 }
 
 fn main() -> ExitCode {

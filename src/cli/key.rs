@@ -21,8 +21,7 @@ pub async fn run(
         KeyCommand::Create { remote, label, group, mode } => {
             let server = Remote::new(remote, Role::Operator, clock, entropy)?;
             let body = json!({ "label": label, "group": group, "mode": mode });
-            let key =
-                server.call(Door::Admin, Method::POST, "/admin/v1/keys", Some(&body)).await?;
+            let key = server.call(Door::Admin, Method::POST, "/admin/v1/keys", Some(&body)).await?;
             show(&[key], remote.json);
         }
         KeyCommand::List { remote } => {
@@ -42,9 +41,8 @@ fn show(keys: &[Value], as_json: bool) {
     }
     const COLUMNS: [&str; 6] = ["id", "label", "group", "mode", "state", "address"];
     let mut rows = vec![COLUMNS.map(str::to_uppercase).to_vec()];
-    let cell = |key: &Value, name: &str| {
-        key.get(name).and_then(Value::as_str).unwrap_or("-").to_owned()
-    };
+    let cell =
+        |key: &Value, name: &str| key.get(name).and_then(Value::as_str).unwrap_or("-").to_owned();
     rows.extend(keys.iter().map(|key| COLUMNS.map(|name| cell(key, name)).to_vec()));
     print::table(&rows);
 }

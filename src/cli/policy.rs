@@ -22,9 +22,8 @@ pub fn check(dir: &Path, as_json: bool) -> Result<(), Failure> {
     }
     print::line(&format!("bundle {} {:#x}", bundle.version(), bundle.hash()));
     print::line(&format!("{} case(s) pass", bundle.cases().len()));
-    let mut rows = vec![
-        ["GRANT", "ACTION", "PRINCIPALS", "SIGNERS", "EXPIRES"].map(str::to_owned).to_vec(),
-    ];
+    let mut rows =
+        vec![["GRANT", "ACTION", "PRINCIPALS", "SIGNERS", "EXPIRES"].map(str::to_owned).to_vec()];
     rows.extend(bundle.grants().into_iter().map(|grant| {
         vec![
             grant.id,

@@ -51,13 +51,7 @@ pub fn development(
         return Err(Failure::new("[auth.development] iss is not an [[auth.issuer]]"));
     };
     let jti = entropy.uuid().to_string();
-    let grant = Grant {
-        iss: &development.iss,
-        aud: &issuer.audience,
-        sub,
-        roles,
-        ttl_s,
-        jti: &jti,
-    };
+    let grant =
+        Grant { iss: &development.iss, aud: &issuer.audience, sub, roles, ttl_s, jti: &jti };
     issue(&development.key_file, &grant, now).map_err(|e| Failure::of("token", e))
 }

@@ -25,9 +25,8 @@ fn collect(
     depth: usize,
     files: &mut BTreeMap<String, Vec<u8>>,
 ) -> io::Result<()> {
-    let refuse = |path: &Path, why: &str| {
-        Err(io::Error::other(format!("{}: {why}", path.display())))
-    };
+    let refuse =
+        |path: &Path, why: &str| Err(io::Error::other(format!("{}: {why}", path.display())));
     let Some(deeper) = depth.checked_sub(1) else {
         return refuse(dir, "folders are nested too deeply");
     };

@@ -348,7 +348,9 @@ fn issuer_findings(issuer: &IssuerSection, say: &mut impl FnMut(String)) {
     }
     for algorithm in &issuer.algorithms {
         if !["RS256", "PS256", "ES256", "EdDSA"].contains(&algorithm.as_str()) {
-            say(format!("[[auth.issuer]] `{name}`: {algorithm} is not one of RS256, PS256, ES256, EdDSA"));
+            say(format!(
+                "[[auth.issuer]] `{name}`: {algorithm} is not one of RS256, PS256, ES256, EdDSA"
+            ));
         }
     }
     if issuer.jwks.starts_with("http://") {

@@ -1,3 +1,51 @@
-//! The server and the operator commands.
+//! The server and the operator commands. The only place that names concrete edges.
 
-fn main() {}
+mod doctor;
+mod init;
+mod serve;
+mod softhsm;
+mod world;
+
+use clap::Parser;
+use claviger::cli::args::{Cli, Command, ConfigCommand, PolicyCommand, TokenCommand};
+use claviger::cli::{Failure, config_check, key, policy, print, token, tx};
+use claviger::system::{SystemClock, SystemEntropy};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Bad usage ends here, with code 2.
+    let cli = Cli::parse();
+    match run(&cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            print::note(&format!("claviger: {failure}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Init(args) => block_on(1, init::run(args)),
+        Command::InitToken(args) => init::token(args),
+        Command::Serve(args) => serve::run(&args.config),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Config(ConfigCommand::Check { file }) => config_check::run(file),
+        Command::Token(TokenCommand::Issue(args)) => token::run(args, &SystemClock, &SystemEntropy),
+        Command::Key(command) => block_on(1, key::run(command, &SystemClock, &SystemEntropy)),
+        Command::Tx(command) => block_on(1, tx::run(command, &SystemClock, &SystemEntropy)),
+        Command::Policy(PolicyCommand::Check { dir, json }) => policy::check(dir, *json),
+    }
+}
+
+fn block_on(
+    workers: usize,
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::of("runtime", e))?
+        .block_on(work)
+}

@@ -144,7 +144,9 @@ fn resend(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) ->
     let may_sign = tx.not_after.is_none_or(|limit| now <= limit);
     let overdue = now.since(last.signed_at) >= pace.resend_after_ms;
     let resend_due = now.since(sent_at) >= pace.rebroadcast_after_ms;
-    if head_of_lane && overdue && may_sign
+    if head_of_lane
+        && overdue
+        && may_sign
         && let Some(market) = &look.market
     {
         match fee::next(last.fees, market, tx.cap, tx.tx_type) {

@@ -58,10 +58,7 @@ pub async fn create(
 ///
 /// # Errors
 /// As `docs/problems.md` lists.
-pub async fn list(
-    caller: Caller,
-    State(state): State<HttpState>,
-) -> Result<Json<Value>, Problem> {
+pub async fn list(caller: Caller, State(state): State<HttpState>) -> Result<Json<Value>, Problem> {
     caller.require(Action::ReadKeys)?;
     let keys = reading::keys(&state.app).await?;
     let shown: Vec<Value> = keys.iter().map(show::key).collect();

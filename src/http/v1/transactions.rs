@@ -229,8 +229,7 @@ pub async fn read(
     let until = match query.until.as_deref() {
         None => None,
         Some(name) => Some(
-            Status::from_name(name)
-                .ok_or_else(|| Problem::invalid("for", "is not a status"))?,
+            Status::from_name(name).ok_or_else(|| Problem::invalid("for", "is not a status"))?,
         ),
     };
     let found = reading::transaction(&state.app, id, only).await?;
@@ -261,15 +260,14 @@ pub async fn list(
     let status = match query.status.as_deref() {
         None => None,
         Some(name) => Some(
-            Status::from_name(name)
-                .ok_or_else(|| Problem::invalid("status", "is not a status"))?,
+            Status::from_name(name).ok_or_else(|| Problem::invalid("status", "is not a status"))?,
         ),
     };
     let before_seq = match query.cursor.as_deref() {
         None => None,
-        Some(text) => Some(
-            text.parse().map_err(|_| Problem::invalid("cursor", "is not one of ours"))?,
-        ),
+        Some(text) => {
+            Some(text.parse().map_err(|_| Problem::invalid("cursor", "is not one of ours"))?)
+        }
     };
     let after = query.created_after.as_deref().map(|t| parse::time("created_after", t));
     let before = query.created_before.as_deref().map(|t| parse::time("created_before", t));

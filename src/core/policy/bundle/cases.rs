@@ -131,7 +131,9 @@ fn read_intent(case: &RawCase) -> Result<Intent, String> {
             let data = serde_json::from_str(json).map_err(|e| format!("typed_data: {e}"))?;
             Ok(Intent::TypedData { chain: chain()?, data: Box::new(data) })
         }
-        (None, None) => read_transaction(case, chain()?).map(|tx| Intent::Transaction(Box::new(tx))),
+        (None, None) => {
+            read_transaction(case, chain()?).map(|tx| Intent::Transaction(Box::new(tx)))
+        }
     }
 }
 

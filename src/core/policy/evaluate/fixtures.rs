@@ -180,7 +180,7 @@ pub(crate) fn transaction(to: Address, value: u128, data: Vec<u8>) -> Transactio
 /// A transaction with the code that belongs there.
 pub(crate) fn asks(to: Address, value: u128, data: Vec<u8>) -> PolicyRequest {
     let facts = code(to, if data.is_empty() { &[] } else { &[0x60] });
-    request(Intent::Transaction(transaction(to, value, data)), facts)
+    request(Intent::Transaction(Box::new(transaction(to, value, data))), facts)
 }
 
 pub(crate) fn tx_of(request: &mut PolicyRequest) -> &mut TransactionIntent {

@@ -1,0 +1,167 @@
+//! `claviger doctor`: one line for each thing that must be right, and what to do where it is not.
+
+use crate::{softhsm, world};
+use claviger::cli::args::ReportArgs;
+use claviger::cli::{Failure, load, print};
+use claviger::config::server::ServerConfig;
+use claviger::hsm::Hsm;
+use claviger::ports::chain::BlockAt;
+use claviger::ports::clock::Clock;
+use claviger::ports::signer::Signer;
+use claviger::ports::store::look;
+use claviger::system::SystemClock;
+use serde_json::json;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// How far our clock may be from a chain's newest block before it is worth a word, in seconds.
+const CLOCK_S_MAX: i64 = 600;
+
+struct Finding {
+    what: String,
+    result: Result<String, String>,
+}
+
+type Findings = Vec<Finding>;
+
+fn add(findings: &mut Findings, what: impl Into<String>, result: Result<String, String>) {
+    findings.push(Finding { what: what.into(), result });
+}
+
+/// Checks everything and prints it. Changes nothing.
+///
+/// # Errors
+/// When anything is wrong.
+pub fn run(args: &ReportArgs) -> Result<(), Failure> {
+    let config = load::config(&args.config)?;
+    softhsm::with_its_environment(&config)?;
+    let mut findings = Findings::new();
+    crate::block_on(1, async {
+        check(&args.config, &config, &mut findings).await;
+        Ok(())
+    })?;
+    let failed = findings.iter().filter(|finding| finding.result.is_err()).count();
+    if args.json {
+        let shown: Vec<_> = findings
+            .iter()
+            .map(|finding| match &finding.result {
+                Ok(text) => json!({ "check": finding.what, "ok": true, "detail": text }),
+                Err(text) => json!({ "check": finding.what, "ok": false, "detail": text }),
+            })
+            .collect();
+        print::json(&json!({ "ok": failed == 0, "checks": shown }));
+    } else {
+        let rows: Vec<Vec<String>> = findings
+            .iter()
+            .map(|finding| {
+                let (word, text) = match &finding.result {
+                    Ok(text) => ("ok", text),
+                    Err(text) => ("FAIL", text),
+                };
+                vec![word.to_owned(), finding.what.clone(), text.clone()]
+            })
+            .collect();
+        print::table(&rows);
+    }
+    if failed == 0 {
+        return Ok(());
+    }
+    Err(Failure::new(format!("{failed} check(s) failed")))
+}
+
+async fn check(path: &Path, config: &ServerConfig, findings: &mut Findings) {
+    add(findings, "configuration", Ok(path.display().to_string()));
+    let bundle = load::both(path).map(|(_, bundle)| {
+        format!("{} {:#x}, {} case(s) pass", bundle.version(), bundle.hash(), bundle.cases().len())
+    });
+    add(findings, "policy bundle", bundle.map_err(|e| e.to_string()));
+    add(findings, "PIN file", private(&config.hsm.pin_file));
+    if let Some(development) = &config.auth.development {
+        add(findings, "development issuer", private(&development.key_file));
+    }
+    if let Some(tls) = &config.server.tls {
+        add(findings, "TLS key", private(&tls.key_file));
+    }
+    let hsm = world::hsm(config).await;
+    match &hsm {
+        Ok(hsm) => {
+            let health = hsm.health().await;
+            add(findings, "HSM", health.map_err(|e| e.to_string()));
+        }
+        Err(error) => add(findings, "HSM", Err(error.to_string())),
+    }
+    database(config, hsm.ok().as_deref(), findings).await;
+    for section in &config.chains {
+        let what = format!("chain {}", section.name);
+        add(findings, what, chain(section).await);
+    }
+}
+
+/// A secret is its owner's alone.
+fn private(path: &Path) -> Result<String, String> {
+    let metadata = std::fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 == 0 {
+        return Ok(format!("{} (mode {mode:03o})", path.display()));
+    }
+    Err(format!(
+        "{} has mode {mode:03o}: others can read it; chmod 600 it, and change the secret",
+        path.display()
+    ))
+}
+
+async fn database(config: &ServerConfig, hsm: Option<&Hsm>, findings: &mut Findings) {
+    let store = match world::store(config).await {
+        Ok(store) => store,
+        Err(error) if error.to_string().contains("another server is running") => {
+            let text = "in use by a running server; ask its /readyz, and list its keys with \
+                        `claviger key list`";
+            add(findings, "database", Ok(text.to_owned()));
+            return;
+        }
+        Err(error) => {
+            add(findings, "database", Err(error.to_string()));
+            return;
+        }
+    };
+    let ping = store.ping().await;
+    add(findings, "database", ping.map(|()| "answers".to_owned()).map_err(|e| e.to_string()));
+    let keys = look(&*store, "keys", |unit| Box::pin(async move { unit.keys().await })).await;
+    let keys = match keys {
+        Ok(keys) => keys,
+        Err(error) => {
+            add(findings, "keys", Err(error.to_string()));
+            return;
+        }
+    };
+    if keys.is_empty() {
+        let text = "none yet; make one with `claviger key create` while the server runs";
+        add(findings, "keys", Ok(text.to_owned()));
+    }
+    for key in keys {
+        let what = format!("key {}", key.label);
+        let proof = match hsm {
+            None => Err("the HSM is not available".to_owned()),
+            Some(hsm) => hsm.enroll(&key).await.map_err(|e| e.to_string()),
+        };
+        add(findings, what, proof.map(|()| format!("{:#x} signs and verifies", key.address)));
+    }
+}
+
+async fn chain(section: &claviger::config::server::ChainSection) -> Result<String, String> {
+    let nodes = world::nodes(section).map_err(|e| e.to_string())?;
+    let (id, genesis) = nodes.identity().await.map_err(|e| e.to_string())?;
+    if id.get() != section.chain_id {
+        return Err(format!("the node says chain id {id}, not {}", section.chain_id));
+    }
+    let head = nodes.block(BlockAt::Latest).await.map_err(|e| e.to_string())?;
+    let head = head.ok_or("the node has no block")?;
+    let now_s = SystemClock.now().millis().div_euclid(1000);
+    let apart = now_s.saturating_sub(i64::try_from(head.timestamp_s).unwrap_or(i64::MAX));
+    let clock = if apart.abs() > CLOCK_S_MAX {
+        format!("; its newest block is {apart} s from our clock")
+    } else {
+        String::new()
+    };
+    Ok(format!("id {id}, genesis {genesis:#x}, head {}{clock}", head.number))
+}

@@ -1,0 +1,134 @@
+//! `claviger serve`
+
+use crate::{softhsm, world};
+use claviger::app::{App, recover};
+use claviger::cli::{Failure, load};
+use claviger::config::server::{ServerConfig, duration_ms};
+use claviger::core::policy::Bundle;
+use claviger::http::limits::Limits;
+use claviger::http::listener::{ListenerConfig, Listening, serve};
+use claviger::http::state::HttpState;
+use claviger::http::tls::TlsFiles;
+use claviger::http::{admin, metrics, v1};
+use claviger::jobs::{self, Periods, PolledChain};
+use claviger::ports::signer::Signer;
+use claviger::system::SystemEntropy;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// How often decided, unsigned attempts are looked for, in milliseconds.
+const RECOVER_MS: u64 = 2_000;
+/// How often gauges are counted, in milliseconds.
+const GAUGES_MS: u64 = 5_000;
+
+/// Runs the server until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start; nothing has been signed then.
+pub fn run(path: &Path) -> Result<(), Failure> {
+    let (config, bundle) = load::both(path)?;
+    softhsm::with_its_environment(&config)?;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("CLAVIGER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let workers = config.server.workers.max(1);
+    crate::block_on(workers, start(config, bundle))
+}
+
+async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
+    let stop = CancellationToken::new();
+    let recorder = metrics::install().map_err(|e| Failure::of("metrics", e))?;
+    let upkeep = tokio::spawn(metrics::upkeep(recorder.clone(), stop.clone()));
+    let bundle = Arc::new(bundle);
+    let store = world::store(&config).await?;
+    let hsm = world::hsm(&config).await?;
+    let signer: Arc<dyn Signer> = Arc::clone(&hsm) as Arc<dyn Signer>;
+    let app = world::app(&config, Arc::clone(&bundle), store, signer)?;
+    tracing::info!(version = bundle.version(), hash = %bundle.hash(), "policy bundle loaded");
+    recover::keys(&app).await.map_err(|e| Failure::of("keys", e))?;
+    let auth = world::authenticator(&config, bundle)?;
+    auth.load().await.map_err(|_| Failure::new("the token issuers' keys cannot be loaded"))?;
+    recover::unsigned(&app).await.map_err(|e| Failure::of("recovery", e))?;
+
+    let state = HttpState { app: Arc::clone(&app), auth };
+    let mut listening = vec![
+        listen(&config, "client", config.server.listen, v1::router(state.clone()), &stop).await?,
+        listen(&config, "admin", config.server.admin_listen, admin::router(state), &stop).await?,
+    ];
+    if let Some(address) = config.server.metrics_listen {
+        let plain =
+            ListenerConfig { name: "metrics", addr: address, tls: None, limits: Limits::default() };
+        let entropy = Arc::new(SystemEntropy);
+        let served = serve(plain, metrics::router(recorder), entropy, stop.clone()).await;
+        listening.push(served.map_err(|e| Failure::of("metrics", e))?);
+    }
+    let mut jobs = jobs::start(&app, polled(&config, &app), periods(&config), &stop);
+    tracing::info!("ready");
+    wait_for_signal().await?;
+    tracing::info!("stopping");
+    stop.cancel();
+    for listener in listening {
+        listener.stopped().await.map_err(|e| Failure::of("listener", e))?;
+    }
+    while jobs.join_next().await.is_some() {}
+    let _ = upkeep.await;
+    drop(app);
+    // The module must be quiet before the process ends.
+    tokio::task::spawn_blocking(move || drop(hsm)).await.map_err(|e| Failure::of("hsm", e))?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn listen(
+    config: &ServerConfig,
+    name: &'static str,
+    addr: SocketAddr,
+    router: axum::Router,
+    stop: &CancellationToken,
+) -> Result<Listening, Failure> {
+    let tls = config
+        .server
+        .tls
+        .as_ref()
+        .map(|tls| TlsFiles { cert: tls.cert_file.clone(), key: tls.key_file.clone() });
+    if tls.is_none() && !addr.ip().is_loopback() {
+        tracing::warn!(listener = name, %addr, "plain HTTP outside the loopback interface");
+    }
+    let listener = ListenerConfig { name, addr, tls, limits: Limits::default() };
+    serve(listener, router, Arc::new(SystemEntropy), stop.clone())
+        .await
+        .map_err(|e| Failure::of(name, format!("{addr}: {e}")))
+}
+
+fn polled(config: &ServerConfig, app: &App) -> Vec<PolledChain> {
+    let sections = config.chains.iter();
+    sections
+        .filter_map(|section| {
+            let chain = app.chain(&section.name)?;
+            let every = duration_ms(&section.poll_every)?;
+            Some((Arc::clone(chain), u64::try_from(every).ok()?))
+        })
+        .collect()
+}
+
+fn periods(config: &ServerConfig) -> Periods {
+    let sequence = duration_ms(&config.audit.sequence_every).unwrap_or(100);
+    Periods {
+        sequence_ms: u64::try_from(sequence).unwrap_or(100),
+        recover_ms: RECOVER_MS,
+        gauges_ms: GAUGES_MS,
+    }
+}
+
+async fn wait_for_signal() -> Result<(), Failure> {
+    let mut term = signal(SignalKind::terminate()).map_err(|e| Failure::of("signals", e))?;
+    let mut int = signal(SignalKind::interrupt()).map_err(|e| Failure::of("signals", e))?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}

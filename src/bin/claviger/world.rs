@@ -1,0 +1,158 @@
+//! Builds the edges from the configuration.
+
+use claviger::app::{App, ChainRuntime, ChainSettings};
+use claviger::chain::evm::{EvmChain, EvmConfig, Finality};
+use claviger::cli::Failure;
+use claviger::config::server::{ChainSection, FinalitySetting, ServerConfig, duration_ms, gwei};
+use claviger::core::id::{ChainId, ChainName, GroupName};
+use claviger::core::intent::{Fees, TxType};
+use claviger::core::policy::Bundle;
+use claviger::core::tx::step::Pace;
+use claviger::hsm::{Hsm, HsmConfig};
+use claviger::http::auth::{Authenticator, IssuerConfig};
+use claviger::ports::chain::Chain;
+use claviger::ports::signer::Signer;
+use claviger::ports::store::Store;
+use claviger::store::{self, OpenMode};
+use claviger::system::{SystemClock, SystemEntropy};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+/// How long a reading of fees and balances is used, in milliseconds.
+const READING_MS: i64 = 1_000;
+
+/// The database's URL, from the configuration or from its file.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn store_url(config: &ServerConfig) -> Result<String, Failure> {
+    match (&config.store.url, &config.store.url_file) {
+        (Some(url), _) => Ok(url.clone()),
+        (None, Some(file)) => std::fs::read_to_string(file)
+            .map(|url| url.trim().to_owned())
+            .map_err(|e| Failure::of(&file.display().to_string(), e)),
+        (None, None) => Err(Failure::new("[store] has no url")),
+    }
+}
+
+/// The database, which must be there.
+///
+/// # Errors
+/// When it is not, or another server holds it.
+pub async fn store(config: &ServerConfig) -> Result<Arc<dyn Store>, Failure> {
+    let url = store_url(config)?;
+    store::open(&url, OpenMode::Existing).await.map_err(|e| Failure::new(e.to_string()))
+}
+
+/// What the HSM room needs.
+#[must_use]
+pub fn hsm_config(config: &ServerConfig) -> HsmConfig {
+    HsmConfig {
+        module: config.hsm.module.clone(),
+        token_label: config.hsm.token_label.clone(),
+        pin_file: config.hsm.pin_file.clone(),
+        sessions: config.hsm.sessions,
+        queue: config.hsm.queue,
+    }
+}
+
+/// The HSM, with its threads.
+///
+/// # Errors
+/// When module, token or PIN are not as configured.
+pub async fn hsm(config: &ServerConfig) -> Result<Arc<Hsm>, Failure> {
+    let config = hsm_config(config);
+    tokio::task::spawn_blocking(move || Hsm::open(config))
+        .await
+        .map_err(|e| Failure::of("hsm", e))?
+        .map(Arc::new)
+        .map_err(|e| Failure::new(e.to_string()))
+}
+
+/// One chain's nodes.
+///
+/// # Errors
+/// When the configuration does not give usable ones.
+pub fn nodes(section: &ChainSection) -> Result<Arc<dyn Chain>, Failure> {
+    let finality = match section.finality {
+        FinalitySetting::Finalized => Finality::Finalized,
+        FinalitySetting::Safe => Finality::Safe,
+        FinalitySetting::Depth(depth) => Finality::Depth(depth),
+    };
+    let config =
+        EvmConfig { chain_id: ChainId::new(section.chain_id), rpc: section.rpc.clone(), finality };
+    let chain = EvmChain::new(config).map_err(|e| Failure::of(&section.name, e))?;
+    Ok(Arc::new(chain))
+}
+
+fn chain(section: &ChainSection) -> Result<ChainRuntime, Failure> {
+    let wrong = |what: &str| Failure::new(format!("[[chain]] `{}`: {what}", section.name));
+    let ms = |text: &str, what: &str| duration_ms(text).ok_or_else(|| wrong(what));
+    let max_fee = gwei(&section.max_fee_gwei).ok_or_else(|| wrong("max_fee_gwei"))?;
+    let tip = gwei(&section.max_tip_gwei).ok_or_else(|| wrong("max_tip_gwei"))?;
+    let settings = ChainSettings {
+        name: ChainName::new(section.name.clone()),
+        id: ChainId::new(section.chain_id),
+        tx_type: TxType::from_name(&section.transaction_type)
+            .ok_or_else(|| wrong("transaction_type"))?,
+        cap: Fees { max_fee, max_priority_fee: tip.min(max_fee) },
+        pace: Pace {
+            resend_after_ms: ms(&section.resend_after, "resend_after")?,
+            rebroadcast_after_ms: ms(&section.rebroadcast_after, "rebroadcast_after")?,
+        },
+        in_flight_max: i64::from(section.max_in_flight),
+    };
+    Ok(ChainRuntime::new(settings, nodes(section)?, READING_MS))
+}
+
+/// The use cases' world.
+///
+/// # Errors
+/// When a chain's configuration is not usable.
+pub fn app(
+    config: &ServerConfig,
+    bundle: Arc<Bundle>,
+    store: Arc<dyn Store>,
+    signer: Arc<dyn Signer>,
+) -> Result<Arc<App>, Failure> {
+    let mut chains = BTreeMap::new();
+    for section in &config.chains {
+        chains.insert(ChainName::new(section.name.clone()), Arc::new(chain(section)?));
+    }
+    Ok(Arc::new(App {
+        store,
+        signer,
+        clock: Arc::new(SystemClock),
+        entropy: Arc::new(SystemEntropy),
+        chains,
+        groups: config.groups.iter().map(|group| GroupName::new(group.name.clone())).collect(),
+        bundle,
+        signing: Mutex::default(),
+        changes: tokio::sync::watch::Sender::new(0),
+    }))
+}
+
+/// Who may come in.
+///
+/// # Errors
+/// When an issuer's configuration is not usable.
+pub fn authenticator(
+    config: &ServerConfig,
+    bundle: Arc<Bundle>,
+) -> Result<Arc<Authenticator>, Failure> {
+    let issuers = config.auth.issuers.iter().map(|issuer| {
+        Ok(IssuerConfig {
+            iss: issuer.iss.clone(),
+            audience: issuer.audience.clone(),
+            jwks: issuer.jwks.parse().map_err(|e: String| Failure::new(e))?,
+            algorithms: issuer.algorithms.clone(),
+            max_ttl_s: i64::try_from(issuer.max_ttl_s).unwrap_or(i64::MAX),
+        })
+    });
+    let issuers = issuers.collect::<Result<Vec<_>, Failure>>()?;
+    let may_vouch =
+        Arc::new(move |iss: &str, role, sub: &str| bundle.issuer_allows(iss, role, sub));
+    Authenticator::new(issuers, may_vouch, Arc::new(SystemClock))
+        .map(Arc::new)
+        .map_err(|e| Failure::of("auth", e))
+}
