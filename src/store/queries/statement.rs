@@ -95,7 +95,7 @@ impl Tx {
         }
         match answer {
             Ok(End::Commit(value)) => {
-                self.inner.commit().await.map_err(|e| told("commit", self.unit, &e))?;
+                self.commit().await?;
                 Ok(End::Commit(value))
             }
             other => {
@@ -103,6 +103,11 @@ impl Tx {
                 other
             }
         }
+    }
+
+    /// Commits, for a caller that has met no error. Dropped instead, it keeps nothing.
+    pub(super) async fn commit(self) -> Result<(), StoreError> {
+        self.inner.commit().await.map_err(|e| told("commit", self.unit, &e))
     }
 
     /// Runs the closure and keeps nothing.
@@ -150,11 +155,20 @@ impl Tx {
         self.checked(statement, answer)
     }
 
-    /// Keeps an error that is not the database's: the unit can then not be committed either.
+    /// An error that is not the database's: the unit can then not be committed either.
     pub(super) fn corrupt(&mut self, what: impl Into<String>) -> StoreError {
         let error = StoreError::Corrupt(what.into());
-        self.first_error.get_or_insert_with(|| error.clone());
+        self.keep(&error);
         error
+    }
+
+    /// Keeps the error of an operation, if it is one.
+    pub(super) fn kept<T>(&mut self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+        answer.inspect_err(|error| self.keep(error))
+    }
+
+    fn keep(&mut self, error: &StoreError) {
+        self.first_error.get_or_insert_with(|| error.clone());
     }
 
     fn checked<T>(
@@ -164,7 +178,7 @@ impl Tx {
     ) -> Result<T, StoreError> {
         answer.map_err(|error| {
             let error = told(statement.name, self.unit, &error);
-            self.first_error.get_or_insert_with(|| error.clone());
+            self.keep(&error);
             error
         })
     }

@@ -19,10 +19,18 @@ use crate::ports::store::{
 use alloy::primitives::{Address, B256};
 use async_trait::async_trait;
 
+/// Whatever an operation meets, a bad column as well as a failed statement, forbids the commit.
+macro_rules! kept {
+    ($tx:ident, $operation:expr) => {{
+        let answer = $operation.await;
+        $tx.kept(answer)
+    }};
+}
+
 #[async_trait]
 impl Unit for Tx {
     async fn bind_key(&mut self, bind: &KeyBinding) -> Result<Bound, StoreError> {
-        requests::bind_key(self, bind).await
+        kept!(self, requests::bind_key(self, bind))
     }
 
     async fn bound_key(
@@ -30,7 +38,7 @@ impl Unit for Tx {
         scope: &str,
         key: &str,
     ) -> Result<Option<KeyBinding>, StoreError> {
-        requests::bound_key(self, scope, key).await
+        kept!(self, requests::bound_key(self, scope, key))
     }
 
     async fn claim_event(
@@ -38,46 +46,46 @@ impl Unit for Tx {
         event: &EventUse,
         request: RequestId,
     ) -> Result<Option<RequestId>, StoreError> {
-        requests::claim_event(self, event, request).await
+        kept!(self, requests::claim_event(self, event, request))
     }
 
     async fn insert_transaction(&mut self, row: &NewTransaction) -> Result<(), StoreError> {
-        requests::insert_transaction(self, row).await
+        kept!(self, requests::insert_transaction(self, row))
     }
 
     async fn transaction(&mut self, id: RequestId) -> Result<Option<TransactionRow>, StoreError> {
-        requests::transaction(self, id).await
+        kept!(self, requests::transaction(self, id))
     }
 
     async fn transactions(&mut self, filter: &Filter) -> Result<Vec<TransactionRow>, StoreError> {
-        requests::transactions(self, filter).await
+        kept!(self, requests::transactions(self, filter))
     }
 
     async fn open_transactions(
         &mut self,
         chain: ChainId,
     ) -> Result<Vec<TransactionRow>, StoreError> {
-        requests::open_transactions(self, chain).await
+        kept!(self, requests::open_transactions(self, chain))
     }
 
     async fn count_by_status(&mut self) -> Result<Vec<(Status, i64)>, StoreError> {
-        requests::count_by_status(self).await
+        kept!(self, requests::count_by_status(self))
     }
 
     async fn advance(&mut self, change: &StatusChange) -> Result<bool, StoreError> {
-        requests::advance(self, change).await
+        kept!(self, requests::advance(self, change))
     }
 
     async fn lock_lane(&mut self, open: &LaneKey) -> Result<Lane, StoreError> {
-        lanes::lock_lane(self, open).await
+        kept!(self, lanes::lock_lane(self, open))
     }
 
     async fn lane(&mut self, chain: ChainId, address: Address) -> Result<Option<Lane>, StoreError> {
-        lanes::lane(self, chain, address).await
+        kept!(self, lanes::lane(self, chain, address))
     }
 
     async fn lanes(&mut self, chain: ChainId) -> Result<Vec<Lane>, StoreError> {
-        lanes::lanes(self, chain).await
+        kept!(self, lanes::lanes(self, chain))
     }
 
     async fn next_queued(
@@ -85,11 +93,11 @@ impl Unit for Tx {
         chain: ChainId,
         address: Address,
     ) -> Result<Option<TransactionRow>, StoreError> {
-        lanes::next_queued(self, chain, address).await
+        kept!(self, lanes::next_queued(self, chain, address))
     }
 
     async fn waiting_accounts(&mut self, chain: ChainId) -> Result<Vec<Address>, StoreError> {
-        lanes::waiting_accounts(self, chain).await
+        kept!(self, lanes::waiting_accounts(self, chain))
     }
 
     async fn in_flight(
@@ -97,7 +105,7 @@ impl Unit for Tx {
         chain: ChainId,
         address: Address,
     ) -> Result<(i64, i64), StoreError> {
-        lanes::in_flight(self, chain, address).await
+        kept!(self, lanes::in_flight(self, chain, address))
     }
 
     async fn owed(
@@ -105,7 +113,7 @@ impl Unit for Tx {
         chain: ChainId,
         address: Address,
     ) -> Result<Vec<TransactionRow>, StoreError> {
-        lanes::owed(self, chain, address).await
+        kept!(self, lanes::owed(self, chain, address))
     }
 
     async fn take_nonce(
@@ -114,7 +122,7 @@ impl Unit for Tx {
         transaction: &TransactionRow,
         now: Timestamp,
     ) -> Result<Option<u64>, StoreError> {
-        lanes::take_nonce(self, lane, transaction, now).await
+        kept!(self, lanes::take_nonce(self, lane, transaction, now))
     }
 
     async fn halt_lane(
@@ -123,11 +131,11 @@ impl Unit for Tx {
         address: Address,
         reason: &str,
     ) -> Result<(), StoreError> {
-        lanes::halt_lane(self, chain, address, reason).await
+        kept!(self, lanes::halt_lane(self, chain, address, reason))
     }
 
     async fn insert_attempt(&mut self, row: &NewAttempt) -> Result<bool, StoreError> {
-        attempts::insert_attempt(self, row).await
+        kept!(self, attempts::insert_attempt(self, row))
     }
 
     async fn decision(
@@ -135,19 +143,19 @@ impl Unit for Tx {
         request: RequestId,
         attempt: i64,
     ) -> Result<Option<DecisionRecord>, StoreError> {
-        attempts::decision(self, request, attempt).await
+        kept!(self, attempts::decision(self, request, attempt))
     }
 
     async fn attempts(&mut self, request: RequestId) -> Result<Vec<AttemptRow>, StoreError> {
-        attempts::attempts(self, request).await
+        kept!(self, attempts::attempts(self, request))
     }
 
     async fn unsigned_attempts(&mut self) -> Result<Vec<(RequestId, i64)>, StoreError> {
-        attempts::unsigned_attempts(self).await
+        kept!(self, attempts::unsigned_attempts(self))
     }
 
     async fn store_signature(&mut self, signed: &SignedAttempt) -> Result<bool, StoreError> {
-        attempts::store_signature(self, signed).await
+        kept!(self, attempts::store_signature(self, signed))
     }
 
     async fn mark_sent(
@@ -156,26 +164,26 @@ impl Unit for Tx {
         attempt: i64,
         at: Timestamp,
     ) -> Result<(), StoreError> {
-        attempts::mark_sent(self, request, attempt, at).await
+        kept!(self, attempts::mark_sent(self, request, attempt, at))
     }
 
     async fn insert_signature(&mut self, row: &NewSignatureRequest) -> Result<(), StoreError> {
-        signatures::insert_signature(self, row).await
+        kept!(self, signatures::insert_signature(self, row))
     }
 
     async fn signature(&mut self, id: RequestId) -> Result<Option<SignatureRow>, StoreError> {
-        signatures::signature(self, id).await
+        kept!(self, signatures::signature(self, id))
     }
 
     async fn unsettled_signatures(
         &mut self,
         chain: ChainId,
     ) -> Result<Vec<SignatureRow>, StoreError> {
-        signatures::unsettled_signatures(self, chain).await
+        kept!(self, signatures::unsettled_signatures(self, chain))
     }
 
     async fn mark_settled(&mut self, owner: &str) -> Result<(), StoreError> {
-        signatures::mark_settled(self, owner).await
+        kept!(self, signatures::mark_settled(self, owner))
     }
 
     async fn reserve(
@@ -184,7 +192,7 @@ impl Unit for Tx {
         charges: &[Charge],
         now: Timestamp,
     ) -> Result<Option<LimitExceeded>, StoreError> {
-        spend::reserve(self, owner, charges, now).await
+        kept!(self, spend::reserve(self, owner, charges, now))
     }
 
     async fn settle(
@@ -193,82 +201,82 @@ impl Unit for Tx {
         outcome: Settlement,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        spend::settle(self, owner, outcome, now).await
+        kept!(self, spend::settle(self, owner, outcome, now))
     }
 
     async fn release(&mut self, owner: &str) -> Result<(), StoreError> {
-        spend::release(self, owner).await
+        kept!(self, spend::release(self, owner))
     }
 
     async fn limits(&mut self) -> Result<Vec<LimitRow>, StoreError> {
-        spend::limits(self).await
+        kept!(self, spend::limits(self))
     }
 
     async fn begin_key(&mut self, key: &NewKey) -> Result<bool, StoreError> {
-        keys::begin_key(self, key).await
+        kept!(self, keys::begin_key(self, key))
     }
 
     async fn pin_key(&mut self, id: KeyId, public_key: &PublicKey) -> Result<bool, StoreError> {
-        keys::pin_key(self, id, public_key).await
+        kept!(self, keys::pin_key(self, id, public_key))
     }
 
     async fn unfinished_keys(&mut self) -> Result<Vec<NewKey>, StoreError> {
-        keys::unfinished_keys(self).await
+        kept!(self, keys::unfinished_keys(self))
     }
 
     async fn keys(&mut self) -> Result<Vec<OperatorKey>, StoreError> {
-        keys::keys(self).await
+        kept!(self, keys::keys(self))
     }
 
     async fn group_keys(&mut self, group: &GroupName) -> Result<Vec<OperatorKey>, StoreError> {
-        keys::group_keys(self, group).await
+        kept!(self, keys::group_keys(self, group))
     }
 
     async fn pin_chain(&mut self, chain: ChainId, genesis: B256) -> Result<B256, StoreError> {
-        keys::pin_chain(self, chain, genesis).await
+        kept!(self, keys::pin_chain(self, chain, genesis))
     }
 
     async fn append_leaf(&mut self, leaf: &EncodedLeaf) -> Result<(), StoreError> {
-        audit::append_leaf(self, leaf).await
+        kept!(self, audit::append_leaf(self, leaf))
     }
 
     async fn waiting_leaves(&mut self, most: i64) -> Result<Vec<WaitingLeaf>, StoreError> {
-        audit::waiting_leaves(self, most).await
+        kept!(self, audit::waiting_leaves(self, most))
     }
 
     async fn waiting_leaf_count(&mut self) -> Result<i64, StoreError> {
-        audit::waiting_leaf_count(self).await
+        kept!(self, audit::waiting_leaf_count(self))
     }
 
     async fn append_log(&mut self, batch: &LogBatch) -> Result<bool, StoreError> {
-        audit::append_log(self, batch).await
+        kept!(self, audit::append_log(self, batch))
     }
 
     async fn log_head(&mut self) -> Result<LogHead, StoreError> {
-        audit::log_head(self).await
+        kept!(self, audit::log_head(self))
     }
 
     async fn log_nodes(&mut self, indexes: &[u64]) -> Result<Vec<[u8; 32]>, StoreError> {
-        audit::log_nodes(self, indexes).await
+        kept!(self, audit::log_nodes(self, indexes))
     }
 
     async fn log_leaves(&mut self, from: u64, most: i64) -> Result<Vec<LogLeaf>, StoreError> {
-        audit::log_leaves(self, from, most).await
+        kept!(self, audit::log_leaves(self, from, most))
     }
 
     async fn append_event(&mut self, event: &NewEvent) -> Result<(), StoreError> {
-        requests::append_event(self, event).await
+        kept!(self, requests::append_event(self, event))
     }
 
     async fn events_of(&mut self, subject: &str) -> Result<Vec<NewEvent>, StoreError> {
-        requests::events_of(self, subject).await
+        kept!(self, requests::events_of(self, subject))
     }
 
     async fn meta(&mut self, name: &str) -> Result<Option<String>, StoreError> {
-        requests::meta(self, name).await
+        kept!(self, requests::meta(self, name))
     }
 
     async fn set_meta(&mut self, name: &str, value: &str) -> Result<(), StoreError> {
-        requests::set_meta(self, name, value).await
+        kept!(self, requests::set_meta(self, name, value))
     }
 }
