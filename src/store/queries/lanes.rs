@@ -27,10 +27,13 @@ statements! {
     OWED = "SELECT * FROM transactions WHERE chain_id = $1 AND status = 'submitted' \
         AND address = $2 ORDER BY nonce";
     TAKE_NONCE = "UPDATE lanes SET next_nonce = next_nonce + 1, version = version + 1 \
-        WHERE chain_id = $1 AND address = $2 AND version = $3 AND halted IS NULL";
+        WHERE chain_id = $1 AND address = $2 AND version = $3 AND halted IS NULL \
+        AND mode = 'managed'";
+    PUT_NONCE_BACK = "UPDATE lanes SET next_nonce = next_nonce - 1, version = version - 1 \
+        WHERE chain_id = $1 AND address = $2";
     GIVE_NONCE = "UPDATE transactions SET nonce = $3, status = 'submitted', updated_at = $4, \
         version = version + 1 WHERE id = $1 AND version = $2 AND status = 'queued' \
-        AND nonce IS NULL";
+        AND nonce IS NULL AND chain_id = $5 AND address = $6";
     HALT_LANE = "UPDATE lanes SET halted = $3, version = version + 1 \
         WHERE chain_id = $1 AND address = $2";
 }
@@ -143,8 +146,9 @@ pub(super) async fn take_nonce(
     transaction: &TransactionRow,
     now: Timestamp,
 ) -> Result<Option<u64>, StoreError> {
-    let lane_values = values![to_i64(lane.chain.get())?, lane.address.as_slice(), lane.version];
-    if tx.execute(TAKE_NONCE, lane_values).await? != 1 {
+    let chain = to_i64(lane.chain.get())?;
+    let taken = values![chain, lane.address.as_slice(), lane.version];
+    if tx.execute(TAKE_NONCE, taken).await? != 1 {
         return Ok(None);
     }
     let given = values![
@@ -152,9 +156,15 @@ pub(super) async fn take_nonce(
         transaction.version,
         to_i64(lane.next_nonce)?,
         now.millis(),
+        chain,
+        lane.address.as_slice(),
     ];
     if tx.execute(GIVE_NONCE, given).await? != 1 {
-        return Ok(None);
+        // Nobody wanted it: a caller that commits nevertheless must not leave a gap. The row is locked
+        // since it was taken, so nobody saw it.
+        let back = values![chain, lane.address.as_slice()];
+        let rows = tx.execute(PUT_NONCE_BACK, back).await?;
+        return exactly_one(tx, "put_nonce_back", rows).map(|()| None);
     }
     Ok(Some(lane.next_nonce))
 }
