@@ -18,7 +18,8 @@ statements! {
     SIGNATURE = "SELECT * FROM signature_requests WHERE id = $1";
     UNSETTLED_SIGNATURES = "SELECT * FROM signature_requests WHERE chain_id = $1 AND settled = 0 \
         ORDER BY address, nonce, id";
-    MARK_SETTLED = "UPDATE signature_requests SET settled = 1 WHERE owner = $1";
+    MARK_SETTLED = "UPDATE signature_requests SET settled = 1 WHERE owner = $1 AND NOT EXISTS \
+        (SELECT 1 FROM limit_entries WHERE limit_entries.owner = $1 AND settled_at IS NULL)";
 }
 
 #[derive(FromRow)]
@@ -110,6 +111,8 @@ pub(super) async fn unsettled_signatures(
     Ok(answer)
 }
 
+/// What was decided while the others settled still holds something: it stays on the list, to be settled
+/// by the next look. One statement sees a decision with what it holds, or neither.
 pub(super) async fn mark_settled(tx: &mut Tx, owner: &str) -> Result<(), StoreError> {
     tx.execute(MARK_SETTLED, values![owner]).await.map(|_| ())
 }
