@@ -17,10 +17,10 @@ statements! {
     OPEN_LIMIT = "INSERT INTO limits (id, label, grant_id, span_ms, held, spent) \
         VALUES ($1, $2, $3, $4, $5, $5) ON CONFLICT (id) DO NOTHING";
     SET_LIMIT = "UPDATE limits SET held = $2, spent = $3 WHERE id = $1";
-    AGED = "SELECT owner, kind, value, fee, settled_at FROM limit_entries \
-        WHERE limit_id = $1 AND settled_at <= $2 ORDER BY settled_at LIMIT 500";
+    DROP_AGED = "DELETE FROM limit_entries WHERE limit_id = $1 AND settled_at <= $2 \
+        RETURNING kind, value, fee, settled_at";
     DROP_ENTRY = "DELETE FROM limit_entries WHERE limit_id = $1 AND owner = $2";
-    ENTRY = "SELECT owner, kind, value, fee, settled_at FROM limit_entries \
+    ENTRY = "SELECT kind, value, fee, settled_at FROM limit_entries \
         WHERE limit_id = $1 AND owner = $2";
     HOLD_ENTRY = "INSERT INTO limit_entries (limit_id, owner, kind, value, fee) \
         VALUES ($1, $2, $3, $4, $5) ON CONFLICT (limit_id, owner) \
@@ -42,7 +42,6 @@ struct LimitColumns {
 
 #[derive(FromRow)]
 struct EntryColumns {
-    owner: String,
     kind: String,
     value: Vec<u8>,
     fee: Vec<u8>,
@@ -114,20 +113,13 @@ async fn save(tx: &mut Tx, id: &[u8], sums: &Sums) -> Result<(), StoreError> {
 /// Takes what left the span out of `spent`.
 async fn age(tx: &mut Tx, id: &[u8], sums: &mut Sums, now: Timestamp) -> Result<(), StoreError> {
     let before = now.plus_millis(sums.span_ms.saturating_neg()).millis();
-    loop {
-        let aged = tx.all::<EntryColumns>(AGED, values![id, before]).await?;
-        if aged.is_empty() {
-            return Ok(());
-        }
-        for entry in aged {
-            let total = entry.total()?;
-            match sums.spent.checked_sub(total) {
-                Some(rest) => sums.spent = rest,
-                None => return Err(tx.corrupt("a limit has spent less than its entries")),
-            }
-            tx.execute(DROP_ENTRY, values![id, entry.owner.as_str()]).await?;
+    for entry in tx.all::<EntryColumns>(DROP_AGED, values![id, before]).await? {
+        match sums.spent.checked_sub(entry.total()?) {
+            Some(rest) => sums.spent = rest,
+            None => return Err(tx.corrupt("a limit has spent less than its entries")),
         }
     }
+    Ok(())
 }
 
 pub(super) async fn reserve(
@@ -138,6 +130,11 @@ pub(super) async fn reserve(
 ) -> Result<Option<LimitExceeded>, StoreError> {
     let mut ordered: Vec<&Charge> = charges.iter().collect();
     ordered.sort_by_key(|charge| charge.limit);
+    // The second would be taken for another version of the first, and be held at no price.
+    if ordered.windows(2).any(|pair| pair.first().map(|a| a.limit) == pair.last().map(|b| b.limit))
+    {
+        return Err(tx.corrupt("a limit is charged twice by one request"));
+    }
     for charge in ordered {
         if let Some(full) = reserve_one(tx, owner, charge, now).await? {
             return Ok(Some(full));
