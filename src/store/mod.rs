@@ -26,6 +26,14 @@ macro_rules! statements {
 }
 
 pub mod postgres;
+#[cfg(test)]
+#[allow(
+    clippy::arithmetic_side_effects,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+mod prepared;
 pub mod sqlite;
 
 /// Whether the database may be created.

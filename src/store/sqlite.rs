@@ -22,6 +22,11 @@ macro_rules! locked {
 mod queries;
 
 use queries::Tx;
+#[cfg(test)]
+pub(super) use queries::all_statements;
+
+/// Waits for the writer before it, not in the middle.
+const BEGIN: &str = "BEGIN IMMEDIATE";
 
 /// An open SQLite database. Holds the lock file for as long as it lives.
 #[derive(Debug)]
@@ -46,25 +51,32 @@ impl SqliteStore {
             .busy_timeout(Duration::from_secs(10));
         let path = options.get_filename().to_owned();
         check_presence(&path, mode)?;
-        let lock = lock(&path)?;
+        // By its real name: a link must not lead around the lock.
+        let lock = lock(&path.canonicalize().unwrap_or_else(|_| path.to_path_buf()))?;
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(Duration::from_secs(20))
             .connect_with(options.clone())
             .await
             .map_err(|e| unavailable(&e))?;
-        sqlx::migrate!("migrations/server/sqlite")
-            .run(&writer)
-            .await
-            .map_err(|e| unavailable(&e))?;
         let readers = SqlitePoolOptions::new()
             .max_connections(2)
             .acquire_timeout(Duration::from_secs(20))
-            .connect_with(options.create_if_missing(false))
+            .connect_with(options.create_if_missing(false).pragma("query_only", "ON"))
             .await
             .map_err(|e| unavailable(&e))?;
         let store = Self { writer, readers, _lock: lock };
-        queries::check_created(&store, mode).await?;
+        if mode == OpenMode::Existing {
+            queries::check_created(&store).await?;
+        }
+        sqlx::migrate!("migrations/server/sqlite")
+            .run(&store.writer)
+            .await
+            .map_err(|e| unavailable(&e))?;
+        if mode == OpenMode::Create {
+            let tx = store.writer.begin_with(BEGIN).await.map_err(|e| unavailable(&e))?;
+            queries::mark_created(Tx::new(tx, "mark_created")).await?;
+        }
         Ok(store)
     }
 }
@@ -105,7 +117,7 @@ fn lock(path: &Path) -> Result<File, StoreError> {
 #[async_trait]
 impl Store for SqliteStore {
     async fn run(&self, name: &'static str, work: Work) -> Result<End<Erased>, StoreError> {
-        let tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(|e| unavailable(&e))?;
+        let tx = self.writer.begin_with(BEGIN).await.map_err(|e| unavailable(&e))?;
         Tx::new(tx, name).finish(work).await
     }
 

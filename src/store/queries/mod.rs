@@ -17,48 +17,35 @@ mod unit;
 
 pub(super) use statement::Tx;
 
-use super::{CREATED, Db, OpenMode, is_retryable};
-use crate::ports::store::{End, Store, StoreError, look, unit as run_unit};
+use super::{CREATED, Db, is_retryable};
+use crate::ports::store::{Store, StoreError, look};
 
 /// Every statement, for the test that prepares them.
 #[cfg(test)]
-pub(super) fn all_statements() -> Vec<statement::Statement> {
+pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
     [attempts::ALL, audit::ALL, keys::ALL, lanes::ALL, requests::ALL, signatures::ALL, spend::ALL]
         .concat()
 }
 
-/// A database of ours says so in `meta`; a new one is told to.
-pub(super) async fn check_created(store: &dyn Store, mode: OpenMode) -> Result<(), StoreError> {
-    match mode {
-        OpenMode::Existing => {
-            let found = look(store, "check_created", |unit| {
-                Box::pin(async move { unit.meta(CREATED).await })
-            })
+/// A database of ours says so in `meta`.
+pub(super) async fn check_created(store: &dyn Store) -> Result<(), StoreError> {
+    let found =
+        look(store, "check_created", |unit| Box::pin(async move { unit.meta(CREATED).await }))
             .await;
-            match found {
-                Ok(Some(_)) => Ok(()),
-                Ok(None) | Err(_) => Err(StoreError::Unavailable(
-                    "the database was not set up by `claviger init`".to_owned(),
-                )),
-            }
-        }
-        OpenMode::Create => {
-            let fresh = run_unit(store, "mark_created", |unit| {
-                Box::pin(async move {
-                    if unit.meta(CREATED).await?.is_some() {
-                        return Ok(End::Rollback(false));
-                    }
-                    unit.set_meta(CREATED, env!("CARGO_PKG_VERSION")).await?;
-                    Ok(End::Commit(true))
-                })
-            })
-            .await?;
-            if fresh {
-                Ok(())
-            } else {
-                Err(StoreError::Unavailable("the database was set up before".to_owned()))
-            }
-        }
+    match found {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) | Err(_) => Err(StoreError::Unavailable(
+            "the database was not set up by `claviger init`".to_owned(),
+        )),
+    }
+}
+
+/// Says in `meta` that this is a database of ours. Of two that set it up at once, one is refused.
+pub(super) async fn mark_created(mut tx: Tx) -> Result<(), StoreError> {
+    if requests::set_meta_once(&mut tx, CREATED, env!("CARGO_PKG_VERSION")).await? {
+        tx.commit().await
+    } else {
+        Err(StoreError::Unavailable("the database was set up before".to_owned()))
     }
 }
 

@@ -29,8 +29,9 @@ statements! {
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, \
         $19, $20, $21, $22, $23, $24, $25, $26, $27, $27, 0)";
     TRANSACTION = "SELECT * FROM transactions WHERE id = $1";
-    TRANSACTIONS = "SELECT * FROM transactions WHERE ($1 = '' OR (iss = $1 AND sub = $2)) \
-        AND ($3 = '' OR status = $3) AND ($4 = '' OR chain = $4) AND ($5 = '' OR signer = $5) \
+    TRANSACTIONS = "SELECT * FROM transactions WHERE ((iss = $1 AND sub = $2) OR $1 IS NULL) \
+        AND (status = $3 OR $3 IS NULL) AND (chain = $4 OR $4 IS NULL) \
+        AND (signer = $5 OR $5 IS NULL) \
         AND created_at >= $6 AND created_at < $7 AND seq < $8 ORDER BY seq DESC LIMIT $9";
     OPEN_TRANSACTIONS = "SELECT * FROM transactions WHERE chain_id = $1 \
         AND status IN ('submitted', 'mined') ORDER BY address, nonce";
@@ -44,6 +45,7 @@ statements! {
     EVENTS_OF = "SELECT id, kind, subject, data, created_at FROM events WHERE subject = $1 \
         ORDER BY seq";
     META = "SELECT value FROM meta WHERE name = $1";
+    SET_META_ONCE = "INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
     SET_META = "INSERT INTO meta (name, value) VALUES ($1, $2) \
         ON CONFLICT (name) DO UPDATE SET value = excluded.value";
 }
@@ -187,11 +189,11 @@ pub(super) async fn transactions(
 ) -> Result<Vec<TransactionRow>, StoreError> {
     let who = filter.principal.as_ref();
     let values = values![
-        who.map_or("", |principal| principal.iss.as_str()),
-        who.map_or("", |principal| principal.sub.as_str()),
-        filter.status.map_or("", Status::name),
-        filter.chain.as_ref().map_or("", |chain| chain.as_str()),
-        filter.signer.as_deref().unwrap_or(""),
+        who.map(|principal| principal.iss.clone()),
+        who.map(|principal| principal.sub.clone()),
+        filter.status.map(|status| status.name().to_owned()),
+        filter.chain.as_ref().map(ToString::to_string),
+        filter.signer.clone(),
         filter.created_from.map_or(i64::MIN, |at| at.millis()),
         filter.created_before.map_or(i64::MAX, |at| at.millis()),
         filter.before_seq.unwrap_or(i64::MAX),
@@ -274,4 +276,13 @@ pub(super) async fn meta(tx: &mut Tx, name: &str) -> Result<Option<String>, Stor
 pub(super) async fn set_meta(tx: &mut Tx, name: &str, value: &str) -> Result<(), StoreError> {
     let rows = tx.execute(SET_META, values![name, value]).await?;
     exactly_one(tx, "set_meta", rows)
+}
+
+/// `false` if it has a value already.
+pub(super) async fn set_meta_once(
+    tx: &mut Tx,
+    name: &str,
+    value: &str,
+) -> Result<bool, StoreError> {
+    Ok(tx.execute(SET_META_ONCE, values![name, value]).await? == 1)
 }

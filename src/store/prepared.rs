@@ -1,0 +1,61 @@
+//! Every named statement prepares on both databases, and speaks only of portable types.
+
+use super::{Named, OpenMode, open, postgres, sqlite};
+use sqlx::{Column as _, Connection as _, Either, Executor as _, SqlStr, Statement as _};
+use sqlx::{TypeInfo as _, postgres::PgConnection, sqlite::SqliteConnection};
+use std::collections::BTreeSet;
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+const PORTABLE: [&str; 3] = ["INT8", "TEXT", "BYTEA"];
+
+fn names(statements: &[Named]) -> BTreeSet<&'static str> {
+    statements.iter().map(|statement| statement.name).collect()
+}
+
+#[test]
+fn every_statement_has_a_name_of_its_own_and_both_databases_have_it() {
+    let (one, two) = (sqlite::all_statements(), postgres::all_statements());
+    assert!(one.len() > 50, "{}", one.len());
+    assert_eq!(names(&one).len(), one.len());
+    assert_eq!(names(&one), names(&two));
+}
+
+#[tokio::test]
+async fn every_statement_prepares_on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("claviger.db").display());
+    let _store = open(&url, OpenMode::Create).await.unwrap();
+    let mut raw = SqliteConnection::connect(&url).await.unwrap();
+    for Named { name, sql } in sqlite::all_statements() {
+        let prepared = raw.prepare(SqlStr::from_static(sql)).await;
+        let prepared = prepared.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let count = match prepared.parameters() {
+            Some(Either::Right(count)) => count,
+            other => panic!("{name}: {other:?}"),
+        };
+        assert!(count == 0 || sql.contains(&format!("${count}")), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn every_statement_prepares_on_postgres_with_portable_types() {
+    let url = support::services::Postgres::shared().await.create_database();
+    let _store = open(&url, OpenMode::Create).await.unwrap();
+    let mut raw = PgConnection::connect(&url).await.unwrap();
+    for Named { name, sql } in postgres::all_statements() {
+        let prepared = raw.prepare(SqlStr::from_static(sql)).await;
+        let prepared = prepared.unwrap_or_else(|error| panic!("{name}: {error}"));
+        for column in prepared.columns() {
+            let kind = column.type_info().name();
+            assert!(PORTABLE.contains(&kind), "{name}: column {} is {kind}", column.name());
+        }
+        let Some(Either::Left(parameters)) = prepared.parameters() else {
+            panic!("{name}: the parameters have no types");
+        };
+        for (place, kind) in (1..).zip(parameters) {
+            assert!(PORTABLE.contains(&kind.name()), "{name}: ${place} is {kind}");
+        }
+    }
+}
