@@ -1,0 +1,32 @@
+//! The server's database: one suite of what the port promises, run on SQLite and on PostgreSQL.
+
+#![cfg(feature = "server")]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[macro_use]
+mod fixtures;
+
+mod attempts;
+mod audit;
+mod keys;
+mod lanes;
+mod nonces;
+mod opening;
+mod requests;
+mod schema;
+mod signatures;
+mod spend;
+mod spend_model;
+mod transactions;
+mod units;
