@@ -213,7 +213,8 @@ async fn on_postgres_a_unit_that_lost_a_deadlock_is_run_again() {
     for task in tasks {
         task.await.unwrap().unwrap();
     }
-    assert_eq!(runs.load(Ordering::SeqCst), 3);
+    // More than once if it came back before the other was woken.
+    assert!(runs.load(Ordering::SeqCst) > 2, "one of them was run again");
     let events = read!(store, [], |unit| unit.events_of("subject").await?);
     assert_eq!(events.len(), 2, "the run that was given up stored nothing");
 }
