@@ -3,8 +3,9 @@
 use crate::{softhsm, world};
 use claviger::app::{App, recover};
 use claviger::cli::{Failure, load};
-use claviger::config::server::{ServerConfig, duration_ms};
+use claviger::config::server::ServerConfig;
 use claviger::core::policy::Bundle;
+use claviger::core::time::duration_ms;
 use claviger::http::limits::Limits;
 use claviger::http::listener::{ListenerConfig, Listening, serve};
 use claviger::http::state::HttpState;
