@@ -178,7 +178,8 @@ async fn judged_request(
     Ok((request, estimate))
 }
 
-/// Gas with a fifth to spare. A call that would revert gets 0 and the error.
+/// Gas with a fifth to spare, since state may change until it is mined; a plain transfer always costs the
+/// same. A call that would revert gets 0 and the error.
 async fn estimate(
     chain: &ChainRuntime,
     command: &AcceptCommand,
@@ -192,7 +193,8 @@ async fn estimate(
     };
     match chain.port.estimate_gas(call).await {
         Ok(gas) => {
-            let spare = gas.checked_div(5).unwrap_or_default();
+            let plain = command.data.is_empty() && command.access_list.is_empty();
+            let spare = if plain { 0 } else { gas.div_ceil(5) };
             let gas = gas.checked_add(spare).ok_or_else(|| AppError::internal("gas overflow"))?;
             Ok((gas, Ok(())))
         }
