@@ -107,3 +107,47 @@ base_fee() {
     block="$(rpc eth_getBlockByNumber '["latest",false]')"
     number "$(jq -r .baseFeePerGas <<<"$block")"
 }
+
+# --- The chain of the demo ------------------------------------------------------------------------
+
+start_chain() {
+    free_port
+    rpc_url="http://127.0.0.1:$port"
+    # No block comes by itself until the set-up is done. With one slot to an epoch, a block is final
+    # when two more are on top.
+    start anvil "$ANVIL" --host 127.0.0.1 --port "$port" --no-mining --slots-in-an-epoch 1 \
+        --base-fee "$gwei_wei" --quiet
+    await 20 "for anvil" answers "$rpc_url" || die "anvil does not answer"
+    local accounts
+    accounts="$(rpc eth_accounts)"
+    deployer="$(jq -r '.[0]' <<<"$accounts")"
+    merchant="$(jq -r '.[1]' <<<"$accounts")"
+    admin="$(jq -r '.[2]' <<<"$accounts")"
+    user="$(jq -r '.[3]' <<<"$accounts")"
+    know_selectors 'requestCharge(uint256,uint256)' 'deposit()' 'grantOperator(address)' \
+        'operators(address)' 'requested(uint256)' 'executions(uint256)' 'balances(address)' \
+        'executeCharge(uint256,uint256)'
+    executed_topic="$(keccak 'ChargeExecuted(uint256,address,uint256)')"
+    say "anvil at $rpc_url"
+}
+
+answers() { (exec 3<>"/dev/tcp/127.0.0.1/${1##*:}") 2>/dev/null; }
+
+deploy() {
+    local code first second
+    code="$(jq -r .bytecode contracts/build/PaymentProcessor.json)"
+    first="$(send_from "$deployer" "" \
+        "0x${code#0x}$(address_word "$merchant")$(address_word "$admin")")"
+    code="$(jq -r .bytecode contracts/build/TestToken.json)"
+    second="$(send_from "$deployer" "" "0x${code#0x}")"
+    mine 1
+    receipts_succeed "$first" "$second" || die "the contracts were not deployed"
+    local found
+    found="$(for hash in "$first" "$second"; do
+        rpc eth_getTransactionReceipt "[\"$hash\"]" | jq -r .contractAddress
+    done)"
+    [ "$found" = "$processor"$'\n'"$token" ] ||
+        die "the contracts are not where the example bundle says, but at" "$found"
+    say "PaymentProcessor at $processor"
+    say "TestToken        at $token"
+}
