@@ -1,5 +1,5 @@
 //! The main job as programs: a request is judged, signed in the HSM, mined; and what a crash at the worst
-//! moments leaves. Rows T1, T2, T8 of the fault list, and what stands around them.
+//! moments leaves.
 
 #![cfg(feature = "server")]
 #![allow(

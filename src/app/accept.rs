@@ -100,14 +100,19 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
     match store(app, binding, row, &verdict, now).await? {
         Stored::New => Ok(Accepted::New(id)),
         Stored::Before(before) => same_body(&before, command.body_hash).map(Accepted::Before),
-        Stored::EventUsed(other) => Err(AppError::Conflict {
-            detail: "this event has been answered by another request".to_owned(),
-            request: Some(other),
-        }),
+        Stored::EventUsed(other) => Err(event_used(other)),
         Stored::Full(full) => {
             let reasons = vec![record::window_reason(&full)];
             Err(deny(app, id, &request, &verdict, reasons, now).await)
         }
+    }
+}
+
+/// An event answers one request.
+pub(crate) fn event_used(other: RequestId) -> AppError {
+    AppError::Conflict {
+        detail: "this event has been answered by another request".to_owned(),
+        request: Some(other),
     }
 }
 
