@@ -100,14 +100,19 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
     match store(app, binding, row, &verdict, now).await? {
         Stored::New => Ok(Accepted::New(id)),
         Stored::Before(before) => same_body(&before, command.body_hash).map(Accepted::Before),
-        Stored::EventUsed(other) => Err(AppError::Conflict {
-            detail: "this event has been answered by another request".to_owned(),
-            request: Some(other),
-        }),
+        Stored::EventUsed(other) => Err(event_used(other)),
         Stored::Full(full) => {
             let reasons = vec![record::window_reason(&full)];
             Err(deny(app, id, &request, &verdict, reasons, now).await)
         }
+    }
+}
+
+/// An event answers one request.
+pub(crate) fn event_used(other: RequestId) -> AppError {
+    AppError::Conflict {
+        detail: "this event has been answered by another request".to_owned(),
+        request: Some(other),
     }
 }
 
@@ -178,7 +183,8 @@ async fn judged_request(
     Ok((request, estimate))
 }
 
-/// Gas with a fifth to spare. A call that would revert gets 0 and the error.
+/// Gas with a fifth to spare, since state may change until it is mined; a plain transfer always costs the
+/// same. A call that would revert gets 0 and the error.
 async fn estimate(
     chain: &ChainRuntime,
     command: &AcceptCommand,
@@ -192,7 +198,8 @@ async fn estimate(
     };
     match chain.port.estimate_gas(call).await {
         Ok(gas) => {
-            let spare = gas.checked_div(5).unwrap_or_default();
+            let plain = command.data.is_empty() && command.access_list.is_empty();
+            let spare = if plain { 0 } else { gas.div_ceil(5) };
             let gas = gas.checked_add(spare).ok_or_else(|| AppError::internal("gas overflow"))?;
             Ok((gas, Ok(())))
         }

@@ -98,7 +98,7 @@ async fn allocate(
         Box::pin(async move {
             let open = LaneKey { chain: id, address, key, mode: NonceMode::Managed };
             let lane = unit.lock_lane(&open).await?;
-            if let Some(halted) = check_lane(unit, &lane, &readings).await? {
+            if let Some(halted) = check_lane(unit, &lane, &readings, now).await? {
                 return Ok(halted);
             }
             let (flying, _) = unit.in_flight(id, address).await?;
@@ -127,6 +127,7 @@ async fn check_lane(
     unit: &mut dyn Unit,
     lane: &Lane,
     readings: &Readings,
+    now: Timestamp,
 ) -> Result<Option<End<Allocated>>, StoreError> {
     if let Some(reason) = &lane.halted {
         return Ok(Some(End::Rollback(Allocated::Idle(Idle::Halted(reason.clone())))));
@@ -143,6 +144,8 @@ async fn check_lane(
         lane.next_nonce
     );
     unit.halt_lane(lane.chain, lane.address, &reason).await?;
+    let account = format!("{}:{:#x}", lane.chain, lane.address);
+    unit.append_leaf(&record::alarm(account, &reason, now)?).await?;
     Ok(Some(End::Commit(Allocated::Idle(Idle::Halted(reason)))))
 }
 

@@ -24,22 +24,31 @@ pub struct Signed {
 /// When the HSM, or the store, does not answer: the decision stays, and a later call signs the same
 /// bytes.
 pub async fn sign(app: &App, request: RequestId, number: i64) -> Result<Option<Signed>, AppError> {
-    if !begin(app, request, number) {
+    let Some(_turn) = Turn::take(app, request, number) else {
         return Ok(None);
+    };
+    sign_alone(app, request, number).await.map(Some)
+}
+
+/// This process's turn at an attempt; given back however the work ends.
+struct Turn<'a> {
+    app: &'a App,
+    attempt: (RequestId, i64),
+}
+
+impl<'a> Turn<'a> {
+    fn take(app: &'a App, request: RequestId, number: i64) -> Option<Self> {
+        let attempt = (request, number);
+        let mut signing = app.signing.lock().unwrap_or_else(PoisonError::into_inner);
+        signing.insert(attempt).then_some(Self { app, attempt })
     }
-    let answer = sign_alone(app, request, number).await;
-    end(app, request, number);
-    answer.map(Some)
 }
 
-fn begin(app: &App, request: RequestId, number: i64) -> bool {
-    let mut signing = app.signing.lock().unwrap_or_else(PoisonError::into_inner);
-    signing.insert((request, number))
-}
-
-fn end(app: &App, request: RequestId, number: i64) {
-    let mut signing = app.signing.lock().unwrap_or_else(PoisonError::into_inner);
-    signing.remove(&(request, number));
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut signing = self.app.signing.lock().unwrap_or_else(PoisonError::into_inner);
+        signing.remove(&self.attempt);
+    }
 }
 
 async fn sign_alone(app: &App, request: RequestId, number: i64) -> Result<Signed, AppError> {

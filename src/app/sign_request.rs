@@ -1,7 +1,7 @@
 //! Sign for a caller: messages, typed data, and transactions of external accounts. There is no way to ask
 //! for the signature of a digest.
 
-use crate::app::accept::{bound_before, deny, facts, same_body, summary};
+use crate::app::accept::{bound_before, deny, event_used, facts, same_body, summary};
 use crate::app::{App, AppError, record, sign, signers};
 use crate::core::evm::message::{message_bytes, typed_data_bytes};
 use crate::core::evm::transaction::UnsignedTransaction;
@@ -9,6 +9,7 @@ use crate::core::id::RequestId;
 use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
 use crate::core::key::{NonceMode, OperatorKey};
 use crate::core::permit::PayloadKind;
+use crate::core::policy::verdict::EventUse;
 use crate::core::policy::{Charge, Facts, Outcome, PolicyRequest, Verdict, evaluate};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
@@ -82,6 +83,7 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
         row: row(id, &request, &verdict, kind, &key, now),
         lane: lane_of(&request, &key),
         charges: verdict.charges.clone(),
+        event: verdict.event_use.clone(),
         attempt: NewAttempt {
             request: id,
             number: 1,
@@ -99,6 +101,7 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
         Stored::New => attempt(app, id).await,
         Stored::Before(before) => attempt(app, same_body(&before, command.body_hash)?).await,
         Stored::Managed => Err(AppError::NonceManaged),
+        Stored::EventUsed(other) => Err(event_used(other)),
         Stored::Full(full) => {
             let reasons = vec![record::window_reason(&full)];
             Err(deny(app, id, &request, &verdict, reasons, now).await)
@@ -212,6 +215,7 @@ struct Decision {
     row: NewSignatureRequest,
     lane: Option<LaneKey>,
     charges: Vec<Charge>,
+    event: Option<EventUse>,
     attempt: NewAttempt,
     decision_json: String,
 }
@@ -220,6 +224,7 @@ enum Stored {
     New,
     Before(KeyBinding),
     Managed,
+    EventUsed(RequestId),
     Full(LimitExceeded),
 }
 
@@ -230,7 +235,19 @@ async fn store(app: &App, decision: Arc<Decision>) -> Result<Stored, AppError> {
     })
     .await?;
     crate::failpoint!("sign_request.after_decided");
+    if matches!(stored, Stored::New) {
+        metrics::counter!("claviger_policy_decisions_total", "outcome" => "allow").increment(1);
+    }
     Ok(stored)
+}
+
+async fn same_owner(
+    unit: &mut dyn Unit,
+    other: RequestId,
+    owner: Option<&str>,
+) -> Result<bool, StoreError> {
+    let other = unit.signature(other).await?;
+    Ok(other.is_some_and(|other| other.new.owner.as_deref() == owner))
 }
 
 async fn store_in(unit: &mut dyn Unit, it: &Decision) -> Result<End<Stored>, StoreError> {
@@ -243,6 +260,13 @@ async fn store_in(unit: &mut dyn Unit, it: &Decision) -> Result<End<Stored>, Sto
         && unit.lock_lane(lane).await?.mode != NonceMode::External
     {
         return Ok(End::Rollback(Stored::Managed));
+    }
+    // Another version of the same nonce may answer the same event: only one of them can be mined.
+    if let Some(event) = &it.event
+        && let Some(other) = unit.claim_event(event, it.row.id).await?
+        && !same_owner(unit, other, it.row.owner.as_deref()).await?
+    {
+        return Ok(End::Rollback(Stored::EventUsed(other)));
     }
     if let Some(owner) = &it.row.owner
         && let Some(full) = unit.reserve(owner, &it.charges, it.row.at).await?

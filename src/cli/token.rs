@@ -2,9 +2,9 @@
 
 use crate::cli::args::TokenArgs;
 use crate::cli::{Failure, load, print};
-use crate::config::server::{ServerConfig, duration_ms, roles};
+use crate::config::server::{ServerConfig, roles};
 use crate::core::access::Role;
-use crate::core::time::Timestamp;
+use crate::core::time::{Timestamp, duration_ms};
 use crate::issuer::{Grant, issue};
 use crate::ports::clock::{Clock, Entropy};
 use serde_json::json;

@@ -1,6 +1,7 @@
 //! The server's configuration. The doc comments are the manual; unknown keys are refused.
 
 use crate::core::access::Role;
+use crate::core::time::duration_ms;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -251,22 +252,6 @@ fn default_sequence() -> String {
     "100ms".to_owned()
 }
 
-/// Milliseconds of a duration such as `250ms`, `30s`, `15m`, `24h`. `None` for anything else, and for 0.
-#[must_use]
-pub fn duration_ms(text: &str) -> Option<i64> {
-    let unit_at = text.find(|c: char| !c.is_ascii_digit())?;
-    let (digits, unit) = text.split_at(unit_at);
-    let count: i64 = digits.parse().ok()?;
-    let ms = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return None,
-    };
-    count.checked_mul(ms).filter(|ms| *ms > 0)
-}
-
 impl ServerConfig {
     /// Everything that types alone cannot say: references, ranges, duplicates. Each finding is one line.
     #[must_use]
@@ -415,19 +400,4 @@ pub fn gwei(text: &str) -> Option<u128> {
 /// When one is unknown.
 pub fn roles(names: &[String]) -> Result<Vec<Role>, String> {
     names.iter().map(|name| name.parse()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_have_a_unit_and_are_not_zero() {
-        assert_eq!(duration_ms("250ms"), Some(250));
-        assert_eq!(duration_ms("30s"), Some(30_000));
-        assert_eq!(duration_ms("24h"), Some(86_400_000));
-        for bad in ["", "30", "s", "0s", "-1s", "1d", "1.5s", " 1s", "99999999999999999999s"] {
-            assert_eq!(duration_ms(bad), None, "{bad}");
-        }
-    }
 }

@@ -53,6 +53,22 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// Milliseconds of a duration such as `250ms`, `30s`, `15m`, `24h`. `None` for anything else, and for 0.
+#[must_use]
+pub fn duration_ms(text: &str) -> Option<i64> {
+    let unit_at = text.find(|c: char| !c.is_ascii_digit())?;
+    let (digits, unit) = text.split_at(unit_at);
+    let count: i64 = digits.parse().ok()?;
+    let ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    count.checked_mul(ms).filter(|ms| *ms > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,5 +80,15 @@ mod tests {
         let same = Timestamp::parse_rfc3339("2026-03-01T13:30:05.1239+01:00").unwrap();
         assert_eq!(at, same);
         assert_eq!(Timestamp::parse_rfc3339("yesterday"), None);
+    }
+
+    #[test]
+    fn durations_have_a_unit_and_are_not_zero() {
+        assert_eq!(duration_ms("250ms"), Some(250));
+        assert_eq!(duration_ms("30s"), Some(30_000));
+        assert_eq!(duration_ms("24h"), Some(86_400_000));
+        for bad in ["", "30", "s", "0s", "-1s", "1d", "1.5s", " 1s", "99999999999999999999s"] {
+            assert_eq!(duration_ms(bad), None, "{bad}");
+        }
     }
 }

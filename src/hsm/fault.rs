@@ -76,7 +76,7 @@ pub(super) const fn return_value(error: &Error) -> Option<RvError> {
     }
 }
 
-/// Whether a new session, a login and a fresh look at the handles can cure it (DESIGN 8, the first
+/// Whether a new session, a login and a fresh look at the handles can cure it (the first
 /// rungs of the ladder).
 pub(super) fn is_curable(error: &Error) -> bool {
     handles_lost(error)

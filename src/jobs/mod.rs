@@ -3,9 +3,9 @@
 
 use crate::app::lane::Idle;
 use crate::app::{App, AppError, ChainRuntime, follow, lane, recover, settle_external};
-use crate::audit::sequencer;
 use crate::core::tx::state::Status;
 use crate::ports::store::look;
+use futures::future::BoxFuture;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +15,6 @@ use tokio_util::sync::CancellationToken;
 /// Periods, in milliseconds.
 #[derive(Debug, Clone, Copy)]
 pub struct Periods {
-    /// Moving audit leaves into the log.
-    pub sequence_ms: u64,
     /// Signing what was decided and not signed.
     pub recover_ms: u64,
     /// Counting for metrics.
@@ -26,11 +24,22 @@ pub struct Periods {
 /// A chain with its own period.
 pub type PolledChain = (Arc<ChainRuntime>, u64);
 
+/// A job of an edge, which this room may not name: the program that builds the edge hands it in.
+pub struct EdgeJob {
+    /// The name in logs.
+    pub name: &'static str,
+    /// The period, in milliseconds.
+    pub every_ms: u64,
+    /// One run.
+    pub run: Box<dyn FnMut() -> BoxFuture<'static, Result<(), AppError>> + Send>,
+}
+
 /// Starts all jobs.
 #[must_use]
 pub fn start(
     app: &Arc<App>,
     chains: Vec<PolledChain>,
+    edges: Vec<EdgeJob>,
     periods: Periods,
     stop: &CancellationToken,
 ) -> JoinSet<()> {
@@ -47,14 +56,9 @@ pub fn start(
         let app = Arc::clone(&all);
         async move { recover::unsigned(&app).await }
     }));
-    let (all, token) = (Arc::clone(app), stop.clone());
-    jobs.spawn(repeat("sequence", periods.sequence_ms, token, move || {
-        let app = Arc::clone(&all);
-        async move {
-            while sequencer::sequence(&*app.store).await? > 0 {}
-            Ok(())
-        }
-    }));
+    for edge in edges {
+        jobs.spawn(repeat(edge.name, edge.every_ms, stop.clone(), edge.run));
+    }
     let (all, token) = (Arc::clone(app), stop.clone());
     jobs.spawn(repeat("gauges", periods.gauges_ms, token, move || {
         let app = Arc::clone(&all);

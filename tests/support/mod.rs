@@ -1,3 +1,4 @@
 //! Private instances of everything real, and helpers for whole-program tests.
 
+pub mod server;
 pub mod services;

@@ -2,17 +2,20 @@
 
 use crate::{softhsm, world};
 use claviger::app::{App, recover};
+use claviger::audit::sequencer;
 use claviger::cli::{Failure, load};
-use claviger::config::server::{ServerConfig, duration_ms};
+use claviger::config::server::ServerConfig;
 use claviger::core::policy::Bundle;
+use claviger::core::time::duration_ms;
 use claviger::http::limits::Limits;
 use claviger::http::listener::{ListenerConfig, Listening, serve};
 use claviger::http::state::HttpState;
 use claviger::http::tls::TlsFiles;
 use claviger::http::{admin, metrics, v1};
-use claviger::jobs::{self, Periods, PolledChain};
+use claviger::jobs::{self, EdgeJob, Periods, PolledChain};
 use claviger::ports::signer::Signer;
 use claviger::system::SystemEntropy;
+use futures::future::BoxFuture;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -65,7 +68,9 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
         let served = serve(plain, metrics::router(recorder), entropy, stop.clone()).await;
         listening.push(served.map_err(|e| Failure::of("metrics", e))?);
     }
-    let mut jobs = jobs::start(&app, polled(&config, &app), periods(&config), &stop);
+    let edges = vec![sequence(&config, &app)];
+    let periods = Periods { recover_ms: RECOVER_MS, gauges_ms: GAUGES_MS };
+    let mut jobs = jobs::start(&app, polled(&config, &app), edges, periods, &stop);
     tracing::info!("ready");
     wait_for_signal().await?;
     tracing::info!("stopping");
@@ -114,13 +119,18 @@ fn polled(config: &ServerConfig, app: &App) -> Vec<PolledChain> {
         .collect()
 }
 
-fn periods(config: &ServerConfig) -> Periods {
-    let sequence = duration_ms(&config.audit.sequence_every).unwrap_or(100);
-    Periods {
-        sequence_ms: u64::try_from(sequence).unwrap_or(100),
-        recover_ms: RECOVER_MS,
-        gauges_ms: GAUGES_MS,
-    }
+/// Moves audit leaves into the log until none waits.
+fn sequence(config: &ServerConfig, app: &App) -> EdgeJob {
+    let every = duration_ms(&config.audit.sequence_every).unwrap_or(100);
+    let store = Arc::clone(&app.store);
+    let run = move || {
+        let store = Arc::clone(&store);
+        Box::pin(async move {
+            while sequencer::sequence(&*store).await? > 0 {}
+            Ok(())
+        }) as BoxFuture<'static, _>
+    };
+    EdgeJob { name: "sequence", every_ms: u64::try_from(every).unwrap_or(100), run: Box::new(run) }
 }
 
 async fn wait_for_signal() -> Result<(), Failure> {

@@ -3,10 +3,11 @@
 use claviger::app::{App, ChainRuntime, ChainSettings};
 use claviger::chain::evm::{EvmChain, EvmConfig, Finality};
 use claviger::cli::Failure;
-use claviger::config::server::{ChainSection, FinalitySetting, ServerConfig, duration_ms, gwei};
+use claviger::config::server::{ChainSection, FinalitySetting, ServerConfig, gwei};
 use claviger::core::id::{ChainId, ChainName, GroupName};
 use claviger::core::intent::{Fees, TxType};
 use claviger::core::policy::Bundle;
+use claviger::core::time::duration_ms;
 use claviger::core::tx::step::Pace;
 use claviger::hsm::{Hsm, HsmConfig};
 use claviger::http::auth::{Authenticator, IssuerConfig};

@@ -3,10 +3,10 @@
 use crate::app::accept::{AcceptCommand, Accepted, accept};
 use crate::app::read::FullTransaction;
 use crate::app::{App, lane, read as reading};
-use crate::config::server::duration_ms;
 use crate::core::access::Action;
 use crate::core::id::{ChainName, RequestId};
 use crate::core::principal::Principal;
+use crate::core::time::duration_ms;
 use crate::core::tx::state::Status;
 use crate::http::body::JsonBody;
 use crate::http::caller::Caller;

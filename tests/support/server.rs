@@ -1,0 +1,296 @@
+//! The server as a program: set up by `claviger init`, started, stopped and killed by tests.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests: to panic is how a test fails"
+)]
+#![allow(dead_code, reason = "each test crate uses a part of these helpers")]
+
+use super::services::{Anvil, Program, poll_until, tool};
+use claviger::core::access::Role;
+use claviger::issuer::{Grant, issue};
+use claviger::ports::clock::Clock;
+use claviger::store::{self, OpenMode};
+use claviger::system::SystemClock;
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// No single step takes longer on a loaded machine.
+pub const LIMIT: Duration = Duration::from_secs(60);
+pub const BIN: &str = env!("CARGO_BIN_EXE_claviger");
+
+/// A set-up on disk: configuration, token, database, bundle. Survives the servers that run on it.
+pub struct SetUp {
+    folder: TempDir,
+    store_url: String,
+}
+
+impl SetUp {
+    /// `claviger init`, then this `grants.toml` (and none of the example's cases).
+    pub fn new(chain_url: &str, store_url: Option<&str>, grants: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("dev");
+        let mut init = Command::new(BIN);
+        init.arg("init").arg("--dir").arg(&dir).arg("--rpc").arg(chain_url);
+        init.arg("--module").arg(tool("SOFTHSM_MODULE"));
+        for listener in ["--listen", "--admin-listen", "--metrics-listen"] {
+            init.arg(listener).arg("127.0.0.1:0");
+        }
+        if let Some(url) = store_url {
+            init.arg("--store-url").arg(url);
+        }
+        let made = init.output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        std::fs::remove_file(dir.join("policies/cases.toml")).unwrap();
+        std::fs::write(dir.join("policies/grants.toml"), grants).unwrap();
+        let file = format!("sqlite:{}", dir.join("claviger.db").display());
+        Self { store_url: store_url.map_or(file, str::to_owned), folder }
+    }
+
+    pub fn dir(&self) -> PathBuf {
+        self.folder.path().join("dev")
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir().join("claviger.toml")
+    }
+
+    /// Starts a server and waits until it is ready.
+    pub async fn start(&self, envs: &[(&str, &str)]) -> Server {
+        let mut envs: Vec<(String, String)> =
+            envs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        for (key, value) in [
+            ("CLAVIGER__CHAIN__0__POLL_EVERY", "100ms"),
+            ("CLAVIGER__CHAIN__0__REBROADCAST_AFTER", "1s"),
+            ("CLAVIGER__AUDIT__SEQUENCE_EVERY", "50ms"),
+        ] {
+            if envs.iter().all(|(name, _)| name != key) {
+                envs.push((key.to_owned(), value.to_owned()));
+            }
+        }
+        let config = self.config().display().to_string();
+        let args = ["serve".to_owned(), "--config".to_owned(), config];
+        let mut program = Program::spawn("claviger", BIN, args, envs);
+        program.wait_for_line("\"message\":\"ready\"", LIMIT).await;
+        let client = address(&mut program, "client").await;
+        let admin = address(&mut program, "admin").await;
+        let http = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
+        Server { program, client, admin, http, key: self.dir().join("issuer.p8") }
+    }
+
+    /// The database itself, while no server holds it.
+    pub async fn store(&self) -> Arc<dyn claviger::ports::store::Store> {
+        store::open(&self.store_url, OpenMode::Existing).await.unwrap()
+    }
+}
+
+async fn address(program: &mut Program, listener: &str) -> String {
+    let line = program.wait_for_line(&format!("\"listener\":\"{listener}\",\"addr\""), LIMIT).await;
+    let event: Value = serde_json::from_str(&line).unwrap();
+    event["fields"]["addr"].as_str().unwrap().to_owned()
+}
+
+/// A running server.
+pub struct Server {
+    pub program: Program,
+    client: String,
+    admin: String,
+    http: reqwest::Client,
+    key: PathBuf,
+}
+
+/// What the server answered.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    pub body: Value,
+}
+
+impl Answer {
+    /// The body of a success.
+    pub fn ok(self) -> Value {
+        assert!((200..300).contains(&self.status), "{} {:#}", self.status, self.body);
+        self.body
+    }
+
+    /// The stable code of a problem.
+    pub fn code(&self) -> &str {
+        self.body["code"].as_str().unwrap_or_default()
+    }
+
+    /// The `id` of the resource.
+    pub fn id(&self) -> String {
+        self.body["id"].as_str().unwrap_or_else(|| panic!("no id in {:#}", self.body)).to_owned()
+    }
+}
+
+pub fn token(key: &Path, sub: &str, role: Role) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let jti = format!("test-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    let (iss, aud) = ("claviger-dev", "claviger");
+    let roles = [role];
+    let grant = Grant { iss, aud, sub, roles: &roles, ttl_s: 900, jti: &jti };
+    issue(key, &grant, SystemClock.now()).unwrap()
+}
+
+impl Server {
+    pub fn client_url(&self) -> String {
+        format!("http://{}", self.client)
+    }
+
+    pub fn admin_url(&self) -> String {
+        format!("http://{}", self.admin)
+    }
+
+    pub fn token(&self, sub: &str, role: Role) -> String {
+        token(&self.key, sub, role)
+    }
+
+    /// Calls; `None` if the connection broke before an answer came.
+    pub async fn try_call(
+        &self,
+        method: Method,
+        url: String,
+        token: &str,
+        key: Option<&str>,
+        body: Option<&Value>,
+    ) -> Option<Answer> {
+        let mut request = self.http.request(method, url).bearer_auth(token);
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await.ok()?;
+        let status = answer.status().as_u16();
+        let body = answer.json().await.ok()?;
+        Some(Answer { status, body })
+    }
+
+    /// `POST /v1/transactions` as this subject.
+    pub async fn ask(&self, sub: &str, key: &str, body: &Value) -> Answer {
+        self.try_ask(sub, key, body).await.expect("an answer")
+    }
+
+    pub async fn try_ask(&self, sub: &str, key: &str, body: &Value) -> Option<Answer> {
+        let token = self.token(sub, Role::Client);
+        let url = format!("{}/v1/transactions", self.client_url());
+        self.try_call(Method::POST, url, &token, Some(key), Some(body)).await
+    }
+
+    /// `POST /v1/signatures` as this subject.
+    pub async fn sign(&self, sub: &str, key: Option<&str>, body: &Value) -> Answer {
+        let token = self.token(sub, Role::Client);
+        let url = format!("{}/v1/signatures", self.client_url());
+        self.try_call(Method::POST, url, &token, key, Some(body)).await.expect("an answer")
+    }
+
+    /// A transaction, as an operator sees it.
+    pub async fn read(&self, id: &str) -> Value {
+        let token = self.token("dev:op", Role::Operator);
+        let url = format!("{}/v1/transactions/{id}", self.client_url());
+        self.try_call(Method::GET, url, &token, None, None).await.expect("an answer").ok()
+    }
+
+    /// All transactions, newest first.
+    pub async fn list(&self) -> Vec<Value> {
+        let token = self.token("dev:op", Role::Operator);
+        let url = format!("{}/v1/transactions?limit=200", self.client_url());
+        let found = self.try_call(Method::GET, url, &token, None, None).await.expect("an answer");
+        found.ok()["transactions"].as_array().unwrap().clone()
+    }
+
+    /// Polls until the transaction is in one of these statuses.
+    pub async fn wait_for(&self, id: &str, statuses: &[&str]) -> Value {
+        poll_until(LIMIT, &format!("{id} is {statuses:?}"), async || {
+            let found = self.read(id).await;
+            let status = found["status"].as_str().unwrap_or_default();
+            statuses.contains(&status).then_some(found)
+        })
+        .await
+    }
+
+    /// A new operator key; answers its address.
+    pub async fn key(&self, label: &str, group: Option<&str>, mode: &str) -> String {
+        let token = self.token("dev:op", Role::Operator);
+        let body = json!({ "label": label, "group": group, "mode": mode });
+        let url = format!("{}/admin/v1/keys", self.admin_url());
+        let made = self.try_call(Method::POST, url, &token, None, Some(&body)).await;
+        made.expect("an answer").ok()["address"].as_str().unwrap().to_owned()
+    }
+
+    /// A new managed key in `payments` with money.
+    pub async fn funded_key(&self, anvil: &Anvil, label: &str) -> String {
+        let address = self.key(label, Some("payments"), "managed").await;
+        anvil.set_balance(&address, 100 * ETHER).await;
+        address
+    }
+
+    /// The audit log's size and root, once nothing waits.
+    pub async fn checkpoint(&self) -> (u64, String) {
+        let token = self.token("dev:auditor", Role::Auditor);
+        poll_until(LIMIT, "no leaf waits", async || {
+            let url = format!("{}/admin/v1/audit/checkpoint", self.admin_url());
+            let found = self.try_call(Method::GET, url, &token, None, None).await?.ok();
+            let size = found["size"].as_str()?.parse().ok()?;
+            let root = found["root_hash"].as_str()?.to_owned();
+            (found["waiting"] == "0").then_some((size, root))
+        })
+        .await
+    }
+
+    /// Ends it as an operator would, and waits.
+    pub async fn stop(mut self) {
+        self.program.signal("TERM");
+        let status = self.program.exit_status(LIMIT).await;
+        assert!(status.success(), "{status} {}", self.program.tail());
+    }
+
+    /// Waits for the crash that a fail point makes.
+    pub async fn crashed(mut self) {
+        let status = self.program.exit_status(LIMIT).await;
+        assert!(!status.success(), "the fail point was not reached");
+    }
+}
+
+pub const ETHER: u128 = 1_000_000_000_000_000_000;
+/// Two development accounts of anvil, which the example bundle names as payees.
+pub const PAYEE: &str = "0x70997970c51812dc3a010c7d01b50e0d17dc79c8";
+pub const STRANGER: &str = "0x90f79bf6eb2c4f870365e785982e1f101e93b906";
+
+/// A payout to a payee.
+pub fn payout(wei: u128) -> Value {
+    json!({ "chain": "local", "signer": "payments", "to": PAYEE, "value": wei.to_string() })
+}
+
+/// Grants for payouts: one ether each, `window` of them in a day.
+pub fn payout_grants(window_ether: &str) -> String {
+    format!(
+        r#"
+[[grant]]
+id = "payouts"
+owner = "treasury"
+reason = "tests"
+expires = "2099-12-31"
+principals = ["svc:payouts"]
+signers = ["payments"]
+chains = ["local"]
+action = "native.transfer"
+to = {{ book = "payees" }}
+per_tx = "1.0"
+windows = [{{ span = "24h", rolling = true, max = "{window_ether}", scope = "group" }}]
+fee = {{ max_fee_gwei = "100", max_tip_gwei = "5", max_gas = 21000 }}
+"#
+    )
+}
