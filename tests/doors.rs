@@ -11,7 +11,10 @@
     reason = "a test fails by panicking"
 )]
 
-mod support;
+mod support {
+    pub mod server;
+    pub mod services;
+}
 
 use claviger::core::access::Role;
 use ethers_core::types::transaction::eip712::{Eip712, TypedData};
@@ -394,6 +397,8 @@ async fn bad_input_at_every_door_is_a_problem_document_with_a_stable_code() {
         (with("data", json!("123456")), 400, "invalid-request", "data"),
         (with("gas", json!("0")), 400, "invalid-request", "gas"),
         (with("gas", json!("18446744073709551615")), 400, "invalid-request", "gas"),
+        (with("gas", json!("20999")), 400, "invalid-request", "gas"),
+        (with("max_fee_per_gas", json!("1")), 400, "invalid-request", "max_fee_per_gas"),
         (with("type", json!("blob")), 400, "invalid-request", "type"),
         (with("max_fee_per_gas", json!("1e9")), 400, "invalid-request", "max_fee_per_gas"),
         (with("not_after", json!("tomorrow")), 400, "invalid-request", "not_after"),
