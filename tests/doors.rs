@@ -146,13 +146,15 @@ async fn messages_and_typed_data_recover_to_the_key_in_an_independent_implementa
 #[tokio::test]
 async fn external_accounts_sign_three_types_and_one_nonce_is_charged_once() {
     let anvil = chain().await;
-    let setup = SetUp::new(&anvil.url(), None, &payout_grants("2.5"));
+    // An access list costs gas of its own.
+    let grants = payout_grants("2.5").replace("max_gas = 21000", "max_gas = 30000");
+    let setup = SetUp::new(&anvil.url(), None, &grants);
     let server = setup.start(&[]).await;
     let address = server.key("ext-1", Some("payments"), "external").await;
     anvil.set_balance(&address, 100 * ETHER).await;
     let ask = |nonce: u64, value: u128, fees: Value| {
         let mut tx = json!({
-            "nonce": nonce.to_string(), "gas": "21000", "to": PAYEE, "value": value.to_string(),
+            "nonce": nonce.to_string(), "gas": "30000", "to": PAYEE, "value": value.to_string(),
         });
         tx.as_object_mut().unwrap().extend(fees.as_object().unwrap().clone());
         json!({ "chain": "local", "signer": address, "transaction": tx })
