@@ -29,6 +29,7 @@ use crate::ports::clock::{Clock, Entropy};
 use crate::ports::signer::Signer;
 use crate::ports::store::Store;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 /// Everything a use case may reach: ports, the policy in force, and what the configuration says.
@@ -49,6 +50,8 @@ pub struct App {
     pub bundle: Arc<Bundle>,
     /// Attempts that this process is signing now. Only saves work: the database decides who wins.
     pub signing: Mutex<HashSet<(RequestId, i64)>>,
+    /// Whose turn it is among equally busy keys.
+    pub turn: AtomicUsize,
     /// Told after each change of a transaction in this process, for callers that wait.
     pub changes: tokio::sync::watch::Sender<u64>,
 }

@@ -5,6 +5,7 @@ use crate::core::id::{GroupName, KeyId};
 use crate::core::key::{KeyState, NonceMode, OperatorKey};
 use crate::ports::store::look;
 use alloy::primitives::Address;
+use std::sync::atomic::Ordering;
 
 /// The active keys that a name stands for.
 ///
@@ -50,7 +51,8 @@ pub fn parse_address(text: &str) -> Option<Address> {
     Address::parse_checksummed(text, None).ok()
 }
 
-/// The managed key of a set with the least work waiting on this chain; the oldest of equals.
+/// The managed key of a set with the least work waiting on this chain. Equals take turns, so that requests
+/// which arrive together, before any of them is stored, do not all meet on one lane.
 ///
 /// # Errors
 /// When none of them is managed there.
@@ -60,6 +62,10 @@ pub async fn least_busy(
     keys: Vec<OperatorKey>,
 ) -> Result<OperatorKey, AppError> {
     let id = chain.settings.id;
+    let mut keys = keys;
+    let turn = app.turn.fetch_add(1, Ordering::Relaxed);
+    let first = turn.checked_rem(keys.len()).unwrap_or(0);
+    keys.rotate_left(first);
     let best = look(&*app.store, "least_busy", move |unit| {
         let keys = keys.clone();
         Box::pin(async move {

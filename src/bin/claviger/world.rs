@@ -17,6 +17,7 @@ use claviger::ports::store::Store;
 use claviger::store::{self, OpenMode};
 use claviger::system::{SystemClock, SystemEntropy};
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 /// How long a reading of fees and balances is used, in milliseconds.
@@ -129,6 +130,7 @@ pub fn app(
         groups: config.groups.iter().map(|group| GroupName::new(group.name.clone())).collect(),
         bundle,
         signing: Mutex::default(),
+        turn: AtomicUsize::new(0),
         changes: tokio::sync::watch::Sender::new(0),
     }))
 }
