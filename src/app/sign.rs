@@ -6,7 +6,8 @@ use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::RequestId;
 use crate::core::permit::{PayloadKind, Permit, RawSignature};
 use crate::ports::store::{AttemptRow, End, SignedAttempt, look, unit};
-use std::sync::{Arc, PoisonError};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// An attempt whose signature is committed. Only such bytes are ever sent or released.
 #[derive(Debug, Clone)]
@@ -24,30 +25,36 @@ pub struct Signed {
 /// When the HSM, or the store, does not answer: the decision stays, and a later call signs the same
 /// bytes.
 pub async fn sign(app: &App, request: RequestId, number: i64) -> Result<Option<Signed>, AppError> {
-    let Some(_turn) = Turn::take(app, request, number) else {
+    let Some(_turn) = Turn::take(&app.signing, (request, number)) else {
         return Ok(None);
     };
     sign_alone(app, request, number).await.map(Some)
 }
 
+/// The attempts that this process is signing now.
+type Signing = Mutex<HashSet<(RequestId, i64)>>;
+
 /// This process's turn at an attempt; given back however the work ends.
 struct Turn<'a> {
-    app: &'a App,
+    signing: &'a Signing,
     attempt: (RequestId, i64),
 }
 
 impl<'a> Turn<'a> {
-    fn take(app: &'a App, request: RequestId, number: i64) -> Option<Self> {
-        let attempt = (request, number);
-        let mut signing = app.signing.lock().unwrap_or_else(PoisonError::into_inner);
-        signing.insert(attempt).then_some(Self { app, attempt })
+    fn take(signing: &'a Signing, attempt: (RequestId, i64)) -> Option<Self> {
+        let mut taken = signing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !taken.insert(attempt) {
+            // No turn may be made here: dropping it would wait for the list, which is locked.
+            return None;
+        }
+        Some(Self { signing, attempt })
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut signing = self.app.signing.lock().unwrap_or_else(PoisonError::into_inner);
-        signing.remove(&self.attempt);
+        let mut taken = self.signing.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.remove(&self.attempt);
     }
 }
 
@@ -114,5 +121,24 @@ fn envelope(
             let signed = unsigned.assemble(signature).map_err(AppError::internal)?;
             Ok(Some((signed.raw, signed.hash)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn an_attempt_has_one_turn_at_a_time_and_a_refused_one_takes_nothing_away() {
+        let signing = Signing::default();
+        let attempt = (RequestId::new(Uuid::from_u128(7)), 1);
+        let turn = Turn::take(&signing, attempt);
+        assert!(turn.is_some());
+        assert!(Turn::take(&signing, attempt).is_none());
+        assert!(Turn::take(&signing, attempt).is_none(), "the first still has it");
+        assert!(Turn::take(&signing, (attempt.0, 2)).is_some());
+        drop(turn);
+        assert!(Turn::take(&signing, attempt).is_some());
     }
 }
