@@ -11,7 +11,10 @@
     reason = "a test fails by panicking"
 )]
 
-mod support;
+mod support {
+    pub mod server;
+    pub mod services;
+}
 
 use claviger::core::access::Role;
 use ethers_core::types::transaction::eip712::{Eip712, TypedData};
@@ -143,13 +146,15 @@ async fn messages_and_typed_data_recover_to_the_key_in_an_independent_implementa
 #[tokio::test]
 async fn external_accounts_sign_three_types_and_one_nonce_is_charged_once() {
     let anvil = chain().await;
-    let setup = SetUp::new(&anvil.url(), None, &payout_grants("2.5"));
+    // An access list costs gas of its own.
+    let grants = payout_grants("2.5").replace("max_gas = 21000", "max_gas = 30000");
+    let setup = SetUp::new(&anvil.url(), None, &grants);
     let server = setup.start(&[]).await;
     let address = server.key("ext-1", Some("payments"), "external").await;
     anvil.set_balance(&address, 100 * ETHER).await;
     let ask = |nonce: u64, value: u128, fees: Value| {
         let mut tx = json!({
-            "nonce": nonce.to_string(), "gas": "21000", "to": PAYEE, "value": value.to_string(),
+            "nonce": nonce.to_string(), "gas": "30000", "to": PAYEE, "value": value.to_string(),
         });
         tx.as_object_mut().unwrap().extend(fees.as_object().unwrap().clone());
         json!({ "chain": "local", "signer": address, "transaction": tx })
@@ -394,6 +399,8 @@ async fn bad_input_at_every_door_is_a_problem_document_with_a_stable_code() {
         (with("data", json!("123456")), 400, "invalid-request", "data"),
         (with("gas", json!("0")), 400, "invalid-request", "gas"),
         (with("gas", json!("18446744073709551615")), 400, "invalid-request", "gas"),
+        (with("gas", json!("20999")), 400, "invalid-request", "gas"),
+        (with("max_fee_per_gas", json!("1")), 400, "invalid-request", "max_fee_per_gas"),
         (with("type", json!("blob")), 400, "invalid-request", "type"),
         (with("max_fee_per_gas", json!("1e9")), 400, "invalid-request", "max_fee_per_gas"),
         (with("not_after", json!("tomorrow")), 400, "invalid-request", "not_after"),

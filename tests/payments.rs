@@ -11,7 +11,10 @@
     reason = "a test fails by panicking"
 )]
 
-mod support;
+mod support {
+    pub mod server;
+    pub mod services;
+}
 
 use claviger::core::id::RequestId;
 use claviger::ports::store::{AttemptRow, TransactionRow, look};
@@ -406,6 +409,32 @@ async fn an_account_without_money_is_parked_and_goes_on_after_a_top_up() {
     assert!(answer.body["nonce"].is_null());
     anvil.set_balance(&address, ETHER).await;
     finalize(&anvil, &server, &answer.id()).await;
+}
+
+#[tokio::test]
+async fn what_waits_is_judged_again_under_the_bundle_in_force_and_a_removed_grant_signs_nothing() {
+    let anvil = chain(Mining::Auto).await;
+    let setup = SetUp::new(&anvil.url(), None, &payout_grants("1.5"));
+    let server = setup.start(&[]).await;
+    let address = server.key("op-1", Some("payments"), "managed").await;
+    let mut body = payout(ETHER);
+    body["gas"] = json!("21000");
+    let waiting = server.ask(SUB, "waits", &body).await;
+    assert_eq!(waiting.body["status"], "queued");
+    server.stop().await;
+
+    let tighter = payout_grants("1.5").replace("per_tx = \"1.0\"", "per_tx = \"0.9\"");
+    std::fs::write(setup.dir().join("policies/grants.toml"), tighter).unwrap();
+    let server = setup.start(&[]).await;
+    anvil.set_balance(&address, 100 * ETHER).await;
+    let failed = server.wait_for(&waiting.id(), &["failed"]).await;
+    assert_eq!(failed["failure"]["code"], "policy-denied");
+    assert!(failed["nonce"].is_null());
+    assert_eq!(anvil.nonce(&address).await, 0);
+    // What it held is free again: 0.9 fits into 1.5, which it would not beside the first.
+    let next = server.ask(SUB, "next", &payout(ETHER * 9 / 10)).await;
+    assert_eq!(next.status, 201, "{:#}", next.body);
+    finalize(&anvil, &server, &next.id()).await;
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 use crate::app::{App, AppError, ChainRuntime, chains, record, signers};
 use crate::core::amount::Amount;
+use crate::core::evm::transaction::{DATA_BYTES_MAX, intrinsic_gas};
 use crate::core::id::RequestId;
 use crate::core::intent::{
     AccessListItem, EventSource, FeeAsk, Fees, Intent, TransactionIntent, TxType,
@@ -95,6 +96,7 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
         return Err(deny(app, id, &request, &verdict, reasons, now).await);
     }
     estimate?;
+    mineable(chain, &request, &verdict, now).await?;
     let row = new_transaction(id, &command, &key, &request, &verdict, now)?;
     let binding = KeyBinding { scope, key: command.key, body_hash: command.body_hash, request: id };
     match store(app, binding, row, &verdict, now).await? {
@@ -106,6 +108,41 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
             Err(deny(app, id, &request, &verdict, reasons, now).await)
         }
     }
+}
+
+/// What no node would ever take must not get a nonce: it would block every later one.
+///
+/// # Errors
+/// When the gas is below the intrinsic cost, or the calldata is over what pools take.
+pub(crate) fn admissible(intent: &TransactionIntent) -> Result<(), AppError> {
+    if intent.data.len() > DATA_BYTES_MAX {
+        return Err(AppError::invalid("data", format!("is longer than {DATA_BYTES_MAX} bytes")));
+    }
+    match intrinsic_gas(intent.to, &intent.data, &intent.access_list) {
+        Some(least) if intent.gas >= least => Ok(()),
+        least => Err(AppError::invalid(
+            "gas",
+            format!("{} is below the intrinsic cost, {}", intent.gas, least.unwrap_or(u64::MAX)),
+        )),
+    }
+}
+
+async fn mineable(
+    chain: &ChainRuntime,
+    request: &PolicyRequest,
+    verdict: &Verdict,
+    now: Timestamp,
+) -> Result<(), AppError> {
+    if let Intent::Transaction(intent) = &request.intent {
+        admissible(intent)?;
+    }
+    let cap = verdict.fee_cap.map_or(0, |cap| cap.max_fee);
+    let base = chain.market(now).await?.base_fee;
+    if cap >= base {
+        return Ok(());
+    }
+    let why = format!("the cap of {cap} wei is below the base fee, {base} wei: it cannot be mined");
+    Err(AppError::invalid("max_fee_per_gas", why))
 }
 
 /// An event answers one request.

@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::app::error::AppError;
-use crate::core::id::{ChainId, ChainName};
+use crate::core::id::{ChainId, ChainName, RequestId};
 use crate::core::intent::{ChainRef, Fees, TxType};
 use crate::core::time::Timestamp;
 use crate::core::tx::fee::Market;
@@ -43,6 +43,7 @@ pub struct ChainRuntime {
     market: Mutex<Option<(Timestamp, Market)>>,
     balances: Mutex<HashMap<Address, (Timestamp, U256)>>,
     checked_lanes: Mutex<HashMap<Address, bool>>,
+    foreign: Mutex<HashMap<RequestId, Timestamp>>,
 }
 
 impl std::fmt::Debug for ChainRuntime {
@@ -63,6 +64,7 @@ impl ChainRuntime {
             market: Mutex::default(),
             balances: Mutex::default(),
             checked_lanes: Mutex::default(),
+            foreign: Mutex::default(),
         }
     }
 
@@ -116,6 +118,18 @@ impl ChainRuntime {
     pub fn lane_is_checked(&self, address: Address) -> bool {
         let lanes = self.checked_lanes.lock().unwrap_or_else(PoisonError::into_inner);
         lanes.contains_key(&address)
+    }
+
+    /// Since when, without a break, the chain says that somebody else used this request's nonce.
+    #[must_use]
+    pub fn foreign_since(&self, request: RequestId, now: Timestamp) -> Timestamp {
+        let mut foreign = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+        *foreign.entry(request).or_insert(now)
+    }
+
+    /// It does not say so (any more).
+    pub fn not_foreign(&self, request: RequestId) {
+        self.foreign.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
     }
 
     /// Remembers that it has.

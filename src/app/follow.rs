@@ -16,8 +16,12 @@ use alloy::primitives::Address;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// An account's nonces: at the head and at the newest final block.
-type Nonces = HashMap<Address, (u64, u64)>;
+/// Accounts' nonces at the head: one reading a look.
+type Nonces = HashMap<Address, u64>;
+
+/// How long the chain must say that somebody else used a nonce of ours before we believe it: its nodes may
+/// be at different blocks for a while.
+const FOREIGN_AFTER_MS: i64 = 60_000;
 
 /// Looks once at every transaction of a chain that has a nonce and no end, and does what is due.
 ///
@@ -44,8 +48,8 @@ pub async fn follow(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
     let final_number = last_final.map(|block| block.number);
     let mut nonces = Nonces::new();
     for (row, attempts) in open {
-        let known = nonces_of(chain, &mut nonces, row.new.address, final_number).await?;
-        if let Err(error) = follow_one(app, chain, &row, &attempts, known, final_number).await {
+        let latest = nonce_of(chain, &mut nonces, row.new.address).await?;
+        if let Err(error) = follow_one(app, chain, &row, &attempts, latest, final_number).await {
             // One that cannot be read now must not keep the others waiting.
             tracing::warn!(request = %row.new.id, %error, "could not follow");
         }
@@ -53,22 +57,17 @@ pub async fn follow(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
     Ok(())
 }
 
-async fn nonces_of(
+async fn nonce_of(
     chain: &ChainRuntime,
     known: &mut Nonces,
     address: Address,
-    final_number: Option<u64>,
-) -> Result<(u64, u64), ChainError> {
-    if let Some(nonces) = known.get(&address) {
-        return Ok(*nonces);
+) -> Result<u64, ChainError> {
+    if let Some(nonce) = known.get(&address) {
+        return Ok(*nonce);
     }
     let latest = chain.port.nonce(address, BlockAt::Latest).await?;
-    let at_final = match final_number {
-        Some(number) => chain.port.nonce(address, BlockAt::Number(number)).await?,
-        None => 0,
-    };
-    known.insert(address, (latest, at_final));
-    Ok((latest, at_final))
+    known.insert(address, latest);
+    Ok(latest)
 }
 
 async fn follow_one(
@@ -76,12 +75,12 @@ async fn follow_one(
     chain: &ChainRuntime,
     row: &TransactionRow,
     attempts: &[AttemptRow],
-    (nonce_latest, nonce_final): (u64, u64),
+    nonce_latest: u64,
     final_number: Option<u64>,
 ) -> Result<(), AppError> {
     let now = app.clock.now();
     let nonce = row.nonce.ok_or_else(|| AppError::internal("an open transaction has no nonce"))?;
-    let view = view(row, nonce, attempts);
+    let view = view(row, nonce, attempts, chain.settings.cap);
     let looks_mined = nonce_latest > nonce || row.status == Status::Mined;
     let receipt = if looks_mined { inclusion(chain, attempts).await? } else { None };
     let overdue = view
@@ -89,6 +88,13 @@ async fn follow_one(
         .last()
         .is_some_and(|last| now.since(last.signed_at) >= chain.settings.pace.resend_after_ms);
     let market = if receipt.is_none() && overdue { chain.market(now).await.ok() } else { None };
+    // A node may have forgotten the state of its final block: then nothing is concluded from it.
+    let nonce_final = match final_number {
+        Some(number) if receipt.is_none() && nonce_latest > nonce => {
+            chain.port.nonce(row.new.address, BlockAt::Number(number)).await.ok()
+        }
+        _ => None,
+    };
     let look = ChainLook {
         inclusion: receipt.as_ref().map(included),
         nonce_latest,
@@ -97,10 +103,13 @@ async fn follow_one(
         market,
     };
     let due = step(now, &view, &look, chain.settings.pace);
+    if due != Step::ForeignNonce {
+        chain.not_foreign(row.new.id);
+    }
     perform(app, chain, row, attempts, due, receipt, now).await
 }
 
-fn view(row: &TransactionRow, nonce: u64, attempts: &[AttemptRow]) -> TransactionView {
+fn view(row: &TransactionRow, nonce: u64, attempts: &[AttemptRow], cap: Fees) -> TransactionView {
     let signed = attempts.iter().filter_map(|attempt| {
         Some(AttemptView {
             number: attempt.number,
@@ -114,7 +123,7 @@ fn view(row: &TransactionRow, nonce: u64, attempts: &[AttemptRow]) -> Transactio
         status: row.status,
         nonce,
         tx_type: row.new.intent.tx_type,
-        cap: row.new.fee_cap,
+        cap: row.new.fee_cap.at_most(cap),
         not_after: row.new.intent.not_after,
         attempts: signed.collect(),
         mined_in: row.mined.as_ref().map(|mined| mined.block_hash),
@@ -181,7 +190,13 @@ async fn perform(
             resend(app, chain, row, attempts, last).await
         }
         Step::End { status, .. } => change(app, row, status, receipt, now).await,
-        Step::ForeignNonce => foreign(app, row, now).await,
+        Step::ForeignNonce => {
+            let since = chain.foreign_since(row.new.id, now);
+            if now.since(since) < FOREIGN_AFTER_MS {
+                return Ok(());
+            }
+            foreign(app, row, now).await
+        }
     }
 }
 

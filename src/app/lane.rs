@@ -1,20 +1,24 @@
 //! Work a lane: give the next nonce to whoever waited longest, decide the exact bytes, sign, send.
 
+use crate::app::rejudge::{self, Rejudged};
 use crate::app::{App, AppError, ChainRuntime, chains, record, send, sign};
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::UnsignedTransaction;
-use crate::core::id::RequestId;
+use crate::core::id::{KeyId, RequestId};
 use crate::core::intent::Fees;
 use crate::core::key::NonceMode;
 use crate::core::permit::PayloadKind;
+use crate::core::policy::Reason;
 use crate::core::time::Timestamp;
 use crate::core::tx::fee::{self, Market};
 use crate::core::tx::state::Status;
 use crate::ports::chain::BlockAt;
 use crate::ports::store::{
-    End, Lane, LaneKey, NewAttempt, StatusChange, StoreError, TransactionRow, Unit, look, unit,
+    End, Lane, LaneKey, LimitExceeded, NewAttempt, StatusChange, StoreError, TransactionRow, Unit,
+    look, unit,
 };
-use alloy::primitives::{Address, U256, keccak256};
+use alloy::primitives::{Address, B256, U256, keccak256};
+use std::sync::Arc;
 
 /// Why a lane stopped working.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +29,8 @@ pub enum Idle {
     Full,
     /// The account cannot pay for what is next; it goes on after a top-up.
     Unfunded,
+    /// The base fee is above the cap of what is next; it goes on when the market falls.
+    AboveCap,
     /// The lane stands still until an operator has looked.
     Halted(String),
     /// Another worker was faster.
@@ -34,6 +40,7 @@ pub enum Idle {
 enum Allocated {
     Decided(RequestId),
     Ended,
+    NoRoom(LimitExceeded),
     Idle(Idle),
 }
 
@@ -46,6 +53,7 @@ pub async fn work(app: &App, chain: &ChainRuntime, address: Address) -> Result<I
         match allocate(app, chain, address).await? {
             Allocated::Idle(idle) => return Ok(idle),
             Allocated::Ended => app.changed(),
+            Allocated::NoRoom(_) => return Ok(Idle::Contended),
             Allocated::Decided(request) => {
                 crate::failpoint!("lane.after_decided");
                 if let Some(signed) = sign::sign(app, request, 1).await? {
@@ -62,6 +70,9 @@ struct Readings {
     market: Market,
     balance: U256,
     chain_nonce: Option<u64>,
+    /// The second verdict, over this row, where the first is too old.
+    rejudged: Option<(RequestId, Arc<Rejudged>)>,
+    bundle: B256,
 }
 
 async fn allocate(
@@ -84,13 +95,65 @@ async fn allocate(
     } else {
         Some(chain.port.nonce(address, BlockAt::Latest).await?)
     };
+    let rejudged = if rejudge::is_stale(app, &waiting, now) {
+        let again = rejudge::rejudge(app, chain, &waiting, now).await?;
+        if let Some(reasons) = again.refusal() {
+            return refuse(app, &waiting, &again, &reasons, now).await;
+        }
+        Some((waiting.new.id, Arc::new(again)))
+    } else {
+        None
+    };
     let readings = Readings {
         market: chain.market(now).await?,
         balance: chain.balance(address, now).await?,
         chain_nonce,
+        rejudged,
+        bundle: app.bundle.hash(),
     };
-    let settings = chain.settings.clone();
-    let key = waiting.new.key;
+    let again = readings.rejudged.clone();
+    let allocated = allocate_in(app, chain, address, waiting.new.key, readings, now).await?;
+    if let (Allocated::NoRoom(full), Some((_, again))) = (&allocated, again) {
+        return refuse(app, &waiting, &again, &[record::window_reason(full)], now).await;
+    }
+    if !matches!(allocated, Allocated::Idle(Idle::Halted(_))) {
+        chain.lane_was_checked(address);
+    }
+    Ok(allocated)
+}
+
+/// Ends a queued row that policy refuses now.
+async fn refuse(
+    app: &App,
+    row: &TransactionRow,
+    again: &Rejudged,
+    reasons: &[Reason],
+    now: Timestamp,
+) -> Result<Allocated, AppError> {
+    let refusal = again.refuse(row, reasons, app.entropy.uuid().to_string(), now)?;
+    let refusal = Arc::new(refusal);
+    let ended = unit(&*app.store, "refuse_queued", move |unit| {
+        let refusal = refusal.clone();
+        Box::pin(async move {
+            let ended = refusal.store(unit).await?;
+            Ok(if ended { End::Commit(true) } else { End::Rollback(false) })
+        })
+    })
+    .await?;
+    tracing::warn!(request = %row.new.id, "a queued transaction was refused");
+    Ok(if ended { Allocated::Ended } else { Allocated::Idle(Idle::Contended) })
+}
+
+/// The unit: one nonce, one decision.
+async fn allocate_in(
+    app: &App,
+    chain: &ChainRuntime,
+    address: Address,
+    key: KeyId,
+    readings: Readings,
+    now: Timestamp,
+) -> Result<Allocated, AppError> {
+    let (id, settings) = (chain.settings.id, chain.settings.clone());
     let event_id = app.entropy.uuid().to_string();
     let allocated = unit(&*app.store, "allocate_nonce", move |unit| {
         let (readings, settings) = (readings.clone(), settings.clone());
@@ -111,13 +174,10 @@ async fn allocate(
             if row.new.intent.not_after.is_some_and(|limit| now > limit) {
                 return expire(unit, &row, event_id, now).await;
             }
-            decide(unit, &lane, &row, &readings, now).await
+            decide(unit, &lane, &row, &readings, settings.cap, now).await
         })
     })
     .await?;
-    if !matches!(allocated, Allocated::Idle(Idle::Halted(_))) {
-        chain.lane_was_checked(address);
-    }
     Ok(allocated)
 }
 
@@ -178,10 +238,30 @@ async fn decide(
     lane: &Lane,
     row: &TransactionRow,
     readings: &Readings,
+    cap: Fees,
     now: Timestamp,
 ) -> Result<End<Allocated>, StoreError> {
     let intent = &row.new.intent;
-    let fees = fee::first(&readings.market, row.new.fee_cap, intent.tx_type);
+    let again = readings.rejudged.as_ref().filter(|(id, _)| *id == row.new.id);
+    let stale = row.new.decision.bundle != readings.bundle;
+    if stale && again.is_none() {
+        // Another row than the one that was judged again: look once more.
+        return Ok(End::Rollback(Allocated::Idle(Idle::Contended)));
+    }
+    let mut cap = row.new.fee_cap.at_most(cap);
+    let mut decision_json = &row.new.decision_json;
+    if let Some((_, again)) = again {
+        let owner = row.new.id.to_string();
+        if let Some(full) = unit.reserve(&owner, &again.verdict.charges, now).await? {
+            return Ok(End::Rollback(Allocated::NoRoom(full)));
+        }
+        cap = again.verdict.fee_cap.map_or(cap, |fees| cap.at_most(fees));
+        decision_json = &again.decision_json;
+    }
+    if cap.max_fee < readings.market.base_fee {
+        return Ok(End::Rollback(Allocated::Idle(Idle::AboveCap)));
+    }
+    let fees = fee::first(&readings.market, cap, intent.tx_type);
     if !is_funded(unit, lane, row, fees, readings.balance).await? {
         return Ok(End::Rollback(Allocated::Idle(Idle::Unfunded)));
     }
@@ -193,7 +273,7 @@ async fn decide(
     if !unit.insert_attempt(&attempt).await? {
         return Err(StoreError::Corrupt("a queued transaction has an attempt".to_owned()));
     }
-    unit.append_leaf(&record::decided(&attempt, &row.new.decision_json)?).await?;
+    unit.append_leaf(&record::decided(&attempt, decision_json)?).await?;
     Ok(End::Commit(Allocated::Decided(row.new.id)))
 }
 

@@ -13,6 +13,7 @@ pub mod lane;
 pub mod read;
 pub mod record;
 pub mod recover;
+pub mod rejudge;
 pub mod send;
 pub mod settle_external;
 pub mod sign;

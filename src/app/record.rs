@@ -12,6 +12,9 @@ use crate::ports::store::{
 };
 use std::collections::BTreeMap;
 
+/// The longest text that is kept beside a `DENIED` leaf, in bytes.
+const DENIED_TEXT_MAX: usize = 32 * 1024;
+
 type Fields = BTreeMap<&'static str, Value>;
 
 fn map<const N: usize>(fields: [(&'static str, Value); N]) -> Value {
@@ -220,8 +223,15 @@ pub fn denied(
     finish(
         Leaf::new(LeafKind::Denied, id, at)
             .with("decision", what)
-            .with("reasons", list(reasons, reason)),
+            .with("reasons", serde_json::to_string(&list(reasons, reason)).unwrap_or_default()),
     )
+    .map(without_large_texts)
+}
+
+/// Anybody may be denied as often as they like: of a long text, only hash and length are kept.
+fn without_large_texts(mut leaf: EncodedLeaf) -> EncodedLeaf {
+    leaf.blobs.retain(|(_, text)| text.len() <= DENIED_TEXT_MAX);
+    leaf
 }
 
 /// The `DECIDED` leaf: these exact bytes may be signed.

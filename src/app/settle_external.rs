@@ -4,7 +4,8 @@ use crate::app::{App, AppError, ChainRuntime, chains, follow, record};
 use crate::core::amount::Amount;
 use crate::ports::chain::{BlockAt, ChainError};
 use crate::ports::store::{End, Settlement, SignatureRow, look, unit};
-use std::collections::BTreeMap;
+use alloy::primitives::Address;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Looks at every external transaction whose reservation is open. All versions signed for one nonce share
@@ -31,15 +32,20 @@ pub async fn settle(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
             by_owner.entry(owner).or_default().push(row);
         }
     }
+    let mut used: HashMap<Address, u64> = HashMap::new();
     for (owner, rows) in by_owner {
         let Some((address, nonce)) =
             rows.first().and_then(|row| Some((row.new.address, row.new.nonce?)))
         else {
             continue;
         };
-        let used = chain.port.nonce(address, BlockAt::Number(last_final.number)).await?;
-        if used > nonce {
-            settle_one(app, chain, owner, &rows).await?;
+        let latest = match used.get(&address) {
+            Some(latest) => *latest,
+            None => chain.port.nonce(address, BlockAt::Latest).await?,
+        };
+        used.insert(address, latest);
+        if latest > nonce {
+            settle_one(app, chain, owner, &rows, last_final.number).await?;
         }
     }
     Ok(())
@@ -50,8 +56,24 @@ async fn settle_one(
     chain: &ChainRuntime,
     owner: String,
     rows: &[SignatureRow],
+    final_number: u64,
 ) -> Result<(), AppError> {
     let mined = mined_version(chain, rows).await?;
+    match &mined {
+        Some(receipt) if receipt.block_number > final_number => return Ok(()),
+        Some(_) => {}
+        None => {
+            // Whoever used the nonce, it must be final before anything is settled.
+            let Some((address, nonce)) =
+                rows.first().and_then(|row| Some((row.new.address, row.new.nonce?)))
+            else {
+                return Ok(());
+            };
+            if chain.port.nonce(address, BlockAt::Number(final_number)).await? <= nonce {
+                return Ok(());
+            }
+        }
+    }
     // A version that we cannot find was used by somebody else's bytes, or its node is behind: nothing
     // that was held is given back.
     let (settlement, status, hash, block) = match &mined {

@@ -1,7 +1,7 @@
 //! Sign for a caller: messages, typed data, and transactions of external accounts. There is no way to ask
 //! for the signature of a digest.
 
-use crate::app::accept::{bound_before, deny, event_used, facts, same_body, summary};
+use crate::app::accept::{admissible, bound_before, deny, event_used, facts, same_body, summary};
 use crate::app::{App, AppError, record, sign, signers};
 use crate::core::evm::message::{message_bytes, typed_data_bytes};
 use crate::core::evm::transaction::UnsignedTransaction;
@@ -13,6 +13,7 @@ use crate::core::policy::verdict::EventUse;
 use crate::core::policy::{Charge, Facts, Outcome, PolicyRequest, Verdict, evaluate};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
+use crate::ports::chain::BlockAt;
 use crate::ports::signer::SignerError;
 use crate::ports::store::{
     Bound, End, KeyBinding, LaneKey, LimitExceeded, NewAttempt, NewSignatureRequest, Settlement,
@@ -20,6 +21,9 @@ use crate::ports::store::{
 };
 use alloy::primitives::{B256, keccak256};
 use std::sync::Arc;
+
+/// How far above the account's next nonce a caller may sign: each holds spend until it is final.
+const NONCES_AHEAD_MAX: u64 = 256;
 
 /// A caller's request for a signature, parsed.
 #[derive(Debug, Clone)]
@@ -75,6 +79,9 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
     if verdict.outcome != Outcome::Allow {
         let reasons = verdict.reasons.clone();
         return Err(deny(app, id, &request, &verdict, reasons, now).await);
+    }
+    if let Intent::Transaction(tx) = &request.intent {
+        admissible(tx)?;
     }
     let binding =
         command.key.map(|key| KeyBinding { scope, key, body_hash: command.body_hash, request: id });
@@ -166,6 +173,20 @@ async fn facts_of(app: &App, intent: &Intent, key: &OperatorKey) -> Result<Facts
         .chains
         .get(&tx.chain.name)
         .ok_or_else(|| AppError::invalid("chain", "is not configured here"))?;
+    let next = chain.port.nonce(key.address, BlockAt::Latest).await?;
+    let nonce = tx.nonce.unwrap_or_default();
+    if nonce < next {
+        return Err(AppError::Conflict {
+            detail: format!("nonce {nonce} of this account is used on the chain; next is {next}"),
+            request: None,
+        });
+    }
+    if nonce.saturating_sub(next) > NONCES_AHEAD_MAX {
+        return Err(AppError::invalid(
+            "transaction.nonce",
+            format!("is more than {NONCES_AHEAD_MAX} above the account's next, {next}"),
+        ));
+    }
     facts(app, chain, tx.to, tx.source).await
 }
 

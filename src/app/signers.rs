@@ -2,7 +2,7 @@
 
 use crate::app::{App, AppError, ChainRuntime};
 use crate::core::id::{GroupName, KeyId};
-use crate::core::key::{NonceMode, OperatorKey};
+use crate::core::key::{KeyState, NonceMode, OperatorKey};
 use crate::ports::store::look;
 use alloy::primitives::Address;
 
@@ -23,7 +23,10 @@ pub async fn named(app: &App, signer: &str) -> Result<Vec<OperatorKey>, AppError
             look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?;
         let id = signer.parse::<KeyId>().ok();
         let address = parse_address(signer);
-        all.into_iter().filter(|key| Some(key.id) == id || Some(key.address) == address).collect()
+        all.into_iter()
+            .filter(|key| key.state == KeyState::Active)
+            .filter(|key| Some(key.id) == id || Some(key.address) == address)
+            .collect()
     };
     if keys.is_empty() {
         return Err(AppError::invalid(

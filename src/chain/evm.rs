@@ -114,6 +114,14 @@ impl EvmChain {
     }
 }
 
+/// Who a node says it is.
+async fn identity_of(node: &Node) -> Result<(ChainId, B256), Fault> {
+    let id: U64 = node.call("eth_chainId", ()).await?;
+    let genesis = block_on(node, BlockAt::Number(0), Finality::Safe).await?;
+    let genesis = genesis.ok_or_else(|| Fault::unreadable("no block 0"))?;
+    Ok((ChainId::new(id.to::<u64>()), genesis.hash))
+}
+
 /// A block on one node, by whatever names it.
 async fn block_on(node: &Node, at: BlockAt, finality: Finality) -> Result<Option<Block>, Fault> {
     const BY_NUMBER: &str = "eth_getBlockByNumber";
@@ -206,13 +214,21 @@ impl Chain for EvmChain {
     }
 
     async fn identity(&self) -> Result<(ChainId, B256), ChainError> {
-        self.read(|node| async move {
-            let id: U64 = node.call("eth_chainId", ()).await?;
-            let genesis = block_on(&node, BlockAt::Number(0), Finality::Safe).await?;
-            let genesis = genesis.ok_or_else(|| Fault::unreadable("no block 0"))?;
-            Ok((ChainId::new(id.to::<u64>()), genesis.hash))
-        })
-        .await
+        let mut found: Option<(ChainId, B256)> = None;
+        let mut failure = ChainError::Unavailable("no node".to_owned());
+        for node in &self.nodes {
+            match identity_of(node).await.map_err(|fault| fault.into_error(node.place)) {
+                Ok(said) if found.is_none_or(|first| first == said) => found = Some(said),
+                Ok((id, genesis)) => {
+                    return Err(ChainError::Unavailable(format!(
+                        "node {} is of another chain than the one before: id {id}, genesis {genesis}",
+                        node.place
+                    )));
+                }
+                Err(error) => failure = error,
+            }
+        }
+        found.ok_or(failure)
     }
 
     async fn block(&self, at: BlockAt) -> Result<Option<Block>, ChainError> {

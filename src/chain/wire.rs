@@ -49,12 +49,14 @@ pub(super) struct WireReceipt {
 }
 
 impl WireReceipt {
-    /// `None` if it has no block yet. A receipt without a status (before EIP-658) is not success.
+    /// `None` if it has no block yet. A receipt without a status (before EIP-658) or a price says neither
+    /// whether value moved nor what was paid: it is refused, never taken as a revert or as free.
     pub(super) fn into_receipt(self) -> Result<Option<Receipt>, &'static str> {
         let (Some(number), Some(block_hash)) = (self.block_number, self.block_hash) else {
             return Ok(None);
         };
-        let price = self.effective_gas_price.unwrap_or_default();
+        let price = self.effective_gas_price.ok_or("a receipt without effectiveGasPrice")?;
+        let status = self.status.ok_or("a receipt without status")?;
         let logs: Option<Vec<Log>> = self.logs.into_iter().map(log).collect();
         Ok(Some(Receipt {
             transaction_hash: self.transaction_hash,
@@ -62,7 +64,7 @@ impl WireReceipt {
             block_hash,
             gas_used: self.gas_used.to::<u64>(),
             effective_gas_price: u128::try_from(price).map_err(|_| "gas price out of range")?,
-            success: self.status.is_some_and(|status| status == U64::from(1)),
+            success: status == U64::from(1),
             logs: logs.ok_or("a receipt with a removed log")?,
         }))
     }
@@ -108,6 +110,19 @@ mod tests {
         .unwrap();
         let receipt = receipt.into_receipt().unwrap().unwrap();
         assert_eq!((receipt.block_number, receipt.gas_used, receipt.success), (9, 21_000, true));
+    }
+
+    #[test]
+    fn a_receipt_that_does_not_say_whether_it_succeeded_or_what_it_cost_is_refused() {
+        for said in [r#""status":"0x1""#, r#""effectiveGasPrice":"0x3""#] {
+            let text = format!(
+                r#"{{{said},"gasUsed":"0x5208","logs":[],"transactionHash":"{0}",
+                    "blockHash":"{0}","blockNumber":"0x9"}}"#,
+                B256::ZERO
+            );
+            let receipt: WireReceipt = serde_json::from_str(&text).unwrap();
+            assert!(receipt.into_receipt().is_err(), "{said}");
+        }
     }
 
     #[test]

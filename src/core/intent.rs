@@ -53,6 +53,17 @@ pub struct Fees {
     pub max_priority_fee: u128,
 }
 
+impl Fees {
+    /// Each field, but no more than the other's.
+    #[must_use]
+    pub fn at_most(self, cap: Self) -> Self {
+        Self {
+            max_fee: self.max_fee.min(cap.max_fee),
+            max_priority_fee: self.max_priority_fee.min(cap.max_priority_fee),
+        }
+    }
+}
+
 /// One entry of an EIP-2930 access list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessListItem {

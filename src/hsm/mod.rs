@@ -40,6 +40,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
+/// How long a caller waits for an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 /// How long dropping an [`Hsm`] waits for its threads.
 const DROP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -169,7 +171,12 @@ impl Hsm {
             TrySendError::Disconnected(_) => self.stuck(),
         })?;
         let ended = || SignerError::Unavailable("the HSM thread ended".to_owned());
-        answered.await.unwrap_or_else(|_| Err(ended()))
+        // The call itself cannot be cancelled; its caller need not wait for ever. A signature that
+        // comes too late is thrown away.
+        match tokio::time::timeout(ANSWER_LIMIT, answered).await {
+            Ok(answer) => answer.unwrap_or_else(|_| Err(ended())),
+            Err(_) => Err(SignerError::Unavailable("the HSM has not answered in time".to_owned())),
+        }
     }
 
     fn stuck(&self) -> SignerError {

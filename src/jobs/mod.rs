@@ -72,8 +72,13 @@ pub fn start(
 /// # Errors
 /// When the store or the nodes do not answer.
 pub async fn one_chain(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
-    follow::follow(app, chain).await?;
-    settle_external::settle(app, chain).await?;
+    // One part that fails must not keep the others waiting.
+    if let Err(error) = follow::follow(app, chain).await {
+        tracing::warn!(chain = %chain.settings.name, %error, "could not follow");
+    }
+    if let Err(error) = settle_external::settle(app, chain).await {
+        tracing::warn!(chain = %chain.settings.name, %error, "could not settle");
+    }
     let id = chain.settings.id;
     let lanes = look(&*app.store, "waiting_lanes", move |unit| {
         Box::pin(async move { unit.waiting_accounts(id).await })
@@ -82,6 +87,7 @@ pub async fn one_chain(app: &App, chain: &ChainRuntime) -> Result<(), AppError> 
     for address in lanes {
         match lane::work(app, chain, address).await {
             Ok(Idle::Unfunded) => tracing::warn!(%address, "the account needs a top-up"),
+            Ok(Idle::AboveCap) => tracing::warn!(%address, "the base fee is above the cap"),
             Ok(Idle::Halted(reason)) => tracing::warn!(%address, reason, "the lane is halted"),
             Ok(Idle::Empty | Idle::Full | Idle::Contended) => {}
             // One lane that fails must not keep the others waiting.

@@ -1,4 +1,3 @@
-//! Private instances of everything real, and helpers for whole-program tests.
+//! Private instances of everything real.
 
-pub mod server;
 pub mod services;

@@ -19,11 +19,14 @@ use futures::future::BoxFuture;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// How often decided, unsigned attempts are looked for, in milliseconds.
 const RECOVER_MS: u64 = 2_000;
+/// How long jobs may take to end when the server stops.
+const DRAIN: Duration = Duration::from_secs(30);
 /// How often gauges are counted, in milliseconds.
 const GAUGES_MS: u64 = 5_000;
 
@@ -72,19 +75,27 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     let periods = Periods { recover_ms: RECOVER_MS, gauges_ms: GAUGES_MS };
     let mut jobs = jobs::start(&app, polled(&config, &app), edges, periods, &stop);
     tracing::info!("ready");
-    wait_for_signal().await?;
+    let ended = tokio::select! {
+        signal = wait_for_signal() => signal,
+        _ = jobs.join_next() => Err(Failure::new("a job ended by itself; see the log")),
+    };
     tracing::info!("stopping");
     stop.cancel();
     for listener in listening {
         listener.stopped().await.map_err(|e| Failure::of("listener", e))?;
     }
-    while jobs.join_next().await.is_some() {}
+    let drained = async { while jobs.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        // Whatever they are at is committed step by step, and goes on at the next start.
+        tracing::warn!("jobs did not end in time");
+        jobs.shutdown().await;
+    }
     let _ = upkeep.await;
     drop(app);
     // The module must be quiet before the process ends.
     tokio::task::spawn_blocking(move || drop(hsm)).await.map_err(|e| Failure::of("hsm", e))?;
     tracing::info!("stopped");
-    Ok(())
+    ended
 }
 
 async fn listen(

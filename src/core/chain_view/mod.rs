@@ -170,6 +170,7 @@ pub fn check_linked(before: Option<Place>, links: &[Link]) -> Result<(), BrokenL
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, reason = "small numbers of a property test")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

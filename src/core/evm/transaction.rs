@@ -38,6 +38,31 @@ pub struct UnsignedTransaction {
     pub access_list: Vec<AccessListItem>,
 }
 
+/// The longest calldata that nodes' pools take, with room for the rest of 128 KiB.
+pub const DATA_BYTES_MAX: usize = 120 * 1024;
+
+/// The least gas that a transaction of this shape can be mined with: 21,000 (53,000 for a creation), 4 a
+/// zero byte and 16 any other of calldata, 2,400 an address and 1,900 a slot of the access list, and at
+/// least EIP-7623's floor of 10 a token. `None` on overflow.
+#[must_use]
+pub fn intrinsic_gas(
+    to: Option<Address>,
+    data: &[u8],
+    access_list: &[AccessListItem],
+) -> Option<u64> {
+    let count = |n: usize| u64::try_from(n).ok();
+    let zeros = count(data.iter().filter(|byte| **byte == 0).count())?;
+    let others = count(data.len())?.checked_sub(zeros)?;
+    let tokens = others.checked_mul(4)?.checked_add(zeros)?;
+    let slots = count(access_list.iter().map(|item| item.storage_keys.len()).sum())?;
+    let base: u64 = if to.is_some() { 21_000 } else { 53_000 };
+    let listed =
+        count(access_list.len())?.checked_mul(2_400)?.checked_add(slots.checked_mul(1_900)?)?;
+    let plain = base.checked_add(tokens.checked_mul(4)?)?.checked_add(listed)?;
+    let floor = 21_000_u64.checked_add(tokens.checked_mul(10)?)?;
+    Some(plain.max(floor))
+}
+
 /// Signed bytes, ready for a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedTransaction {
@@ -306,6 +331,17 @@ mod tests {
             bytes.push(extra);
             prop_assert!(UnsignedTransaction::from_signing_bytes(&bytes).is_err());
         }
+    }
+
+    #[test]
+    fn intrinsic_gas_counts_bytes_lists_and_the_floor() {
+        let to = Some(Address::ZERO);
+        assert_eq!(intrinsic_gas(to, &[], &[]), Some(21_000));
+        assert_eq!(intrinsic_gas(None, &[], &[]), Some(53_000));
+        // Five tokens: the floor of 50 is above the 20.
+        assert_eq!(intrinsic_gas(to, &[0, 1], &[]), Some(21_050));
+        let item = AccessListItem { address: Address::ZERO, storage_keys: vec![B256::ZERO; 2] };
+        assert_eq!(intrinsic_gas(to, &[], &[item]), Some(21_000 + 2_400 + 3_800));
     }
 
     #[test]

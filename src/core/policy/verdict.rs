@@ -189,7 +189,7 @@ pub struct Verdict {
 /// An event answers one request per function called: the pair is claimed when the request is accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventUse {
-    /// Where the event was seen.
+    /// Where the event was seen, as CAIP-2 id (`eip155:1`).
     pub chain: ChainName,
     /// Its block.
     pub block_hash: B256,
@@ -197,6 +197,6 @@ pub struct EventUse {
     pub transaction_hash: B256,
     /// Its index in the block.
     pub log_index: u64,
-    /// `contract.function(types)`.
+    /// Contract address and function selector, in hex.
     pub used_for: String,
 }

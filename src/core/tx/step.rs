@@ -62,8 +62,8 @@ pub struct ChainLook {
     pub inclusion: Option<Inclusion>,
     /// The account's nonce at the head: how many of its transactions are mined.
     pub nonce_latest: u64,
-    /// The account's nonce at the newest final block.
-    pub nonce_final: u64,
+    /// The account's nonce at the newest final block; `None` if it was not needed or not to be had.
+    pub nonce_final: Option<u64>,
     /// The newest final block's height.
     pub final_number: u64,
     /// What the fee market asks for; needed only if a bump is due.
@@ -120,11 +120,13 @@ pub fn step(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) 
         let news = tx.status != Status::Mined || tx.mined_in != Some(found.block_hash);
         return if news { Step::Mined(found) } else { Step::Wait };
     }
-    if look.nonce_final > tx.nonce {
-        return Step::ForeignNonce;
-    }
     if tx.status == Status::Mined {
-        return Step::Reopen;
+        // The count says that it is mined still: the node that has no receipt is behind.
+        let gone = look.nonce_latest <= tx.nonce;
+        return if gone { Step::Reopen } else { Step::Wait };
+    }
+    if look.nonce_final.is_some_and(|used| used > tx.nonce) {
+        return Step::ForeignNonce;
     }
     resend(now, tx, look, pace)
 }
@@ -191,7 +193,7 @@ mod tests {
         ChainLook {
             inclusion: None,
             nonce_latest: 5,
-            nonce_final: 5,
+            nonce_final: Some(5),
             final_number: 10,
             market: Some(Market { base_fee: 50, tips: vec![5] }),
         }
@@ -257,7 +259,11 @@ mod tests {
         tx.status = Status::Mined;
         tx.mined_in = Some(B256::repeat_byte(9));
         assert_eq!(step(at(1), &tx, &look(), PACE), Step::Reopen);
-        let foreign = ChainLook { nonce_final: 6, nonce_latest: 6, ..look() };
-        assert_eq!(step(at(1), &tx, &foreign, PACE), Step::ForeignNonce);
+        let foreign = ChainLook { nonce_final: Some(6), nonce_latest: 6, ..look() };
+        assert_eq!(step(at(1), &tx, &foreign, PACE), Step::Wait, "only the receipt is behind");
+        let sent = sent(0, Some(0));
+        assert_eq!(step(at(1), &sent, &foreign, PACE), Step::ForeignNonce);
+        let unknown = ChainLook { nonce_final: None, ..foreign };
+        assert_eq!(step(at(1), &sent, &unknown, PACE), Step::Wait);
     }
 }

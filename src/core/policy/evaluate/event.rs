@@ -5,6 +5,7 @@
 
 use super::matching::{Failed, failed};
 use crate::core::evm::decode::abi;
+use crate::core::id::ChainName;
 use crate::core::intent::TransactionIntent;
 use crate::core::policy::EventFact;
 use crate::core::policy::bundle::grant::{CallRule, EventRule};
@@ -45,11 +46,16 @@ pub(super) fn check(
         return Err(failed("event.args", format!("0x{expected}"), format!("0x{actual}")));
     }
     Ok(EventUse {
-        chain: tx.chain.name.clone(),
+        // Names of the configuration and of the book may change; what was used up stays used up.
+        chain: ChainName::new(format!("eip155:{}", tx.chain.id)),
         block_hash: source.block_hash,
         transaction_hash: source.transaction_hash,
         log_index: source.log_index,
-        used_for: format!("{}.{}", call.contract, call.function.signature),
+        used_for: format!(
+            "{:#x}.{}",
+            tx.to.unwrap_or_default(),
+            hex::encode(call.function.selector)
+        ),
     })
 }
 
