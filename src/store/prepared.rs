@@ -5,8 +5,10 @@ use sqlx::{Column as _, Connection as _, Either, Executor as _, SqlStr, Statemen
 use sqlx::{TypeInfo as _, postgres::PgConnection, sqlite::SqliteConnection};
 use std::collections::BTreeSet;
 
-#[path = "../../tests/support/mod.rs"]
-mod support;
+#[path = "../../tests/support"]
+mod support {
+    pub mod services;
+}
 
 const PORTABLE: [&str; 3] = ["INT8", "TEXT", "BYTEA"];
 

@@ -11,8 +11,10 @@
     reason = "a test fails by panicking"
 )]
 
-#[path = "../support/mod.rs"]
-mod support;
+#[path = "../support"]
+mod support {
+    pub mod services;
+}
 
 #[macro_use]
 mod fixtures;
