@@ -33,7 +33,7 @@ const BEGIN: &str = "BEGIN IMMEDIATE";
 pub struct SqliteStore {
     writer: sqlx::Pool<Db>,
     readers: sqlx::Pool<Db>,
-    _lock: File,
+    lock: File,
 }
 
 impl SqliteStore {
@@ -65,7 +65,7 @@ impl SqliteStore {
             .connect_with(options.create_if_missing(false).pragma("query_only", "ON"))
             .await
             .map_err(|e| unavailable(&e))?;
-        let store = Self { writer, readers, _lock: lock };
+        let store = Self { writer, readers, lock };
         if mode == OpenMode::Existing {
             queries::check_created(&store).await?;
         }
@@ -112,6 +112,13 @@ fn lock(path: &Path) -> Result<File, StoreError> {
         ))
     })?;
     Ok(file)
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        // Said, not left to closing the file: a child that is just being started may hold a copy of it.
+        let _ = self.lock.unlock();
+    }
 }
 
 #[async_trait]
