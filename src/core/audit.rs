@@ -15,6 +15,8 @@
 //! A leaf stays under 60 KiB. A text longer than 4 KiB is kept beside the log and named in the leaf as
 //! `sha256:HEX:LENGTH`.
 
+pub mod read;
+
 use crate::core::time::Timestamp;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -24,6 +26,9 @@ use std::collections::BTreeMap;
 pub const LEAF_BYTES_MAX: usize = 60 * 1024;
 /// A longer text is kept beside the log and named by its hash.
 pub const INLINE_TEXT_MAX: usize = 4 * 1024;
+/// Of a text that belongs to a `DENIED` leaf and is longer than this, in bytes, only hash and length are
+/// kept: anybody may be denied as often as they like.
+pub const DENIED_TEXT_MAX: usize = 32 * 1024;
 
 /// What a leaf records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +49,16 @@ pub enum LeafKind {
 }
 
 impl LeafKind {
+    /// All kinds.
+    pub const ALL: [Self; 6] =
+        [Self::Decided, Self::Signed, Self::Denied, Self::Settled, Self::KeyCreated, Self::Alarm];
+
+    /// The kind of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// The name in leaves.
     #[must_use]
     pub const fn name(self) -> &'static str {
