@@ -9,6 +9,10 @@
 //! ```
 
 use signed_note::{Note, NoteError, StandardVerifier, Verifier as _, VerifierList};
+use std::io::{self, BufRead, Read};
+
+/// The longest note in a file of several things, in bytes.
+const NOTE_BYTES_MAX: u64 = 64 * 1024;
 
 /// A checkpoint whose signature was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,4 +94,30 @@ impl Verifier {
 #[must_use]
 pub fn base64_root(root: &[u8; 32]) -> String {
     tlog_tiles::Hash(*root).to_string()
+}
+
+/// Reads a note that is followed by an empty line: its text, an empty line, its signatures, an empty line.
+/// `None` at the end of the file; `Malformed` where it ends early or is no text.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(super) fn next_note(
+    file: &mut impl BufRead,
+) -> io::Result<Option<Result<String, NotACheckpoint>>> {
+    let mut limited = file.take(NOTE_BYTES_MAX);
+    let (mut note, mut has_text) = (Vec::new(), false);
+    loop {
+        let mut line = Vec::new();
+        limited.read_until(b'\n', &mut line)?;
+        match line.as_slice() {
+            [] if note.is_empty() => return Ok(None),
+            b"\n" if has_text => {
+                return Ok(Some(String::from_utf8(note).map_err(|_| NotACheckpoint::Malformed)));
+            }
+            b"\n" => has_text = true,
+            [.., b'\n'] => {}
+            _ => return Ok(Some(Err(NotACheckpoint::Malformed))),
+        }
+        note.extend_from_slice(&line);
+    }
 }

@@ -229,25 +229,15 @@ impl Pass {
     /// The leaf itself: that it is the one in the tree, that it is a leaf, and what it says.
     fn leaf(&mut self, index: u64) -> Result<(), VerifyError> {
         let leaf = self.entries.next(index)?;
-        let hash = leaf_hash(leaf);
+        let (hash, read) = (leaf_hash(leaf), ReadLeaf::parse(leaf));
         let in_tree = self.tiles.hash(0, index).map_err(|error| error.of_leaf(index))?;
         if hash != in_tree {
             let (is, was) = (hex::encode(hash), hex::encode(in_tree));
             let why = format!("its bytes hash to {is}, and the tree has {was} there");
             return Err(Mismatch::at(index, why).into());
         }
-        if let Some(against) = &mut self.against {
-            if let Some(kept) = against.next()?.filter(|kept| *kept != hash) {
-                let why = format!(
-                    "it is not the leaf that was kept in {}: its hash was {}, and is {}",
-                    against.name(),
-                    hex::encode(kept),
-                    hex::encode(hash)
-                );
-                return Err(Mismatch::at(index, why).into());
-            }
-        }
-        let read = ReadLeaf::parse(leaf).map_err(|why| Mismatch::at(index, why.to_string()))?;
+        self.compare(index, &hash)?;
+        let read = read.map_err(|why| Mismatch::at(index, why.to_string()))?;
         self.decided.take(&read).map_err(|why| Mismatch::at(index, why))?;
         for text in read.long_texts() {
             check_text(&self.dir, index, &text)?;
@@ -259,6 +249,21 @@ impl Pass {
             keep.push(&hash)?;
         }
         Ok(())
+    }
+
+    /// The leaf is the one that the auditor kept.
+    fn compare(&mut self, index: u64, hash: &[u8; 32]) -> Result<(), VerifyError> {
+        let Some(against) = &mut self.against else { return Ok(()) };
+        match against.next()? {
+            Some(kept) if kept != *hash => {
+                let (name, was, is) = (against.name(), hex::encode(kept), hex::encode(hash));
+                let why = format!(
+                    "it is not the leaf that was kept in {name}: its hash was {was}, and is {is}"
+                );
+                Err(Mismatch::at(index, why).into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The subtrees that this leaf completes have the hashes that the upper tiles say.

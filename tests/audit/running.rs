@@ -237,6 +237,16 @@ async fn a_server_whose_log_is_shorter_than_was_signed_does_not_start() {
     let doctor = ["doctor", "--config", &setup.config().display().to_string()];
     let doctor = claviger(&doctor, &[]);
     assert!(doctor.out.contains("FAIL  audit log"), "{doctor:#?}");
+
+    // What is left is evidence; a new log has a new key.
+    for name in ["audit.key", "audit.vkey", "audit.record"] {
+        rename(&setup.dir().join(name), &setup.dir().join(format!("old-{name}")));
+    }
+    let made =
+        claviger(&["audit", "init-key", "--config", &setup.config().display().to_string()], &[]);
+    assert_eq!(made.code, 0, "{made:#?}");
+    let server = setup.start(&[OFTEN]).await;
+    assert_eq!(signed(&server).await.0, size - 2);
 }
 
 fn rename(from: &Path, to: &Path) {

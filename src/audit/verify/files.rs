@@ -1,18 +1,16 @@
 //! An export's files, read from front to back.
 
 use super::{Mismatch, VerifyError, failed};
-use crate::audit::checkpoint::{Checkpoint, NotACheckpoint, Verifier};
+use crate::audit::checkpoint::{Checkpoint, NotACheckpoint, Verifier, next_note};
 use crate::audit::layout::{
     BUNDLE_BYTES_MAX, HISTORY, LEVELS, WIDTH, complete, entries, tile, width,
 };
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// The history's name in messages.
 pub const HISTORY_NAME: &str = "`checkpoints`";
-/// The longest line of a note, in bytes.
-const LINE_BYTES_MAX: u64 = 64 * 1024;
 
 /// Reads a file of at most so many bytes. `None` if it is not there.
 fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, VerifyError> {
@@ -183,24 +181,11 @@ impl History {
         }
     }
 
-    /// Reads one note: its text, an empty line, its signatures, an empty line.
     fn read(&mut self, verifier: &Verifier) -> Result<Option<Checkpoint>, VerifyError> {
-        let mut note = String::new();
-        let mut parts = 0;
-        while parts < 2 {
-            let mut line = Vec::new();
-            let mut limited = (&mut self.lines).take(LINE_BYTES_MAX);
-            limited.read_until(b'\n', &mut line).map_err(failed(&self.path))?;
-            if line.is_empty() && note.is_empty() {
-                return Ok(None);
-            }
-            let line = String::from_utf8(line).ok().filter(|line| line.ends_with('\n'));
-            let Some(line) = line else { return Err(self.wrong(&NotACheckpoint::Malformed)) };
-            parts = if line == "\n" { parts + 1 } else { parts };
-            if parts < 2 {
-                note.push_str(&line);
-            }
-        }
+        let Some(note) = next_note(&mut self.lines).map_err(failed(&self.path))? else {
+            return Ok(None);
+        };
+        let note = note.map_err(|why| self.wrong(&why))?;
         let signed = verifier.open(&note).map_err(|why| self.wrong(&why))?;
         // The empty log is not in it, and each size is once.
         if signed.size <= self.last {

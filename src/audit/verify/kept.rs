@@ -4,14 +4,11 @@
 //! The file is the signed note, an empty line, and the hashes, one after the other.
 
 use super::{VerifyError, failed};
-use crate::audit::checkpoint::{Checkpoint, Verifier};
+use crate::audit::checkpoint::{Checkpoint, NotACheckpoint, Verifier, next_note};
 use crate::audit::tree::Edge;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-
-/// The longest note, in bytes.
-const NOTE_BYTES_MAX: u64 = 64 * 1024;
 
 /// A file being written. It has its name only once the whole log was found right.
 pub struct KeepFile {
@@ -96,8 +93,8 @@ impl KeptLeaves {
         let failed = |error| KeptError::File { path: path.to_owned(), error };
         let wrong = |why: String| KeptError::Wrong { path: path.to_owned(), why };
         let mut file = BufReader::new(File::open(path).map_err(failed)?);
-        let note = read_note(&mut file).map_err(failed)?;
-        let note = note.ok_or_else(|| wrong("it was not written by `--keep`".to_owned()))?;
+        let note = next_note(&mut file).map_err(failed)?.unwrap_or(Err(NotACheckpoint::Malformed));
+        let note = note.map_err(|why| wrong(format!("it was not written by `--keep`: {why}")))?;
         let checkpoint = verifier.open(&note).map_err(|why| wrong(why.to_string()))?;
         let start = file.stream_position().map_err(failed)?;
         let mut edge = Edge::default();
@@ -136,22 +133,4 @@ fn read_hash(file: &mut impl Read) -> io::Result<[u8; 32]> {
     let mut hash = [0; 32];
     file.read_exact(&mut hash)?;
     Ok(hash)
-}
-
-/// The note at the beginning, up to the second empty line. `None` if there is none.
-fn read_note(file: &mut impl BufRead) -> io::Result<Option<String>> {
-    let mut limited = file.take(NOTE_BYTES_MAX);
-    let (mut note, mut empty) = (Vec::new(), 0);
-    loop {
-        let mut line = Vec::new();
-        limited.read_until(b'\n', &mut line)?;
-        empty = if line == b"\n" { empty + 1 } else { empty };
-        if empty == 2 {
-            return Ok(String::from_utf8(note).ok());
-        }
-        if !line.ends_with(b"\n") {
-            return Ok(None);
-        }
-        note.extend_from_slice(&line);
-    }
 }
