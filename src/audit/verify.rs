@@ -342,7 +342,7 @@ impl Pass {
         if let Some(keep) = self.keep.take() {
             keep.finish()?;
         }
-        self.found.unsigned = self.decided.open();
+        self.found.unsigned = self.decided.waiting();
         Ok(self.found)
     }
 }

@@ -145,8 +145,18 @@ async fn a_file_that_is_missing_or_too_short_or_too_long_is_seen() {
 #[tokio::test]
 async fn half_an_export_is_none() {
     let log = some_log().await;
-    let (dir, _) = log.export("log").await;
-    fs::remove_file(dir.join("checkpoint")).unwrap();
+    let (store, dir) = (log.store.clone(), log.path("log"));
+    let out = dir.clone();
+    let interrupted = tokio::spawn(async move {
+        let mut end = |done, _| {
+            if done == 512 {
+                std::panic::resume_unwind(Box::new("interrupted"));
+            }
+        };
+        export(&*store, None, &out, &mut end).await
+    });
+    assert!(interrupted.await.unwrap_err().is_panic());
+    assert!(dir.join("tile/entries/001").exists());
     let (first, _, why) = log.verify(&dir, &[]).bad();
     assert_eq!(first, None);
     assert!(why.contains("the export was not finished"), "{why}");

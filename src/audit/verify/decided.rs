@@ -31,7 +31,7 @@ impl Decided {
     }
 
     /// How many are decided and not signed.
-    pub fn open(&self) -> u64 {
+    pub fn waiting(&self) -> u64 {
         u64::try_from(self.0.len()).unwrap_or(u64::MAX)
     }
 }

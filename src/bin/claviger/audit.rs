@@ -235,7 +235,7 @@ fn show_verified(args: &VerifyArgs, verified: &Verified) {
         ("root", root.clone()),
         ("checkpoints", format!("{history} of the log's history, {kept} kept from before")),
         ("texts", texts.to_string()),
-        ("not signed", format!("{unsigned} decided and not signed yet")),
+        ("in hand", format!("{unsigned} decided and not signed yet")),
     ];
     lines.extend(args.keep.iter().map(|path| ("keep", path.display().to_string())));
     summary(args.json, &shown, &lines);
