@@ -164,6 +164,8 @@ async fn killed_the_server_goes_on_signing_what_continues_the_log() {
     std::fs::write(&kept, &note).unwrap();
     let asked = server.ask("svc:payouts", "killed", &payout(ETHER / 1000)).await;
     server.program.kill9();
+    let (export, _) = exported(&setup, "as-it-was-left");
+    verify(&export, &vkey(&setup), &[("--checkpoint", &kept)]).ok();
 
     let server = setup.start(&[OFTEN]).await;
     server.wait_for(&asked.id(), &["mined", "finalized"]).await;
@@ -316,4 +318,21 @@ async fn a_set_up_without_a_key_serves_unsigned_until_it_is_given_one() {
     let server = setup.start(&[OFTEN]).await;
     let (size, note) = signed(&server).await;
     assert!(size == 1 && note.starts_with("audit.example.com/test\n1\n"), "{note}");
+}
+
+#[tokio::test]
+async fn what_was_done_until_the_server_stopped_is_signed() {
+    let anvil = chain().await;
+    let setup = SetUp::new(&anvil.url(), None, &payout_grants("100.0"));
+    // Neither would come by itself.
+    let never =
+        [("CLAVIGER__AUDIT__CHECKPOINT_EVERY", "24h"), ("CLAVIGER__AUDIT__SEQUENCE_EVERY", "24h")];
+    let server = setup.start(&never).await;
+    server.funded_key(&anvil, "op-1").await;
+    let denied = server.ask("svc:payouts", "too-much", &payout(3 * ETHER)).await;
+    assert_eq!(denied.code(), "policy-denied");
+    server.stop().await;
+    let (export, told) = exported(&setup, "log");
+    assert_eq!(told["size"], 2);
+    assert_eq!(verify(&export, &vkey(&setup), &[]).ok()["kinds"]["DENIED"], 1);
 }

@@ -57,6 +57,25 @@ async fn a_log_that_is_not_what_was_signed_is_never_signed_again() {
 }
 
 #[tokio::test]
+async fn two_servers_with_one_key_and_a_record_each_release_one_history() {
+    let mut log = Log::of(&[2]).await;
+    let other_record = log.path("other.record");
+    std::fs::copy(log.path("audit.record"), &other_record).unwrap();
+    let key = CheckpointKey::load(&log.path("audit.key")).unwrap();
+    let other = CheckpointSigner::open(&*log.store, key, other_record.clone()).await.unwrap();
+    log.grow(1).await;
+    other.look(&*log.store).await.unwrap();
+    assert_eq!(other.last(), log.signer.last());
+    log.append(vec![leaf(LeafKind::Decided, 50)]).await;
+    other.look(&*log.store).await.unwrap();
+    log.grow(1).await;
+    assert_eq!(Intruder::at(&log.database()).await.checkpoint_sizes().await, [4, 6, 7, 9]);
+    assert_eq!(std::fs::read_to_string(other_record).unwrap(), other.last().note);
+    let (dir, _) = log.export("log").await;
+    assert_eq!(log.verify(&dir, &[]).ok()["checkpoints"], 4);
+}
+
+#[tokio::test]
 async fn the_database_of_another_log_is_refused() {
     let log = Log::of(&[3]).await;
     let (key_file, record) = (log.path("other.key"), log.path("other.record"));

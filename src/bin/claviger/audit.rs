@@ -5,9 +5,9 @@ use claviger::app::AppError;
 use claviger::audit::checkpoint::{Checkpoint, Verifier};
 use claviger::audit::export::{self, Exported};
 use claviger::audit::key::{self, CheckpointKey};
-use claviger::audit::record;
 use claviger::audit::signer::{CheckpointSigner, SignerError, is_signed};
 use claviger::audit::verify::{self, Given, KeptLeaves, Mismatch, Verified, VerifyError};
+use claviger::audit::{record, sequencer};
 use claviger::cli::audit::{AuditCommand, Bar, ExportArgs, InitKeyArgs, VerifyArgs, summary};
 use claviger::cli::{Failure, load, print};
 use claviger::config::server::ServerConfig;
@@ -37,44 +37,74 @@ pub async fn run(command: &AuditCommand) -> Result<(), Failure> {
     }
 }
 
-/// The signer of the log, if there is one, after its look at the log; as a job.
-///
-/// # Errors
-/// When the log must not be served: it is not what was signed, or it was signed before and would not be
-/// any more.
-pub async fn signer(
-    config: &ServerConfig,
-    store: &Arc<dyn Store>,
-) -> Result<Option<EdgeJob>, Failure> {
-    let failed = |error: &SignerError| Failure::of("the audit log", error);
-    let Some((key_file, record_file)) = config.audit.signing_files() else {
-        if is_signed(&**store).await.map_err(|e| Failure::of("the audit log", e))? {
-            return Err(Failure::new(
-                "the audit log was signed before, and `[audit] key_file` is not set: set it, so that \
-                 the log goes on being signed",
-            ));
+/// The signer of a served log.
+pub struct Signing {
+    signer: Arc<CheckpointSigner>,
+    store: Arc<dyn Store>,
+    every_ms: u64,
+}
+
+impl Signing {
+    /// Opens the signer, if there is one, and has it look at the log.
+    ///
+    /// # Errors
+    /// When the log must not be served: it is not what was signed, or it was signed before and would not
+    /// be any more.
+    pub async fn open(
+        config: &ServerConfig,
+        store: &Arc<dyn Store>,
+    ) -> Result<Option<Self>, Failure> {
+        let failed = |error: &dyn std::fmt::Display| Failure::of("the audit log", error);
+        let Some((key_file, record_file)) = config.audit.signing_files() else {
+            if is_signed(&**store).await.map_err(|error| failed(&error))? {
+                return Err(Failure::new(
+                    "the audit log was signed before, and `[audit] key_file` is not set: set it, so \
+                     that the log goes on being signed",
+                ));
+            }
+            tracing::warn!("the audit log is not signed: `[audit] key_file` is not set");
+            return Ok(None);
+        };
+        let key = CheckpointKey::load(&key_file).map_err(|error| key_failure(&error))?;
+        let origin = key.verifier().name().to_owned();
+        let signer = CheckpointSigner::open(&**store, key, record_file).await;
+        let signer = Arc::new(signer.map_err(|error| failed(&error))?);
+        tracing::info!(
+            origin,
+            size = signer.last().size,
+            "the audit log continues what was signed"
+        );
+        let every = duration_ms(&config.audit.checkpoint_every);
+        let every_ms = every.and_then(|every| u64::try_from(every).ok()).unwrap_or(CHECKPOINT_MS);
+        Ok(Some(Self { signer, store: Arc::clone(store), every_ms }))
+    }
+
+    /// Signs the log as it grows.
+    #[must_use]
+    pub fn job(&self) -> EdgeJob {
+        let (signer, store) = (Arc::clone(&self.signer), Arc::clone(&self.store));
+        let run = move || {
+            let (signer, store) = (Arc::clone(&signer), Arc::clone(&store));
+            Box::pin(async move {
+                signer.look(&*store).await.map_err(|error| match error {
+                    SignerError::Store(error) => AppError::Store(error),
+                    other => AppError::internal(other),
+                })
+            }) as BoxFuture<'static, _>
+        };
+        EdgeJob { name: "checkpoint", every_ms: self.every_ms, run: Box::new(run) }
+    }
+
+    /// What was done until the server stopped is signed too. What fails is done at the next start.
+    pub async fn close(self) {
+        let rest = async {
+            while sequencer::sequence(&*self.store).await? > 0 {}
+            self.signer.look(&*self.store).await
+        };
+        if let Err(error) = rest.await {
+            tracing::warn!(%error, "the end of the audit log is not signed yet");
         }
-        tracing::warn!("the audit log is not signed: `[audit] key_file` is not set");
-        return Ok(None);
-    };
-    let key = CheckpointKey::load(&key_file).map_err(|error| key_failure(&error))?;
-    let origin = key.verifier().name().to_owned();
-    let signer = CheckpointSigner::open(&**store, key, record_file).await;
-    let signer = Arc::new(signer.map_err(|error| failed(&error))?);
-    tracing::info!(origin, size = signer.last().size, "the audit log continues what was signed");
-    let every = duration_ms(&config.audit.checkpoint_every);
-    let store = Arc::clone(store);
-    let run = move || {
-        let (signer, store) = (Arc::clone(&signer), Arc::clone(&store));
-        Box::pin(async move {
-            signer.look(&*store).await.map_err(|error| match error {
-                SignerError::Store(error) => AppError::Store(error),
-                other => AppError::internal(other),
-            })
-        }) as BoxFuture<'static, _>
-    };
-    let every_ms = every.and_then(|every| u64::try_from(every).ok()).unwrap_or(CHECKPOINT_MS);
-    Ok(Some(EdgeJob { name: "checkpoint", every_ms, run: Box::new(run) }))
+    }
 }
 
 fn key_failure(error: &key::KeyError) -> Failure {

@@ -61,6 +61,7 @@ pub async fn run(args: &InitArgs) -> Result<(), Failure> {
     let (config, _) = load::both(&file)?;
     audit::create_key(&config, &audit::random_origin())?;
     print::line(&format!("A development set-up is in {}.", dir.display()));
+    print::line("The audit log's public key, for those who verify it, is audit.vkey.");
     print::line("The token in it is SoftHSM's: keys in files, for development only.");
     print::line("");
     print::line(&format!("  claviger serve --config {}", file.display()));
