@@ -1,5 +1,6 @@
 //! Work a lane: give the next nonce to whoever waited longest, decide the exact bytes, sign, send.
 
+use crate::app::accept::summary;
 use crate::app::rejudge::{self, Rejudged};
 use crate::app::{App, AppError, ChainRuntime, chains, record, send, sign};
 use crate::core::amount::Amount;
@@ -154,6 +155,8 @@ async fn allocate_in(
     now: Timestamp,
 ) -> Result<Allocated, AppError> {
     let (id, settings) = (chain.settings.id, chain.settings.clone());
+    // The readings took their time.
+    let now = app.clock.now().max(now);
     let event_id = app.entropy.uuid().to_string();
     let allocated = unit(&*app.store, "allocate_nonce", move |unit| {
         let (readings, settings) = (readings.clone(), settings.clone());
@@ -174,7 +177,7 @@ async fn allocate_in(
             if row.new.intent.not_after.is_some_and(|limit| now > limit) {
                 return expire(unit, &row, event_id, now).await;
             }
-            decide(unit, &lane, &row, &readings, settings.cap, now).await
+            decide(unit, &lane, &row, &readings, settings.cap, event_id, now).await
         })
     })
     .await?;
@@ -221,6 +224,7 @@ async fn expire(
         version: row.version,
         status: Status::Expired,
         mined: None,
+        ending: None,
         failure: None,
         at: now,
     };
@@ -239,6 +243,7 @@ async fn decide(
     row: &TransactionRow,
     readings: &Readings,
     cap: Fees,
+    event_id: String,
     now: Timestamp,
 ) -> Result<End<Allocated>, StoreError> {
     let intent = &row.new.intent;
@@ -250,13 +255,15 @@ async fn decide(
     }
     let mut cap = row.new.fee_cap.at_most(cap);
     let mut decision_json = &row.new.decision_json;
-    if let Some((_, again)) = again {
+    if let Some((id, again)) = again {
         let owner = row.new.id.to_string();
         if let Some(full) = unit.reserve(&owner, &again.verdict.charges, now).await? {
             return Ok(End::Rollback(Allocated::NoRoom(full)));
         }
         cap = again.verdict.fee_cap.map_or(cap, |fees| cap.at_most(fees));
         decision_json = &again.decision_json;
+        // Every later version goes by this decision.
+        unit.decide_again(*id, cap, &summary(&again.verdict), decision_json).await?;
     }
     if cap.max_fee < readings.market.base_fee {
         return Ok(End::Rollback(Allocated::Idle(Idle::AboveCap)));
@@ -274,6 +281,8 @@ async fn decide(
         return Err(StoreError::Corrupt("a queued transaction has an attempt".to_owned()));
     }
     unit.append_leaf(&record::decided(&attempt, decision_json)?).await?;
+    let submitted = TransactionRow { nonce: Some(nonce), ..row.clone() };
+    unit.append_event(&record::status_event(&submitted, Status::Submitted, event_id, now)).await?;
     Ok(End::Commit(Allocated::Decided(row.new.id)))
 }
 

@@ -5,12 +5,22 @@ use crate::core::id::RequestId;
 use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
 use crate::core::policy::verdict::CallArgument;
 use crate::core::policy::{Charge, ChargeKind, Effect, PolicyRequest, Reason, Verdict};
+use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
-use crate::core::tx::state::Status;
+use crate::core::tx::state::{Ending, Status};
 use crate::ports::store::{
-    LimitExceeded, NewAttempt, NewEvent, SignedAttempt, StoreError, TransactionRow,
+    Failure, LimitExceeded, NewAttempt, NewEvent, SignedAttempt, StoreError, TransactionRow,
 };
 use std::collections::BTreeMap;
+
+/// What an operator said about a transaction.
+#[derive(Debug, Clone)]
+pub struct Instruction {
+    /// Who.
+    pub who: Principal,
+    /// Why, in their words.
+    pub reason: Option<String>,
+}
 
 type Fields = BTreeMap<&'static str, Value>;
 
@@ -268,6 +278,37 @@ pub fn signed(
     )
 }
 
+/// Why a no-op may be signed, in the place of the decision over what was asked.
+#[must_use]
+pub fn no_op_decision(ending: Ending, failure: Option<&Failure>) -> String {
+    let why = failure.map_or(Value::from(""), |failure| (&failure.detail).into());
+    let what = Fields::from([
+        ("outcome", "no_op".into()),
+        ("ending", ending.name().into()),
+        ("because", why),
+    ]);
+    serde_json::to_string(&what).unwrap_or_default()
+}
+
+/// The `INSTRUCTED` leaf: who said it, and why.
+///
+/// # Errors
+/// When the leaf would be too long.
+pub fn instructed(
+    id: RequestId,
+    action: &str,
+    instruction: &Instruction,
+    at: Timestamp,
+) -> Result<EncodedLeaf, StoreError> {
+    finish(
+        Leaf::new(LeafKind::Instructed, id, at)
+            .with("action", action)
+            .with("iss", &instruction.who.iss)
+            .with("sub", &instruction.who.sub)
+            .with("reason", or_none(instruction.reason.as_ref())),
+    )
+}
+
 /// The `SETTLED` leaf: the nonce is final.
 ///
 /// # Errors
@@ -317,6 +358,7 @@ pub fn status_event(row: &TransactionRow, status: Status, id: String, at: Timest
         "chain": row.new.intent.chain.name.as_str(),
         "address": format!("{:#x}", row.new.address),
         "nonce": row.nonce.map(|nonce| nonce.to_string()),
+        "ending": row.ending.map(Ending::name),
     });
     NewEvent {
         id,

@@ -3,7 +3,7 @@
 use crate::app::sign::Signed;
 use crate::app::{App, AppError, ChainRuntime};
 use crate::ports::chain::Broadcast;
-use crate::ports::store::{End, unit};
+use crate::ports::store::{End, Sent, look, unit};
 
 /// Hands the bytes to the nodes and records that it did. Whatever they answer, the transaction is followed
 /// from here on.
@@ -14,6 +14,10 @@ pub async fn send(app: &App, chain: &ChainRuntime, signed: &Signed) -> Result<()
     let raw = signed.attempt.raw.as_ref();
     let raw = raw.ok_or_else(|| AppError::internal("an attempt without bytes cannot be sent"))?;
     crate::failpoint!("send.before_broadcast");
+    if !is_wanted(app, signed).await? {
+        tracing::info!(request = %signed.request, "not sent: a no-op is to take its nonce");
+        return Ok(());
+    }
     let answer = chain.port.broadcast(raw).await;
     crate::failpoint!("send.after_broadcast");
     let (request, number) = (signed.request, signed.attempt.number);
@@ -28,12 +32,38 @@ pub async fn send(app: &App, chain: &ChainRuntime, signed: &Signed) -> Result<()
             tracing::warn!(%request, number, ?answer, "the nodes did not take the bytes");
         }
     }
-    let kind = if number == 1 { "first" } else { "replacement" };
+    let kind = signed.attempt.reason.clone();
     metrics::counter!("claviger_attempts_total", "kind" => kind).increment(1);
     let at = app.clock.now();
+    let sent = sent(answer);
     unit(&*app.store, "mark_sent", move |unit| {
-        Box::pin(async move { Ok(End::Commit(unit.mark_sent(request, number, at).await?)) })
+        let sent = sent.clone();
+        Box::pin(async move {
+            unit.mark_sent(request, number, &sent, at).await?;
+            Ok(End::Commit(()))
+        })
     })
     .await?;
     Ok(())
+}
+
+/// What was asked is not sent any more once it was cancelled, however long its bytes have been on their way
+/// here.
+async fn is_wanted(app: &App, signed: &Signed) -> Result<bool, AppError> {
+    let (request, is_no_op) = (signed.request, signed.attempt.is_no_op());
+    let row = look(&*app.store, "transaction", move |unit| {
+        Box::pin(async move { unit.transaction(request).await })
+    })
+    .await?;
+    Ok(row.is_some_and(|row| is_no_op || row.ending.is_none()))
+}
+
+fn sent(answer: Broadcast) -> Sent {
+    match answer {
+        Broadcast::Accepted => Sent::Accepted,
+        Broadcast::Refused(why) => Sent::Refused(why),
+        Broadcast::InsufficientFunds => Sent::Unfunded,
+        Broadcast::Ambiguous(_) => Sent::Unknown,
+        Broadcast::NonceTooLow | Broadcast::Underpriced => Sent::Idle,
+    }
 }

@@ -130,6 +130,10 @@ async fn attempt(app: &App, id: RequestId) -> Result<SignOutcome, AppError> {
             tracing::warn!(request = %id, %error, "decided, not signed yet");
             Ok(SignOutcome::Pending(id))
         }
+        Err(AppError::Store(error @ (StoreError::Unavailable(_) | StoreError::Contended))) => {
+            tracing::warn!(request = %id, %error, "decided, its signature could not be stored yet");
+            Ok(SignOutcome::Pending(id))
+        }
         Err(error) => Err(error),
     }
 }
@@ -303,7 +307,7 @@ async fn store_in(unit: &mut dyn Unit, it: &Decision) -> Result<End<Stored>, Sto
     if it.row.nonce.is_none()
         && let Some(owner) = &it.row.owner
     {
-        let settlement = Settlement { value_moved: true, fee_paid: None };
+        let settlement = Settlement { value_moved: true, fee_paid: None, fee_from_value: false };
         unit.settle(owner, settlement, it.row.at).await?;
     }
     Ok(End::Commit(Stored::New))

@@ -40,6 +40,8 @@ pub enum LeafKind {
     Signed,
     /// A request was refused, with reasons.
     Denied,
+    /// An operator said what is to become of a transaction: to cancel it, or to speed it up.
+    Instructed,
     /// A transaction's nonce is final; what became of it and what was settled.
     Settled,
     /// An operator key was made and pinned.
@@ -50,8 +52,15 @@ pub enum LeafKind {
 
 impl LeafKind {
     /// All kinds.
-    pub const ALL: [Self; 6] =
-        [Self::Decided, Self::Signed, Self::Denied, Self::Settled, Self::KeyCreated, Self::Alarm];
+    pub const ALL: [Self; 7] = [
+        Self::Decided,
+        Self::Signed,
+        Self::Denied,
+        Self::Instructed,
+        Self::Settled,
+        Self::KeyCreated,
+        Self::Alarm,
+    ];
 
     /// The kind of this name.
     #[must_use]
@@ -66,6 +75,7 @@ impl LeafKind {
             Self::Decided => "DECIDED",
             Self::Signed => "SIGNED",
             Self::Denied => "DENIED",
+            Self::Instructed => "INSTRUCTED",
             Self::Settled => "SETTLED",
             Self::KeyCreated => "KEY_CREATED",
             Self::Alarm => "ALARM",
@@ -207,6 +217,23 @@ mod tests {
         assert_eq!(leaf.blobs[0].1, long.as_bytes());
         let name = format!("sha256:{}:4097", hex::encode(leaf.blobs[0].0));
         assert!(String::from_utf8(leaf.bytes).unwrap().contains(&name));
+    }
+
+    #[test]
+    fn every_kind_is_among_all_of_them() {
+        for kind in LeafKind::ALL {
+            assert_eq!(LeafKind::from_name(kind.name()), Some(kind));
+            // A new kind stops here: put it into `ALL`, or the verifier will not know it.
+            match kind {
+                LeafKind::Decided
+                | LeafKind::Signed
+                | LeafKind::Denied
+                | LeafKind::Instructed
+                | LeafKind::Settled
+                | LeafKind::KeyCreated
+                | LeafKind::Alarm => {}
+            }
+        }
     }
 
     #[test]

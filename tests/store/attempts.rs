@@ -6,7 +6,10 @@ use crate::fixtures::{
 use alloy::primitives::keccak256;
 use claviger::core::intent::Fees;
 use claviger::core::permit::{DecisionRecord, PayloadKind, RawSignature};
-use claviger::ports::store::{NewAttempt, SignedAttempt, Store, StoreError};
+use claviger::core::tx::state::{Ending, Status};
+use claviger::ports::store::{
+    NO_OP, NewAttempt, Sent, SignedAttempt, StatusChange, Store, StoreError,
+};
 use std::sync::Arc;
 
 on_both!(
@@ -16,6 +19,8 @@ on_both!(
     of_two_signatures_the_first_is_kept,
     of_eight_signatures_at_once_one_is_kept,
     an_attempt_reads_back_at_each_step,
+    what_the_nodes_said_is_kept_as_long_as_it_says_something,
+    what_a_no_op_is_to_replace_is_not_signed_any_more,
     what_is_unsigned_is_found_oldest_first,
     a_hash_belongs_to_one_attempt,
     sending_what_was_never_decided_is_an_error,
@@ -140,7 +145,8 @@ async fn an_attempt_reads_back_at_each_step(store: Arc<dyn Store>) {
     let signed = signature(1, 2, 7);
     assert!(sign(&store, signed.clone()).await.unwrap());
     for millis in [300, 400] {
-        commit!(store, [], |unit| unit.mark_sent(request(1), 2, at(millis)).await?).unwrap();
+        commit!(store, [], |unit| unit.mark_sent(request(1), 2, &Sent::Idle, at(millis)).await?)
+            .unwrap();
         let row = read!(store, [], |unit| unit.attempts(request(1)).await?).remove(1);
         assert_eq!(row.raw.zip(row.hash), signed.envelope);
         assert_eq!(row.signature, Some(signed.signature));
@@ -150,6 +156,51 @@ async fn an_attempt_reads_back_at_each_step(store: Arc<dyn Store>) {
     assert!(sign(&store, SignedAttempt { envelope: None, ..signature(1, 1, 8) }).await.unwrap());
     let row = read!(store, [], |unit| unit.attempts(request(1)).await?).remove(0);
     assert_eq!((row.raw, row.hash, row.signed_at), (None, None, Some(at(200))));
+}
+
+async fn what_the_nodes_said_is_kept_as_long_as_it_says_something(store: Arc<dyn Store>) {
+    add_key(&store, 1).await;
+    assert!(decide(&store, attempt(1, 1)).await);
+    let refused = |why: &str| Sent::Refused(why.to_owned());
+    let first = Some(at(300));
+    let said = [
+        (300, refused("no"), (None, first, Some(at(300)), Some("no"))),
+        (400, Sent::Unknown, (None, first, Some(at(300)), Some("no"))),
+        (500, refused("never"), (None, first, Some(at(500)), Some("never"))),
+        (600, Sent::Accepted, (Some(at(600)), None, None, None)),
+        (700, refused("full"), (Some(at(600)), Some(at(700)), Some(at(700)), Some("full"))),
+        (800, Sent::Unfunded, (Some(at(600)), None, None, None)),
+        (900, Sent::Accepted, (Some(at(600)), None, None, None)),
+    ];
+    for (millis, sent, expected) in said {
+        let now = at(millis);
+        let name = sent.name();
+        commit!(store, [sent], |unit| unit.mark_sent(request(1), 1, &sent, now).await?).unwrap();
+        let row = read!(store, [], |unit| unit.attempts(request(1)).await?).remove(0);
+        let found = (row.accepted_at, row.refused_since, row.refused_at, row.refusal.as_deref());
+        assert_eq!(found, expected, "{millis}");
+        assert_eq!((row.sent_at, row.answer.as_deref()), (Some(now), Some(name)));
+    }
+}
+
+async fn what_a_no_op_is_to_replace_is_not_signed_any_more(store: Arc<dyn Store>) {
+    add_key(&store, 1).await;
+    insert(&store, vec![transaction(1, 1), transaction(2, 1)]).await;
+    for new in [attempt(1, 1), NewAttempt { reason: NO_OP, ..attempt(1, 2) }, attempt(2, 1)] {
+        assert!(decide(&store, new).await);
+    }
+    let ending = StatusChange {
+        id: request(1),
+        version: 0,
+        status: Status::Cancelling,
+        mined: None,
+        ending: Some(Ending::Cancelled),
+        failure: None,
+        at: at(0),
+    };
+    assert!(commit!(store, [ending], |unit| unit.advance(&ending).await?).unwrap());
+    let unsigned = read!(store, [], |unit| unit.unsigned_attempts().await?);
+    assert_eq!(unsigned, [(request(2), 1), (request(1), 2)]);
 }
 
 async fn what_is_unsigned_is_found_oldest_first(store: Arc<dyn Store>) {
@@ -174,6 +225,6 @@ async fn a_hash_belongs_to_one_attempt(store: Arc<dyn Store>) {
 }
 
 async fn sending_what_was_never_decided_is_an_error(store: Arc<dyn Store>) {
-    let sent = commit!(store, [], |unit| unit.mark_sent(request(1), 1, at(0)).await?);
+    let sent = commit!(store, [], |unit| unit.mark_sent(request(1), 1, &Sent::Idle, at(0)).await?);
     assert!(matches!(sent, Err(StoreError::Corrupt(_))), "{sent:?}");
 }

@@ -6,8 +6,9 @@ use crate::core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Keys whose text came from a token: it is never the name of a long text, whatever it looks like.
-const LITERAL_KEYS: [&str; 2] = ["iss", "sub"];
+/// Keys whose text is somebody's own words: it is never the name of a long text, whatever it looks like.
+/// Callers' and operators' words are short enough to stand in the leaf itself.
+const LITERAL_KEYS: [&str; 3] = ["iss", "sub", "reason"];
 
 /// A value of a leaf that was read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn long_texts_are_found_by_name_and_a_tokens_words_are_not_names() {
+    fn long_texts_are_found_by_name_and_peoples_own_words_are_not_names() {
         let text = "x".repeat(INLINE_TEXT_MAX + 1);
         let read = ReadLeaf::parse(&encoded(LeafKind::Decided, "decision", &text)).unwrap();
         let found = read.long_texts();
@@ -217,7 +218,7 @@ mod tests {
         let of = |key, name: &str| {
             ReadLeaf::parse(&encoded(LeafKind::KeyCreated, key, name)).unwrap().long_texts().len()
         };
-        assert_eq!(of("sub", &name), 0);
+        assert_eq!((of("sub", &name), of("reason", &name)), (0, 0));
         assert_eq!(of("label", &name), 1);
         for other in ["sha256:00:4097", &name.replace("4097", "4096"), &name.replace(":4", ":04")] {
             assert_eq!(of("label", other), 0, "{other}");

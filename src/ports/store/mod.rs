@@ -10,6 +10,7 @@ pub use rows::*;
 
 use crate::core::audit::EncodedLeaf;
 use crate::core::id::{ChainId, GroupName, KeyId, RequestId};
+use crate::core::intent::Fees;
 use crate::core::key::{NonceMode, OperatorKey, PublicKey};
 use crate::core::permit::DecisionRecord;
 use crate::core::policy::{Charge, verdict::EventUse};
@@ -171,6 +172,19 @@ pub trait Unit: Send {
     /// was faster and nothing was changed.
     async fn advance(&mut self, change: &StatusChange) -> Result<bool, StoreError>;
 
+    /// Moves a transaction's version on, if it is still this one: so two units that decide from the same
+    /// reading exclude each other.
+    async fn touch(&mut self, id: RequestId, version: i64) -> Result<bool, StoreError>;
+
+    /// Puts a second decision over a queued transaction in the place of the first.
+    async fn decide_again(
+        &mut self,
+        id: RequestId,
+        fee_cap: Fees,
+        decision: &DecisionSummary,
+        decision_json: &str,
+    ) -> Result<(), StoreError>;
+
     // -- lanes --------------------------------------------------------------------------------------
 
     /// The lane of an account, made on first use with this mode. Locked until the end of the unit.
@@ -238,17 +252,18 @@ pub trait Unit: Send {
     /// The attempts of a request, in order.
     async fn attempts(&mut self, request: RequestId) -> Result<Vec<AttemptRow>, StoreError>;
 
-    /// Decisions without a signature, oldest first.
+    /// Decisions without a signature, oldest first; without those of what a no-op is to replace.
     async fn unsigned_attempts(&mut self) -> Result<Vec<(RequestId, i64)>, StoreError>;
 
     /// Stores the signature of a decided attempt. `false` if it has one: the loser throws its away.
     async fn store_signature(&mut self, signed: &SignedAttempt) -> Result<bool, StoreError>;
 
-    /// Records that the bytes were handed to nodes.
+    /// Records that the bytes were handed to nodes, and what they said.
     async fn mark_sent(
         &mut self,
         request: RequestId,
         attempt: i64,
+        sent: &Sent,
         at: Timestamp,
     ) -> Result<(), StoreError>;
 
