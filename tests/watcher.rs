@@ -15,9 +15,9 @@ mod support {
     pub mod services;
 }
 
-#[path = "watcher/broker.rs"]
+#[path = "watching/broker.rs"]
 mod broker;
-#[path = "watcher/rows.rs"]
+#[path = "watching/rows.rs"]
 mod rows;
 
 use serde_json::{Value, json};

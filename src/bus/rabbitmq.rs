@@ -32,6 +32,8 @@ const TCP_TIMEOUT_MS: u64 = 5000;
 const HEARTBEAT_S: u16 = 10;
 /// Longest wait for the answer to a command, or for a confirm.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often it is looked whether a connection is still there, where nothing else would tell.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Waits between attempts to connect: the first, doubled each time, and the longest.
 const RECONNECT_FIRST: Duration = Duration::from_millis(250);
 const RECONNECT_MOST: Duration = Duration::from_secs(10);

@@ -1,19 +1,16 @@
 //! The publisher: rows of the outbox to the exchange.
 
 use super::{ANSWER_TIMEOUT, BrokerError, Settings, Topology};
-use super::{answered, close, reconnect_after, rest, short};
+use super::{LOOK_EVERY, answered, close, reconnect_after, rest, short};
 use crate::ports::bus::{Consumer, Kind, Message, Outcome, PUBLISHER, Wait};
 use async_trait::async_trait;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// How often an idle connection is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// AMQP 0-9-1: the message is written to disk.
 const PERSISTENT: u8 = 2;
 

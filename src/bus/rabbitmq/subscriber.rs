@@ -2,7 +2,7 @@
 
 use super::topology::{dead_queue_name, queue_name};
 use super::{BrokerError, Settings, Topology};
-use super::{answered, close, reconnect_after, rest, short};
+use super::{LOOK_EVERY, answered, close, reconnect_after, rest, short};
 use crate::ports::bus::{Arrival, Inbox, Taken};
 use futures::StreamExt as _;
 use lapin::message::Delivery;
@@ -126,16 +126,20 @@ impl Subscriber {
                     return Ok(None);
                 }
                 Taken::Later(wait_ms) => {
-                    if !rest(stop, Duration::from_millis(wait_ms)).await {
-                        return Ok(Some(End::Stopped));
+                    let again = Instant::now().checked_add(Duration::from_millis(wait_ms));
+                    while again.is_some_and(|again| Instant::now() < again) {
+                        // What the broker took back is handed out again, perhaps to another process.
+                        if !channel.status().connected() {
+                            return Err(BrokerError::Gone("it went away with a message in hand"));
+                        }
+                        if since.elapsed() > HOLD {
+                            return Ok(Some(End::HeldTooLong));
+                        }
+                        if !rest(stop, LOOK_EVERY).await {
+                            return Ok(Some(End::Stopped));
+                        }
                     }
                 }
-            }
-            if !channel.status().connected() {
-                return Err(BrokerError::Gone("the connection was lost with a message in hand"));
-            }
-            if since.elapsed() > HOLD {
-                return Ok(Some(End::HeldTooLong));
             }
         }
     }
