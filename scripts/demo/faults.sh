@@ -7,6 +7,10 @@
 
 in_pool() { [ "$(rpc txpool_status | jq -r .pending)" != 0x0 ]; }
 mined_once() { [ "$(executions "$1")" -eq 1 ]; }
+is_mined() {
+    read_transactions
+    [ "$(mined_hash "$1")" != - ]
+}
 has_status() { # order id, status
     read_transactions
     seen="$(transaction_of "$1" | jq -r '.status // "none"')"
@@ -14,7 +18,7 @@ has_status() { # order id, status
 }
 
 # Blocks are made by hand meanwhile: one that takes the charge, and that goes away again while it is
-# the head. What this node had in it does not come back to its pool by itself.
+# the head. It is not final: with one slot to an epoch, that is two blocks below.
 reorg_charge() {
     clock_stopped=1
     stop_clock
@@ -22,7 +26,7 @@ reorg_charge() {
     clock_stopped=""
     run_clock
     show_executed "$reorged"
-    read_transactions
+    await 10 "for the server to see it" is_mined "$reorged" || fault "order $reorged is not mined"
     say "mined again in block $(mined_in "$reorged"), by the same bytes: $(mined_hash "$reorged")"
 }
 
@@ -46,6 +50,8 @@ take_charge_away() {
     reorged_hash="$(mined_hash "$reorged")"
     say "order $reorged is executed in block $(number "$height"), the head: $hash"
     rpc anvil_reorg '[1,[]]' >/dev/null
+    # Whatever the node does with the transactions of a block that is gone: it has none of them now.
+    rpc anvil_dropAllTransactions >/dev/null
     [ "$(block_hash "$height")" != "$hash" ] || fault "block $(number "$height") is still there"
     say "that block is gone: now $(block_hash "$height"); executed $(executions "$reorged") times"
     [ "$(executions "$reorged")" -eq 0 ] || fault "the reorg did not take the charge away"
@@ -92,8 +98,8 @@ kill_server() {
     await 20 "for the server" ready || die "the server is not ready; see $run/server.log"
     say "the server runs again"
     show_executed "$killed"
-    read_transactions
-    say "mined: $(mined_hash "$killed")"
+    await 10 "for the server to see it" is_mined "$killed" || fault "order $killed is not mined"
+    say "the same bytes are mined, once: $(mined_hash "$killed")"
 }
 signed_hash=""
 

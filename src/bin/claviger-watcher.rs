@@ -128,7 +128,8 @@ fn main() -> ExitCode {
     // Bad usage ends here, with code 2.
     let arguments = Arguments::parse();
     let logs = tracing_subscriber::EnvFilter::try_from_env("CLAVIGER_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        // What the AMQP library meets reaches us as errors, and is told once, where it is handled.
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,lapin=off"));
     tracing_subscriber::fmt().json().with_env_filter(logs).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ended = match runtime {

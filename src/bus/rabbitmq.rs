@@ -141,13 +141,14 @@ impl Settings {
     /// When it cannot be asked. A queue that is not there has no numbers.
     pub async fn look(&self, topology: &Topology) -> Result<Vec<QueueLook>, BrokerError> {
         let connection = self.connect("status").await?;
-        let mut looks = Vec::new();
+        let (mut looks, mut channels) = (Vec::new(), Vec::new());
         for name in topology.queue_names() {
             // A queue that is not there closes the channel.
             let channel = answered("channel.open", connection.create_channel()).await?;
             let options = QueueDeclareOptions::durable().passive();
             let asked = channel.queue_declare(short(&name)?, options, FieldTable::default());
             let found = answered("queue.declare", asked).await.ok();
+            channels.push(channel);
             looks.push(QueueLook {
                 name,
                 messages: found.as_ref().map(lapin::Queue::message_count),
