@@ -88,6 +88,11 @@ impl SetUp {
         Server { program, client, admin, http, key: self.dir().join("issuer.p8") }
     }
 
+    /// The database's URL.
+    pub fn store_url(&self) -> &str {
+        &self.store_url
+    }
+
     /// The database itself, while no server holds it.
     pub async fn store(&self) -> Arc<dyn claviger::ports::store::Store> {
         store::open(&self.store_url, OpenMode::Existing).await.unwrap()
