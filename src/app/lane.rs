@@ -174,7 +174,7 @@ async fn allocate_in(
             if row.new.intent.not_after.is_some_and(|limit| now > limit) {
                 return expire(unit, &row, event_id, now).await;
             }
-            decide(unit, &lane, &row, &readings, settings.cap, now).await
+            decide(unit, &lane, &row, &readings, settings.cap, event_id, now).await
         })
     })
     .await?;
@@ -239,6 +239,7 @@ async fn decide(
     row: &TransactionRow,
     readings: &Readings,
     cap: Fees,
+    event_id: String,
     now: Timestamp,
 ) -> Result<End<Allocated>, StoreError> {
     let intent = &row.new.intent;
@@ -274,6 +275,8 @@ async fn decide(
         return Err(StoreError::Corrupt("a queued transaction has an attempt".to_owned()));
     }
     unit.append_leaf(&record::decided(&attempt, decision_json)?).await?;
+    let given = TransactionRow { nonce: Some(nonce), ..row.clone() };
+    unit.append_event(&record::status_event(&given, Status::Submitted, event_id, now)).await?;
     Ok(End::Commit(Allocated::Decided(row.new.id)))
 }
 
