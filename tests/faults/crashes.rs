@@ -1,7 +1,7 @@
 //! Killed after sending, answers that are lost, sends that never arrive: the same bytes, and one payment.
 
 use crate::stage::{FAILPOINT, MINED, Options, Stage, attempts, id, of_attempt};
-use crate::support::fault_proxy::{Fault, SEND, Times};
+use crate::support::fault_proxy::{Fault, Lag, SEND, Times};
 use crate::support::server::LIMIT;
 use crate::support::services::{Postgres, poll_until};
 use serde_json::json;
@@ -20,7 +20,6 @@ async fn t3_killed_after_the_node_accepted(store_url: Option<String>) {
     drop(server);
     stage.proxy.lift(held);
 
-    let known = "already known";
     let server = stage.setup.start(&[]).await;
     let before = stage.proxy.sent().len();
     poll_until(LIMIT, "sent again", async || (stage.proxy.sent().len() > before).then_some(())).await;
@@ -29,7 +28,7 @@ async fn t3_killed_after_the_node_accepted(store_url: Option<String>) {
     stage.mine_until_mined(&server, &id(&asked)).await;
     let done = stage.finish(&server, &id(&asked)).await;
     assert_eq!(attempts(&done).len(), 1);
-    assert!(!server.program.stderr().contains("did not take the bytes"), "{known} is success");
+    assert!(!server.program.stderr().contains("did not take the bytes"), "already known is success");
     assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (1, 1));
     stage.check().await;
 }
@@ -73,8 +72,7 @@ async fn t4_nonce_too_low_at_the_first_resend_is_no_failure() {
     stage.anvil.mine(1).await;
 
     // The node's count is behind its pool, so that the server sends again and is told.
-    let lag = crate::support::fault_proxy::Lag { nonces: 1, receipts: 1, ..Default::default() };
-    stage.proxy.lag(Some(lag));
+    stage.proxy.lag(Some(Lag { nonces: 1, receipts: 1, ..Lag::default() }));
     let before = stage.proxy.sent().len();
     let server = stage.setup.start(&[]).await;
     poll_until(LIMIT, "sent again", async || (stage.proxy.sent().len() > before).then_some(())).await;
@@ -98,8 +96,8 @@ async fn t5_restarted_with_another_fee_setting_the_first_resend_is_the_identical
 
     // Other caps and another pace: everything is overdue at once, and would be signed anew.
     let other = [
-        ("CLAVIGER__CHAIN__0__MAX_FEE_GWEI", "\"90\""),
-        ("CLAVIGER__CHAIN__0__MAX_TIP_GWEI", "\"3\""),
+        ("CLAVIGER__CHAIN__0__MAX_FEE_GWEI", "90"),
+        ("CLAVIGER__CHAIN__0__MAX_TIP_GWEI", "3"),
         ("CLAVIGER__CHAIN__0__RESEND_AFTER", "1ms"),
     ];
     let server = stage.setup.start(&other).await;

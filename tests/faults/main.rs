@@ -22,4 +22,7 @@ mod support {
 }
 
 mod crashes;
+mod fees;
+mod reorgs;
 mod stage;
+mod winners;

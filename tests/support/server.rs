@@ -84,8 +84,9 @@ impl SetUp {
         program.wait_for_line("\"message\":\"ready\"", LIMIT).await;
         let client = address(&mut program, "client").await;
         let admin = address(&mut program, "admin").await;
+        let metrics = address(&mut program, "metrics").await;
         let http = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
-        Server { program, client, admin, http, key: self.dir().join("issuer.p8") }
+        Server { program, client, admin, metrics, http, key: self.dir().join("issuer.p8") }
     }
 
     /// The database's URL.
@@ -110,6 +111,7 @@ pub struct Server {
     pub program: Program,
     client: String,
     admin: String,
+    metrics: String,
     http: reqwest::Client,
     key: PathBuf,
 }
@@ -159,6 +161,12 @@ impl Server {
 
     pub fn token(&self, sub: &str, role: Role) -> String {
         token(&self.key, sub, role)
+    }
+
+    /// What Prometheus would read.
+    pub async fn metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.metrics);
+        self.http.get(url).send().await.unwrap().text().await.unwrap()
     }
 
     /// Calls; `None` if the connection broke before an answer came.
