@@ -95,8 +95,16 @@ async fn follow_one(
         }
         _ => None,
     };
+    let displaced = match &row.mined {
+        Some(mined) if receipt.is_none() => {
+            let block = chain.port.block(BlockAt::Number(mined.block_number)).await?;
+            block.is_some_and(|block| block.hash != mined.block_hash)
+        }
+        _ => false,
+    };
     let look = ChainLook {
         inclusion: receipt.as_ref().map(included),
+        displaced,
         nonce_latest,
         nonce_final,
         final_number: final_number.unwrap_or(0),

@@ -60,6 +60,9 @@ pub struct Inclusion {
 pub struct ChainLook {
     /// The receipt of whichever attempt is mined in a canonical block.
     pub inclusion: Option<Inclusion>,
+    /// Another block stands where it was last seen mined. A node that has no receipt, or no block at that
+    /// height, is only behind.
+    pub displaced: bool,
     /// The account's nonce at the head: how many of its transactions are mined.
     pub nonce_latest: u64,
     /// The account's nonce at the newest final block; `None` if it was not needed or not to be had.
@@ -121,9 +124,7 @@ pub fn step(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) 
         return if news { Step::Mined(found) } else { Step::Wait };
     }
     if tx.status == Status::Mined {
-        // The count says that it is mined still: the node that has no receipt is behind.
-        let gone = look.nonce_latest <= tx.nonce;
-        return if gone { Step::Reopen } else { Step::Wait };
+        return if look.displaced { Step::Reopen } else { Step::Wait };
     }
     if look.nonce_final.is_some_and(|used| used > tx.nonce) {
         return Step::ForeignNonce;
@@ -192,6 +193,7 @@ mod tests {
     fn look() -> ChainLook {
         ChainLook {
             inclusion: None,
+            displaced: false,
             nonce_latest: 5,
             nonce_final: Some(5),
             final_number: 10,
@@ -258,9 +260,13 @@ mod tests {
         let mut tx = sent(0, Some(0));
         tx.status = Status::Mined;
         tx.mined_in = Some(B256::repeat_byte(9));
-        assert_eq!(step(at(1), &tx, &look(), PACE), Step::Reopen);
+        assert_eq!(step(at(1), &tx, &look(), PACE), Step::Wait, "the node is behind");
         let foreign = ChainLook { nonce_final: Some(6), nonce_latest: 6, ..look() };
         assert_eq!(step(at(1), &tx, &foreign, PACE), Step::Wait, "only the receipt is behind");
+        for look in [look(), foreign.clone()] {
+            let look = ChainLook { displaced: true, ..look };
+            assert_eq!(step(at(1), &tx, &look, PACE), Step::Reopen, "{look:?}");
+        }
         let sent = sent(0, Some(0));
         assert_eq!(step(at(1), &sent, &foreign, PACE), Step::ForeignNonce);
         let unknown = ChainLook { nonce_final: None, ..foreign };
