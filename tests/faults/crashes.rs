@@ -22,13 +22,17 @@ async fn t3_killed_after_the_node_accepted(store_url: Option<String>) {
 
     let server = stage.setup.start(&[]).await;
     let before = stage.proxy.sent().len();
-    poll_until(LIMIT, "sent again", async || (stage.proxy.sent().len() > before).then_some(())).await;
+    poll_until(LIMIT, "sent again", async || (stage.proxy.sent().len() > before).then_some(()))
+        .await;
     let sent: BTreeSet<String> = stage.proxy.sent().into_iter().collect();
     assert_eq!(sent.len(), 1, "the same bytes");
     stage.mine_until_mined(&server, &id(&asked)).await;
     let done = stage.finish(&server, &id(&asked)).await;
     assert_eq!(attempts(&done).len(), 1);
-    assert!(!server.program.stderr().contains("did not take the bytes"), "already known is success");
+    assert!(
+        !server.program.stderr().contains("did not take the bytes"),
+        "already known is success"
+    );
     assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (1, 1));
     stage.check().await;
 }
@@ -75,7 +79,8 @@ async fn t4_nonce_too_low_at_the_first_resend_is_no_failure() {
     stage.proxy.lag(Some(Lag { nonces: 1, receipts: 1, ..Lag::default() }));
     let before = stage.proxy.sent().len();
     let server = stage.setup.start(&[]).await;
-    poll_until(LIMIT, "sent again", async || (stage.proxy.sent().len() > before).then_some(())).await;
+    poll_until(LIMIT, "sent again", async || (stage.proxy.sent().len() > before).then_some(()))
+        .await;
     stage.proxy.lag(None);
     let again = stage.pay(&server, "t4b").await;
     let done = stage.finish(&server, &id(&again)).await;

@@ -96,7 +96,8 @@ async fn t11_bumps_at_a_few_wei_pass_the_pools_of_both_clients() {
                 let said = &cheap["error"]["message"];
                 // At a few wei, one less is the first one itself.
                 let same = minimum(previous) - 1 == previous;
-                let due = if same { "already known" } else { "replacement transaction underpriced" };
+                let due =
+                    if same { "already known" } else { "replacement transaction underpriced" };
                 assert_eq!(*said, due, "{previous}");
             }
             let bump = send(&proxy.url(), &signed(nonce, smallest_bump(previous))).await;

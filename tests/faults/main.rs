@@ -23,6 +23,8 @@ mod support {
 
 mod crashes;
 mod fees;
+mod nodes;
+mod pools;
 mod reorgs;
 mod stage;
 mod winners;

@@ -175,10 +175,9 @@ pub fn of_attempt(transaction: &Value, at: usize, field: &str) -> String {
 /// Fee and tip of signed bytes, in wei, by an implementation that is not ours.
 pub fn prices(raw: &str) -> (u128, u128) {
     match decoded(raw) {
-        TypedTransaction::Eip1559(tx) => (
-            tx.max_fee_per_gas.unwrap().as_u128(),
-            tx.max_priority_fee_per_gas.unwrap().as_u128(),
-        ),
+        TypedTransaction::Eip1559(tx) => {
+            (tx.max_fee_per_gas.unwrap().as_u128(), tx.max_priority_fee_per_gas.unwrap().as_u128())
+        }
         other => (other.gas_price().unwrap().as_u128(), other.gas_price().unwrap().as_u128()),
     }
 }

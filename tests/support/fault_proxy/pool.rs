@@ -117,10 +117,7 @@ impl Pool {
             return Err("already known".to_owned());
         }
         if nonce < account.nonce {
-            return Err(format!(
-                "nonce too low: next nonce {}, tx nonce {nonce}",
-                account.nonce
-            ));
+            return Err(format!("nonce too low: next nonce {}, tx nonce {nonce}", account.nonce));
         }
         self.affordable(place, &entry, account)?;
         let before = self.entries.get(&place);
@@ -186,8 +183,7 @@ impl Shared {
         let account = json!(format!("{:?}", place.0));
         let nonce = self.read("eth_getTransactionCount", json!([account, "latest"])).await?;
         let balance = self.read("eth_getBalance", json!([account, "latest"])).await?;
-        let account =
-            Account { nonce: quantity(&nonce)?.as_u64(), balance: quantity(&balance)? };
+        let account = Account { nonce: quantity(&nonce)?.as_u64(), balance: quantity(&balance)? };
         let hash = entry.hash.clone();
         let taken = self.pool().take(place, entry, &account);
         match taken {

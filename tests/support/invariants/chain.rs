@@ -98,8 +98,7 @@ pub(super) async fn read(url: &str, final_by: FinalBy, db: &Snapshot) -> Reading
         let is_final = last_final.is_some_and(|last| height <= last);
         let block = ask(url, "eth_getBlockByNumber", json!([format!("{height:#x}"), true])).await;
         for transaction in block["transactions"].as_array().into_iter().flatten() {
-            let receipt =
-                ask(url, "eth_getTransactionReceipt", json!([transaction["hash"]])).await;
+            let receipt = ask(url, "eth_getTransactionReceipt", json!([transaction["hash"]])).await;
             logs(&receipt, is_final, &mut reading.logs);
             if ours.contains(&text(&transaction["from"])) {
                 let mined = mined(url, transaction, &receipt, is_final).await;

@@ -38,9 +38,10 @@ async fn answered_once(world: &World, watched: &Watched, found: &mut Found) {
         Some(url) => Some(database::outbox(url).await),
         None => None,
     };
-    let logs = world.chain.logs.iter().filter(|log| {
-        log.is_final && log.address == watched.address && log.topic == watched.topic
-    });
+    let logs =
+        world.chain.logs.iter().filter(|log| {
+            log.is_final && log.address == watched.address && log.topic == watched.topic
+        });
     for log in logs {
         let subject = format!("{} log {}", log.transaction_hash, log.index);
         let requests: Vec<&str> = world

@@ -22,9 +22,8 @@ pub(super) fn check(world: &World, asked: &Invariants, found: &mut Found) {
     }
     for (place, (at, signed)) in &leaves.signed {
         let decided = leaves.decided.get(place);
-        let before = decided.is_some_and(|(first, decided)| {
-            first < at && decided["digest"] == signed["digest"]
-        });
+        let before = decided
+            .is_some_and(|(first, decided)| first < at && decided["digest"] == signed["digest"]);
         if !before {
             let what = format!("attempt {} was signed without a DECIDED leaf before", place.1);
             found.say("I9", &place.0, what);

@@ -55,9 +55,8 @@ fn sums(world: &World, limit: &LimitRow, found: &mut Found) {
 
 fn charges(row: &TransactionRow) -> Vec<Charge> {
     let decision: Value = serde_json::from_str(&row.decision).unwrap_or_default();
-    let number = |value: &Value| {
-        U256::from_dec_str(value.as_str().unwrap_or_default()).unwrap_or_default()
-    };
+    let number =
+        |value: &Value| U256::from_dec_str(value.as_str().unwrap_or_default()).unwrap_or_default();
     let charges = decision["charges"].as_array().into_iter().flatten();
     let read = charges.map(|charge| {
         let asked = &charge["asked"];
@@ -150,8 +149,9 @@ fn room(world: &World, row: &TransactionRow, charge: &Charge, found: &mut Found)
 
 /// What an entry held before it was settled.
 fn reserved(world: &World, entry: &EntryRow) -> U256 {
-    let charged = world.db.transaction(&entry.owner).and_then(|row| {
-        charges(row).into_iter().find(|charge| charge.limit == entry.limit_id)
-    });
+    let charged = world
+        .db
+        .transaction(&entry.owner)
+        .and_then(|row| charges(row).into_iter().find(|charge| charge.limit == entry.limit_id));
     charged.map_or_else(|| total(entry), |charge| charge.value + charge.fee)
 }

@@ -36,7 +36,11 @@ fn decoded(attempt: &AttemptRow, from: &str) -> Option<TypedTransaction> {
 fn one_mined(world: &World, row: &TransactionRow, found: &mut Found) {
     let mined: Vec<&str> = world.mined_of(&row.id).map(|mined| mined.hash.as_str()).collect();
     if mined.len() > 1 {
-        found.say("I1", &row.id, format!("{} of its transactions are mined: {mined:?}", mined.len()));
+        found.say(
+            "I1",
+            &row.id,
+            format!("{} of its transactions are mined: {mined:?}", mined.len()),
+        );
     }
 }
 
@@ -204,9 +208,11 @@ fn gaps(world: &World, asked: &Invariants, found: &mut Found) {
         }
         let quiet = mine().all(|row| ENDS.contains(&row.status.as_str()));
         let used = world.chain.counts.get(&account).copied().unwrap_or_default();
-        let foreign = world.chain.mined.iter().any(|mined| {
-            mined.from == account && asked.foreign.contains(&mined.hash)
-        });
+        let foreign = world
+            .chain
+            .mined
+            .iter()
+            .any(|mined| mined.from == account && asked.foreign.contains(&mined.hash));
         if quiet && !foreign && i64::try_from(used).ok() != Some(lane.next_nonce) {
             let what = format!("all is quiet, {used} nonces are used of {}", lane.next_nonce);
             found.say("I3", &account, what);
