@@ -124,12 +124,23 @@ pub fn step(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) 
         return if news { Step::Mined(found) } else { Step::Wait };
     }
     if tx.status == Status::Mined {
-        return if look.displaced { Step::Reopen } else { Step::Wait };
+        return if look.displaced { Step::Reopen } else { unseen(now, tx, look, pace) };
     }
     if look.nonce_final.is_some_and(|used| used > tx.nonce) {
         return Step::ForeignNonce;
     }
     resend(now, tx, look, pace)
+}
+
+/// Mined, as far as we know, and this node has neither its receipt nor another block in its place: it is
+/// behind, or its chain became shorter. The same bytes again hurt nobody, and nothing new is signed.
+fn unseen(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) -> Step {
+    let wanted = look.nonce_latest <= tx.nonce;
+    let due = |sent_at: Timestamp| now.since(sent_at) >= pace.rebroadcast_after_ms;
+    match tx.attempts.last() {
+        Some(last) if wanted && last.sent_at.is_none_or(due) => Step::Rebroadcast(last.number),
+        _ => Step::Wait,
+    }
 }
 
 fn resend(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) -> Step {
@@ -261,6 +272,8 @@ mod tests {
         tx.status = Status::Mined;
         tx.mined_in = Some(B256::repeat_byte(9));
         assert_eq!(step(at(1), &tx, &look(), PACE), Step::Wait, "the node is behind");
+        let later = step(at(9000), &tx, &look(), PACE);
+        assert_eq!(later, Step::Rebroadcast(1), "never a replacement");
         let foreign = ChainLook { nonce_final: Some(6), nonce_latest: 6, ..look() };
         assert_eq!(step(at(1), &tx, &foreign, PACE), Step::Wait, "only the receipt is behind");
         for look in [look(), foreign.clone()] {
