@@ -260,6 +260,7 @@ async fn replace(
         })
     })
     .await?;
+    crate::failpoint!("follow.after_decided");
     if decided && let Some(signed) = sign::sign(app, row.new.id, number).await? {
         send::send(app, chain, &signed).await?;
     }
@@ -319,6 +320,7 @@ async fn change(
         })
     })
     .await?;
+    crate::failpoint!("follow.after_change");
     app.changed();
     tracing::info!(request = %row.new.id, %status, "transaction changed");
     Ok(())
@@ -358,6 +360,7 @@ async fn foreign(app: &App, row: &TransactionRow, now: Timestamp) -> Result<(), 
         })
     })
     .await?;
+    crate::failpoint!("follow.after_halt");
     if halted {
         tracing::error!(request = %row.new.id, reason = told, "the lane was halted");
     }

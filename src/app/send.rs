@@ -35,5 +35,6 @@ pub async fn send(app: &App, chain: &ChainRuntime, signed: &Signed) -> Result<()
         Box::pin(async move { Ok(End::Commit(unit.mark_sent(request, number, at).await?)) })
     })
     .await?;
+    crate::failpoint!("send.after_recorded");
     Ok(())
 }

@@ -109,6 +109,7 @@ async fn settle_one(
         })
     })
     .await?;
+    crate::failpoint!("settle_external.after_settled");
     Ok(())
 }
 
