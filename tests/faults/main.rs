@@ -24,6 +24,7 @@ mod support {
 mod crashes;
 mod fees;
 mod nodes;
+mod points;
 mod pools;
 mod reorgs;
 mod stage;

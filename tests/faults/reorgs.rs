@@ -84,3 +84,20 @@ async fn t36_mined_in_another_block_of_the_new_fork_is_mined_there() {
     assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (1, 1));
     stage.check().await;
 }
+
+/// The chain becomes shorter and stands still: a node that mines at once waits for what we wait for.
+#[tokio::test]
+async fn t36_on_a_chain_that_became_shorter_the_same_bytes_are_mined_again() {
+    let options = Options { long_epochs: true, mines_at_once: true, ..Options::default() };
+    let stage = Stage::with(options).await;
+    let (server, address) = stage.open(&[]).await;
+    let asked = stage.pay(&server, "shorter").await;
+    server.wait_for(&id(&asked), MINED).await;
+    stage.anvil.rpc("anvil_rollback", json!([1])).await;
+    assert_eq!(stage.paid().await, 0, "the payment is gone");
+    poll_until(LIMIT, "paid again", async || (stage.paid().await == 1).then_some(())).await;
+    let done = stage.finish(&server, &id(&asked)).await;
+    assert_eq!(attempts(&done).len(), 1);
+    assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (1, 1));
+    stage.check().await;
+}

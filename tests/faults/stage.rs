@@ -77,15 +77,20 @@ impl Stage {
     pub async fn ask(&self, server: &Server, key: &str, body: &Value) -> Value {
         let answer = server.ask(SUB, key, body).await;
         assert!((200..300).contains(&answer.status), "{} {:#}", answer.status, answer.body);
-        self.answered.lock().unwrap().push(answer.id());
+        self.was_answered(&answer.id());
         answer.body
+    }
+
+    /// A request was answered 2xx: it may not be lost.
+    pub fn was_answered(&self, id: &str) {
+        self.answered.lock().unwrap().push(id.to_owned());
     }
 
     /// As [`Self::pay`], of a server that may die meanwhile; `None` if it did not answer.
     pub async fn try_pay(&self, server: &Server, key: &str) -> Option<Value> {
         let answer = server.try_ask(SUB, key, &payout(ETHER)).await?;
         if (200..300).contains(&answer.status) {
-            self.answered.lock().unwrap().push(answer.id());
+            self.was_answered(&answer.id());
         }
         Some(answer.body)
     }

@@ -158,6 +158,12 @@ impl Invariants {
         }
     }
 
+    /// Whether nothing is held against any limit.
+    pub async fn settled(&self) -> bool {
+        let db = Snapshot::read(&self.store_url).await;
+        db.entries.iter().all(|entry| entry.settled_at.is_some())
+    }
+
     async fn judge(&self, world: &World) -> Vec<Violation> {
         let mut found = Found(Vec::new());
         transactions::check(world, self, &mut found);
