@@ -21,6 +21,7 @@ mod support {
     pub mod services;
 }
 
+mod broken;
 mod crashes;
 mod fees;
 mod nodes;

@@ -100,6 +100,12 @@ impl Invariants {
         }
     }
 
+    /// The same questions about another database: a copy.
+    pub fn of(mut self, store_url: &str) -> Self {
+        self.store_url = store_url.to_owned();
+        self
+    }
+
     /// Finality by depth instead of the node's tag.
     pub fn final_at_depth(mut self, depth: u64) -> Self {
         self.final_by = FinalBy::Depth(depth);
