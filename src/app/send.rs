@@ -28,7 +28,11 @@ pub async fn send(app: &App, chain: &ChainRuntime, signed: &Signed) -> Result<()
             tracing::warn!(%request, number, ?answer, "the nodes did not take the bytes");
         }
     }
-    let kind = if number == 1 { "first" } else { "replacement" };
+    let kind = match (signed.attempt.sent_at, number) {
+        (Some(_), _) => "resend",
+        (None, 1) => "first",
+        (None, _) => "replacement",
+    };
     metrics::counter!("claviger_attempts_total", "kind" => kind).increment(1);
     let at = app.clock.now();
     unit(&*app.store, "mark_sent", move |unit| {
