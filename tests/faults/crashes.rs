@@ -142,6 +142,10 @@ async fn t7_what_never_reached_the_node_is_sent_again_with_the_same_bytes() {
     assert!(!stage.has(&of_attempt(&asked, 0, "hash")).await, "the node never heard of it");
     stage.proxy.wait_for_hits(lost, 2, LIMIT).await;
     stage.mine_until_mined(&server, &id(&asked)).await;
+    // Sent again is not signed again.
+    let metrics = server.metrics().await;
+    assert!(metrics.contains("claviger_attempts_total{kind=\"first\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("claviger_attempts_total{kind=\"resend\"} "), "{metrics}");
     let done = stage.finish(&server, &id(&asked)).await;
     let sent: BTreeSet<String> = stage.proxy.sent().into_iter().collect();
     assert_eq!((sent.len(), attempts(&done).len()), (1, 1));

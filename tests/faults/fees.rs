@@ -47,7 +47,7 @@ fn t11_every_bump_is_taken_by_the_floor_and_by_the_ceil_rule() {
     }
 }
 
-fn signed(nonce: u64, price: u128) -> String {
+pub fn signed(nonce: u64, price: u128) -> String {
     let to: ethers_core::types::Address =
         "0x00000000000000000000000000000000000000aa".parse().unwrap();
     let request = Eip1559TransactionRequest::new()
@@ -70,7 +70,7 @@ fn signed(nonce: u64, price: u128) -> String {
     format!("0x{}", hex::encode(typed.rlp_signed(&signature)))
 }
 
-async fn send(url: &str, raw: &str) -> Value {
+pub async fn send(url: &str, raw: &str) -> Value {
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let body = json!({ "jsonrpc": "2.0", "id": 1, "method": SEND, "params": [raw] });
     http.post(url).json(&body).send().await.unwrap().json().await.unwrap()

@@ -23,10 +23,12 @@ mod support {
 
 mod broken;
 mod crashes;
+mod doubles;
 mod fees;
 mod nodes;
 mod points;
 mod pools;
+mod proxy;
 mod reorgs;
 mod stage;
 mod winners;

@@ -1,8 +1,10 @@
 //! Nodes that are behind each other, and strangers with our key.
 
-use crate::stage::{FAILPOINT, MINED, Options, RESEND_SOON, Stage, attempts, id, is, of_attempt};
-use crate::support::fault_proxy::{FaultProxy, Keeping, Lag, PoolRules};
-use crate::support::server::{ETHER, LIMIT, STRANGER, Server};
+use crate::stage::{
+    FAILPOINT, MINED, Options, RESEND_SOON, SUB, Stage, attempts, id, is, of_attempt,
+};
+use crate::support::fault_proxy::{Fault, FaultProxy, Keeping, Lag, PoolRules, Times};
+use crate::support::server::{ETHER, LIMIT, STRANGER, Server, payout};
 use crate::support::services::poll_until;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -136,4 +138,56 @@ async fn alarm_was_recorded(stage: &Stage) {
         })
     });
     assert!(leaves.await.unwrap().iter().any(|kind| kind == "ALARM"));
+}
+
+/// F9: a node that has the block and no receipts. Nothing is concluded from that.
+#[tokio::test]
+async fn receipts_that_are_null_for_a_while_end_nothing_and_sign_nothing() {
+    let stage = Stage::new().await;
+    let (server, address) = stage.open(&[RESEND_SOON]).await;
+    let rule = stage.proxy.inject(
+        "eth_getTransactionReceipt",
+        Times::UntilLifted,
+        Fault::Answer(Value::Null),
+    );
+    let asked = stage.pay(&server, "null").await;
+    let hash = of_attempt(&asked, 0, "hash");
+    poll_until(LIMIT, "in the pool", async || stage.has(&hash).await.then_some(())).await;
+    stage.anvil.mine(1).await;
+    stage.make_final().await;
+    let signed = attempts(&server.read(&id(&asked)).await).len();
+    // Longer than a replacement would take to be due.
+    stage.proxy.wait_for_hits(rule, 25, LIMIT).await;
+    let found = server.read(&id(&asked)).await;
+    assert!(is(&found, &["submitted"]), "{found:#}");
+    stage.proxy.lift(rule);
+    let done = server.wait_for(&id(&asked), &["finalized"]).await;
+    assert_eq!(attempts(&done).len(), signed);
+    assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (1, 1));
+    stage.check().await;
+}
+
+/// F7: every call is refused for want of quota, by status and by code. It goes on where it was.
+#[tokio::test]
+async fn a_node_without_quota_for_a_while_loses_nothing() {
+    let stage = Stage::new().await;
+    let (server, address) = stage.open(&[]).await;
+    let first = stage.pay(&server, "before").await;
+    let limited = json!({ "code": -32005, "message": "limit exceeded" });
+    for fault in [Fault::Status(429), Fault::Status(503), Fault::Say(limited)] {
+        let rule = stage.proxy.inject("*", Times::UntilLifted, fault);
+        stage.proxy.wait_for_hits(rule, 10, LIMIT).await;
+        let refused = server.ask(SUB, "meanwhile", &payout(ETHER)).await;
+        assert!(refused.status == 503 || refused.status == 201, "{:#}", refused.body);
+        stage.proxy.lift(rule);
+    }
+    let second = stage.pay(&server, "meanwhile").await;
+    for one in [&first, &second] {
+        stage.mine_until_mined(&server, &id(one)).await;
+    }
+    for one in [&first, &second] {
+        assert_eq!(attempts(&stage.finish(&server, &id(one)).await).len(), 1);
+    }
+    assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (2, 2));
+    stage.check().await;
 }
