@@ -1,13 +1,16 @@
 //! Follow transactions until their block is final: receipts of all attempts, resends, the end.
 
+use crate::app::outbid::{Version, outbid};
 use crate::app::sign::Signed;
-use crate::app::{App, AppError, ChainRuntime, chains, lane, record, send, sign};
+use crate::app::{App, AppError, ChainRuntime, chains, read, record, send};
 use crate::core::amount::Amount;
-use crate::core::evm::transaction::UnsignedTransaction;
+use crate::core::id::RequestId;
 use crate::core::intent::Fees;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
-use crate::core::tx::step::{AttemptView, ChainLook, Inclusion, Step, TransactionView, step};
+use crate::core::tx::step::{
+    AttemptView, ChainLook, Inclusion, Step, TransactionView, ending, sendable, step,
+};
 use crate::ports::chain::{BlockAt, ChainError, Receipt};
 use crate::ports::store::{
     AttemptRow, End, MinedRow, Settlement, StatusChange, TransactionRow, look, unit,
@@ -70,6 +73,22 @@ async fn nonce_of(
     Ok(latest)
 }
 
+/// Looks at one transaction now, without waiting for the next look at its chain.
+///
+/// # Errors
+/// When the store or the nodes do not answer. The next look goes on.
+pub(crate) async fn follow_up(app: &App, id: RequestId) -> Result<(), AppError> {
+    let found = read::transaction(app, id, None).await?;
+    let Some(chain) = app.chains.get(&found.row.new.intent.chain.name) else {
+        return Ok(());
+    };
+    chains::verify(app, chain).await?;
+    let last_final = chain.port.block(BlockAt::Final).await?;
+    let latest = chain.port.nonce(found.row.new.address, BlockAt::Latest).await?;
+    let final_number = last_final.map(|block| block.number);
+    follow_one(app, chain, &found.row, &found.attempts, latest, final_number).await
+}
+
 async fn follow_one(
     app: &App,
     chain: &ChainRuntime,
@@ -81,13 +100,15 @@ async fn follow_one(
     let now = app.clock.now();
     let nonce = row.nonce.ok_or_else(|| AppError::internal("an open transaction has no nonce"))?;
     let view = view(row, nonce, attempts, chain.settings.cap);
-    let looks_mined = nonce_latest > nonce || row.status == Status::Mined;
+    let pace = chain.settings.pace;
+    let looks_mined = nonce_latest > nonce || row.mined.is_some();
     let receipt = if looks_mined { inclusion(chain, attempts).await? } else { None };
-    let overdue = view
-        .attempts
+    let overdue = attempts
         .last()
-        .is_some_and(|last| now.since(last.signed_at) >= chain.settings.pace.resend_after_ms);
-    let market = if receipt.is_none() && overdue { chain.market(now).await.ok() } else { None };
+        .and_then(|last| last.signed_at)
+        .is_some_and(|at| now.since(at) >= pace.resend_after_ms);
+    let needs_market = receipt.is_none() && (overdue || ending(now, &view, pace).is_some());
+    let market = if needs_market { chain.market(now).await.ok() } else { None };
     // A node may have forgotten the state of its final block: then nothing is concluded from it.
     let nonce_final = match final_number {
         Some(number) if receipt.is_none() && nonce_latest > nonce => {
@@ -110,30 +131,38 @@ async fn follow_one(
         final_number: final_number.unwrap_or(0),
         market,
     };
-    let due = step(now, &view, &look, chain.settings.pace);
+    let due = step(now, &view, &look, pace);
     if due != Step::ForeignNonce {
         chain.not_foreign(row.new.id);
     }
-    perform(app, chain, row, attempts, due, receipt, now).await
+    perform(app, chain, (row, attempts), &view, due, receipt).await
 }
 
-fn view(row: &TransactionRow, nonce: u64, attempts: &[AttemptRow], cap: Fees) -> TransactionView {
-    let signed = attempts.iter().filter_map(|attempt| {
-        Some(AttemptView {
-            number: attempt.number,
-            hash: attempt.hash?,
-            fees: attempt.fees,
-            signed_at: attempt.signed_at?,
-            sent_at: attempt.sent_at,
-        })
-    });
+/// What deciding needs to know.
+pub(crate) fn view(
+    row: &TransactionRow,
+    nonce: u64,
+    attempts: &[AttemptRow],
+    chain_cap: Fees,
+) -> TransactionView {
+    let view = |attempt: &AttemptRow| AttemptView {
+        number: attempt.number,
+        no_op: attempt.is_no_op(),
+        hash: attempt.hash,
+        fees: attempt.fees,
+        signed_at: attempt.signed_at,
+        sent_at: attempt.sent_at,
+        refused_since: attempt.refused_since,
+    };
     TransactionView {
         status: row.status,
+        ending: row.ending,
         nonce,
         tx_type: row.new.intent.tx_type,
-        cap: row.new.fee_cap.at_most(cap),
+        cap: row.new.fee_cap.at_most(chain_cap),
+        chain_cap,
         not_after: row.new.intent.not_after,
-        attempts: signed.collect(),
+        attempts: attempts.iter().map(view).collect(),
         mined_in: row.mined.as_ref().map(|mined| mined.block_hash),
     }
 }
@@ -176,11 +205,10 @@ const fn included(receipt: &Receipt) -> Inclusion {
 async fn perform(
     app: &App,
     chain: &ChainRuntime,
-    row: &TransactionRow,
-    attempts: &[AttemptRow],
+    (row, attempts): (&TransactionRow, &[AttemptRow]),
+    view: &TransactionView,
     due: Step,
     receipt: Option<Receipt>,
-    now: Timestamp,
 ) -> Result<(), AppError> {
     match due {
         Step::Wait => Ok(()),
@@ -190,15 +218,29 @@ async fn perform(
             metrics::counter!("claviger_attempts_total", "kind" => "at_cap").increment(1);
             resend(app, chain, row, attempts, number).await
         }
-        Step::Replace(fees) => replace(app, chain, row, attempts, fees, now).await,
-        Step::Mined(_) => change(app, row, Status::Mined, receipt, now).await,
-        Step::Reopen => {
-            change(app, row, Status::Submitted, None, now).await?;
-            let last = attempts.last().map_or(1, |attempt| attempt.number);
-            resend(app, chain, row, attempts, last).await
+        Step::Replace(fees) => {
+            let version = Version::Asked("replacement");
+            outbid(app, chain, (row, attempts), version, fees, None).await.map(|_| ())
         }
-        Step::End { status, .. } => change(app, row, status, receipt, now).await,
+        Step::NoOp(ending, fees) => {
+            if row.ending.is_none() {
+                tracing::warn!(request = %row.new.id, ?ending, "a no-op is to take its nonce");
+            }
+            let version = Version::NoOp(ending);
+            outbid(app, chain, (row, attempts), version, fees, None).await.map(|_| ())
+        }
+        Step::Mined(_, status) | Step::End { status, .. } => {
+            change(app, row, attempts, status, receipt).await
+        }
+        Step::Reopen(status) => {
+            change(app, row, attempts, status, None).await?;
+            match sendable(view) {
+                Some(attempt) => resend(app, chain, row, attempts, attempt.number).await,
+                None => Ok(()),
+            }
+        }
         Step::ForeignNonce => {
+            let now = app.clock.now();
             let since = chain.foreign_since(row.new.id, now);
             if now.since(since) < FOREIGN_AFTER_MS {
                 return Ok(());
@@ -225,73 +267,40 @@ async fn resend(
     }
 }
 
-/// Decides a replacement (same nonce, higher fees), then signs and sends it.
-async fn replace(
-    app: &App,
-    chain: &ChainRuntime,
-    row: &TransactionRow,
-    attempts: &[AttemptRow],
-    fees: Fees,
-    now: Timestamp,
-) -> Result<(), AppError> {
-    let last = attempts.last().map_or(0, |attempt| attempt.number);
-    let number = last.checked_add(1).ok_or_else(|| AppError::internal("too many attempts"))?;
-    // A decision without a signature is signed before another is made.
-    if attempts.iter().any(|attempt| attempt.signature.is_none()) {
-        return Ok(());
-    }
-    let nonce = row.nonce.ok_or_else(|| AppError::internal("a replacement needs a nonce"))?;
-    let unsigned = UnsignedTransaction::from_intent(&row.new.intent, nonce, fees);
-    let attempt = lane::new_attempt(row, &unsigned, number, "replacement", now)?;
-    let leaf = record::decided(&attempt, &row.new.decision_json)?;
-    let work = Arc::new((attempt, leaf, row.new.id, row.version));
-    let decided = unit(&*app.store, "decide_replacement", move |unit| {
-        let work = work.clone();
-        Box::pin(async move {
-            let (attempt, leaf, id, version) = &*work;
-            let row = unit.transaction(*id).await?;
-            let unchanged =
-                row.is_some_and(|row| row.version == *version && row.status == Status::Submitted);
-            if !unchanged || !unit.insert_attempt(attempt).await? {
-                return Ok(End::Rollback(false));
-            }
-            unit.append_leaf(leaf).await?;
-            Ok(End::Commit(true))
-        })
-    })
-    .await?;
-    crate::failpoint!("follow.after_decided");
-    if decided && let Some(signed) = sign::sign(app, row.new.id, number).await? {
-        send::send(app, chain, &signed).await?;
-    }
-    Ok(())
-}
-
 /// Records a change of status; an end settles what was held.
 async fn change(
     app: &App,
     row: &TransactionRow,
+    attempts: &[AttemptRow],
     status: Status,
     receipt: Option<Receipt>,
-    now: Timestamp,
 ) -> Result<(), AppError> {
+    let now = app.clock.now();
     if !row.status.may_become(status) {
         return Err(AppError::Internal(format!("{} cannot become {status}", row.status)));
     }
     let fee_paid = receipt.as_ref().and_then(|receipt| {
         Amount::from(receipt.gas_used).checked_mul(Amount::from(receipt.effective_gas_price))
     });
-    let settlement =
-        Settlement { value_moved: receipt.as_ref().is_some_and(|r| r.success), fee_paid };
+    // A no-op moves nothing but its fee.
+    let value_moved = receipt.as_ref().is_some_and(|receipt| {
+        let is_it = |it: &&AttemptRow| it.hash == Some(receipt.transaction_hash);
+        receipt.success && attempts.iter().find(is_it).is_none_or(|it| !it.is_no_op())
+    });
+    let settlement = Settlement { value_moved, fee_paid };
     let change = StatusChange {
         id: row.new.id,
         version: row.version,
         status,
         mined: receipt.as_ref().map(mined_row),
+        ending: None,
         failure: None,
         at: now,
     };
-    let event = record::status_event(row, status, app.entropy.uuid().to_string(), now);
+    // A no-op that is mined is no news until it is final.
+    let is_news = status != row.status || status != Status::Cancelling;
+    let event =
+        is_news.then(|| record::status_event(row, status, app.entropy.uuid().to_string(), now));
     let leaf = match &receipt {
         Some(receipt) if status.is_end() => Some(record::settled(
             row.new.id,
@@ -315,7 +324,9 @@ async fn change(
                 unit.settle(&change.id.to_string(), *settlement, change.at).await?;
                 unit.append_leaf(leaf).await?;
             }
-            unit.append_event(event).await?;
+            if let Some(event) = event {
+                unit.append_event(event).await?;
+            }
             Ok(End::Commit(()))
         })
     })

@@ -228,6 +228,7 @@ async fn expire(
         version: row.version,
         status: Status::Expired,
         mined: None,
+        ending: None,
         failure: None,
         at: now,
     };
@@ -282,8 +283,8 @@ async fn decide(
         return Err(StoreError::Corrupt("a queued transaction has an attempt".to_owned()));
     }
     unit.append_leaf(&record::decided(&attempt, decision_json)?).await?;
-    let given = TransactionRow { nonce: Some(nonce), ..row.clone() };
-    unit.append_event(&record::status_event(&given, Status::Submitted, event_id, now)).await?;
+    let submitted = TransactionRow { nonce: Some(nonce), ..row.clone() };
+    unit.append_event(&record::status_event(&submitted, Status::Submitted, event_id, now)).await?;
     Ok(End::Commit(Allocated::Decided(row.new.id)))
 }
 

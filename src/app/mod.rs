@@ -5,11 +5,13 @@
 //! the same functions.
 
 pub mod accept;
+pub mod cancel;
 pub mod chains;
 pub mod create_key;
 pub mod error;
 pub mod follow;
 pub mod lane;
+pub mod outbid;
 pub mod read;
 pub mod record;
 pub mod recover;
@@ -19,6 +21,7 @@ pub mod settle_external;
 pub mod sign;
 pub mod sign_request;
 pub mod signers;
+pub mod speed_up;
 
 pub use chains::{ChainRuntime, ChainSettings};
 pub use error::AppError;

@@ -5,15 +5,25 @@ use crate::core::id::RequestId;
 use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
 use crate::core::policy::verdict::CallArgument;
 use crate::core::policy::{Charge, ChargeKind, Effect, PolicyRequest, Reason, Verdict};
+use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
-use crate::core::tx::state::Status;
+use crate::core::tx::state::{Ending, Status};
 use crate::ports::store::{
-    LimitExceeded, NewAttempt, NewEvent, SignedAttempt, StoreError, TransactionRow,
+    Failure, LimitExceeded, NewAttempt, NewEvent, SignedAttempt, StoreError, TransactionRow,
 };
 use std::collections::BTreeMap;
 
 /// The longest text that is kept beside a `DENIED` leaf, in bytes.
 const DENIED_TEXT_MAX: usize = 32 * 1024;
+
+/// What an operator said about a transaction.
+#[derive(Debug, Clone)]
+pub struct Instruction {
+    /// Who.
+    pub who: Principal,
+    /// Why, in their words.
+    pub reason: Option<String>,
+}
 
 type Fields = BTreeMap<&'static str, Value>;
 
@@ -268,6 +278,37 @@ pub fn signed(
             .with_hex("s", &attempt.signature.s)
             .with("y_parity", u8::from(attempt.signature.y_parity))
             .with("transaction_hash", or_none(hash)),
+    )
+}
+
+/// Why a no-op may be signed, in the place of the decision over what was asked.
+#[must_use]
+pub fn no_op_decision(ending: Ending, failure: Option<&Failure>) -> String {
+    let why = failure.map_or(Value::from(""), |failure| (&failure.detail).into());
+    let what = Fields::from([
+        ("outcome", "no_op".into()),
+        ("ending", ending.name().into()),
+        ("because", why),
+    ]);
+    serde_json::to_string(&what).unwrap_or_default()
+}
+
+/// The `INSTRUCTED` leaf: who said it, and why.
+///
+/// # Errors
+/// When the leaf would be too long.
+pub fn instructed(
+    id: RequestId,
+    action: &str,
+    instruction: &Instruction,
+    at: Timestamp,
+) -> Result<EncodedLeaf, StoreError> {
+    finish(
+        Leaf::new(LeafKind::Instructed, id, at)
+            .with("action", action)
+            .with("iss", &instruction.who.iss)
+            .with("sub", &instruction.who.sub)
+            .with("reason", or_none(instruction.reason.as_ref())),
     )
 }
 

@@ -97,6 +97,7 @@ impl Rejudged {
                 version: row.version,
                 status: Status::Failed,
                 mined: None,
+                ending: None,
                 failure: Some(failure),
                 at: now,
             },

@@ -15,6 +15,10 @@ pub async fn send(app: &App, chain: &ChainRuntime, signed: &Signed) -> Result<()
     let raw = raw.ok_or_else(|| AppError::internal("an attempt without bytes cannot be sent"))?;
     crate::failpoint!("send.before_broadcast");
     let answer = chain.port.broadcast(raw).await;
+    let refusal: Option<String> = match &answer {
+        Broadcast::Refused(why) => Some(why.clone()),
+        _ => None,
+    };
     crate::failpoint!("send.after_broadcast");
     let (request, number) = (signed.request, signed.attempt.number);
     match &answer {
@@ -28,15 +32,17 @@ pub async fn send(app: &App, chain: &ChainRuntime, signed: &Signed) -> Result<()
             tracing::warn!(%request, number, ?answer, "the nodes did not take the bytes");
         }
     }
-    let kind = match (signed.attempt.sent_at, number) {
-        (Some(_), _) => "resend",
-        (None, 1) => "first",
-        (None, _) => "replacement",
-    };
+    // Bytes that go out again are no attempt more.
+    let again = signed.attempt.sent_at.is_some();
+    let kind = if again { "resend".to_owned() } else { signed.attempt.reason.clone() };
     metrics::counter!("claviger_attempts_total", "kind" => kind).increment(1);
     let at = app.clock.now();
     unit(&*app.store, "mark_sent", move |unit| {
-        Box::pin(async move { Ok(End::Commit(unit.mark_sent(request, number, at).await?)) })
+        let refusal = refusal.clone();
+        Box::pin(async move {
+            unit.mark_sent(request, number, refusal.as_deref(), at).await?;
+            Ok(End::Commit(()))
+        })
     })
     .await?;
     crate::failpoint!("send.after_recorded");

@@ -19,7 +19,7 @@ pub struct Signed {
 }
 
 /// Signs an attempt, unless it is signed; answers what is stored. `None` means that this process is
-/// signing it elsewhere.
+/// signing it elsewhere, or that a no-op is to take its nonce instead.
 ///
 /// # Errors
 /// When the HSM, or the store, does not answer: the decision stays, and a later call signs the same
@@ -28,7 +28,7 @@ pub async fn sign(app: &App, request: RequestId, number: i64) -> Result<Option<S
     let Some(_turn) = Turn::take(&app.signing, (request, number)) else {
         return Ok(None);
     };
-    sign_alone(app, request, number).await.map(Some)
+    sign_alone(app, request, number).await
 }
 
 /// The attempts that this process is signing now.
@@ -58,18 +58,29 @@ impl Drop for Turn<'_> {
     }
 }
 
-async fn sign_alone(app: &App, request: RequestId, number: i64) -> Result<Signed, AppError> {
-    let (decision, attempts) = look(&*app.store, "decision", move |unit| {
+async fn sign_alone(
+    app: &App,
+    request: RequestId,
+    number: i64,
+) -> Result<Option<Signed>, AppError> {
+    let (decision, attempts, row) = look(&*app.store, "decision", move |unit| {
         Box::pin(async move {
-            Ok((unit.decision(request, number).await?, unit.attempts(request).await?))
+            let decision = unit.decision(request, number).await?;
+            let attempts = unit.attempts(request).await?;
+            Ok((decision, attempts, unit.transaction(request).await?))
         })
     })
     .await?;
     let decision =
         decision.ok_or_else(|| AppError::internal(format!("{request} has no attempt {number}")))?;
     let stored = attempts.into_iter().find(|attempt| attempt.number == number);
-    if let Some(attempt) = stored.filter(|attempt| attempt.signature.is_some()) {
-        return Ok(Signed { request, attempt });
+    let is_ending = row.is_some_and(|row| row.ending.is_some());
+    match stored {
+        Some(attempt) if attempt.signature.is_some() => {
+            return Ok(Some(Signed { request, attempt }));
+        }
+        Some(attempt) if is_ending && !attempt.is_no_op() => return Ok(None),
+        _ => {}
     }
     let (kind, bytes, digest) = (decision.kind, decision.bytes.clone(), decision.digest);
     let permit = Permit::mint(decision).map_err(AppError::internal)?;
@@ -104,7 +115,7 @@ async fn sign_alone(app: &App, request: RequestId, number: i64) -> Result<Signed
         .into_iter()
         .find(|attempt| attempt.number == number && attempt.signature.is_some())
         .ok_or_else(|| AppError::internal("a signature was stored and is not there"))?;
-    Ok(Signed { request, attempt })
+    Ok(Some(Signed { request, attempt }))
 }
 
 /// The signed bytes of a transaction, read back and compared with the decided ones.

@@ -130,6 +130,10 @@ async fn attempt(app: &App, id: RequestId) -> Result<SignOutcome, AppError> {
             tracing::warn!(request = %id, %error, "decided, not signed yet");
             Ok(SignOutcome::Pending(id))
         }
+        Err(AppError::Store(error @ (StoreError::Unavailable(_) | StoreError::Contended))) => {
+            tracing::warn!(request = %id, %error, "decided, its signature could not be stored yet");
+            Ok(SignOutcome::Pending(id))
+        }
         Err(error) => Err(error),
     }
 }

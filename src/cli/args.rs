@@ -211,6 +211,14 @@ pub enum TxCommand {
         /// Its id.
         id: String,
     },
+    /// Cancel a transaction: at once if it has no nonce, else by a no-op of the same nonce.
+    #[command(
+        after_help = "Example:\n  claviger tx cancel --config ./dev/claviger.toml ID --reason 'wrong payee'"
+    )]
+    Cancel(InterveneArgs),
+    /// Offer the next higher fees for a transaction now, within its caps.
+    #[command(after_help = "Example:\n  claviger tx speed-up --config ./dev/claviger.toml ID")]
+    SpeedUp(InterveneArgs),
     /// List transactions, newest first.
     #[command(
         after_help = "Example:\n  claviger tx list --config ./dev/claviger.toml --status mined"
@@ -226,6 +234,19 @@ pub enum TxCommand {
         #[arg(long, default_value_t = 50)]
         limit: u16,
     },
+}
+
+/// `claviger tx cancel`, `claviger tx speed-up`
+#[derive(Debug, Args)]
+pub struct InterveneArgs {
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+    /// The transaction's id.
+    pub id: String,
+    /// Why, for the audit log.
+    #[arg(long)]
+    pub reason: Option<String>,
 }
 
 /// `claviger policy`

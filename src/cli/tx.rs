@@ -1,6 +1,6 @@
-//! `claviger tx get|list`
+//! `claviger tx get|list|cancel|speed-up`
 
-use crate::cli::args::TxCommand;
+use crate::cli::args::{InterveneArgs, TxCommand};
 use crate::cli::client::{Door, Remote};
 use crate::cli::{Failure, print};
 use crate::core::access::Role;
@@ -8,7 +8,7 @@ use crate::core::id::RequestId;
 use crate::core::tx::state::Status;
 use crate::ports::clock::{Clock, Entropy};
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Runs a transaction command.
 ///
@@ -27,6 +27,8 @@ pub async fn run(
             let found = server.call(Door::Client, Method::GET, &path, None).await?;
             if remote.json { print::json(&found) } else { show_one(&found) }
         }
+        TxCommand::Cancel(args) => intervene(args, "cancel", clock, entropy).await?,
+        TxCommand::SpeedUp(args) => intervene(args, "speed-up", clock, entropy).await?,
         TxCommand::List { remote, status, limit } => {
             let mut path = format!("/v1/transactions?limit={limit}");
             if let Some(name) = status {
@@ -38,6 +40,25 @@ pub async fn run(
             let found = server.call(Door::Client, Method::GET, &path, None).await?;
             if remote.json { print::json(&found) } else { show_many(&found) }
         }
+    }
+    Ok(())
+}
+
+async fn intervene(
+    args: &InterveneArgs,
+    action: &str,
+    clock: &dyn Clock,
+    entropy: &dyn Entropy,
+) -> Result<(), Failure> {
+    let id: RequestId = args.id.parse().map_err(|e| Failure::of("id", e))?;
+    let server = Remote::new(&args.remote, Role::Operator, clock, entropy)?;
+    let path = format!("/v1/transactions/{id}/{action}");
+    let body = json!({ "reason": args.reason });
+    let found = server.call(Door::Client, Method::POST, &path, Some(&body)).await?;
+    if args.remote.json {
+        print::json(&found)
+    } else {
+        show_one(&found)
     }
     Ok(())
 }
@@ -74,8 +95,9 @@ fn show_one(tx: &Value) {
     print::line(&format!("{:<12} {}", "grants", text(decision, "grants")));
     for attempt in list(tx, "attempts") {
         print::line(&format!(
-            "attempt {:<4} {} fee {} tip {} signed {} sent {}",
+            "attempt {:<4} {:<11} {} fee {} tip {} signed {} sent {}",
             text(&attempt, "number"),
+            text(&attempt, "reason"),
             text(&attempt, "hash"),
             text(&attempt, "max_fee_per_gas"),
             text(&attempt, "max_priority_fee_per_gas"),

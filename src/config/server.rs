@@ -152,6 +152,9 @@ pub struct ChainSection {
     /// Bytes that are not mined are sent again this often: `"10s"`.
     #[serde(default = "default_rebroadcast")]
     pub rebroadcast_after: String,
+    /// What the nodes have refused this long, each time it was sent, is given up: a no-op fills its nonce.
+    #[serde(default = "default_refused")]
+    pub refused_patience: String,
     /// How often the chain is looked at: `"2s"`.
     #[serde(default = "default_poll")]
     pub poll_every: String,
@@ -236,6 +239,10 @@ fn default_resend() -> String {
 fn default_rebroadcast() -> String {
     "10s".to_owned()
 }
+fn default_refused() -> String {
+    "1m".to_owned()
+}
+
 fn default_poll() -> String {
     "2s".to_owned()
 }
@@ -363,6 +370,7 @@ fn chain_findings(chain: &ChainSection, say: &mut impl FnMut(String)) {
     for (field, value) in [
         ("resend_after", &chain.resend_after),
         ("rebroadcast_after", &chain.rebroadcast_after),
+        ("refused_patience", &chain.refused_patience),
         ("poll_every", &chain.poll_every),
     ] {
         if duration_ms(value).is_none() {

@@ -10,7 +10,7 @@ use std::str::FromStr;
 pub enum Role {
     /// Asks for signatures and transactions, reads its own.
     Client,
-    /// Reads all transactions, makes keys.
+    /// Reads all transactions, cancels them, speeds them up, makes keys.
     Operator,
     /// Approves or rejects what waits, never its own request.
     Approver,
@@ -64,6 +64,8 @@ pub enum Action {
     ReadOwn,
     /// Read everybody's transactions.
     ReadAll,
+    /// Cancel a transaction, or speed it up.
+    Intervene,
     /// Make an operator key.
     CreateKey,
     /// List keys, groups, chains.
@@ -78,7 +80,7 @@ pub const fn may(role: Role, action: Action) -> bool {
     match action {
         Action::Request | Action::ReadOwn => matches!(role, Role::Client),
         Action::ReadAll | Action::ReadKeys => matches!(role, Role::Operator | Role::Auditor),
-        Action::CreateKey => matches!(role, Role::Operator),
+        Action::CreateKey | Action::Intervene => matches!(role, Role::Operator),
         Action::ReadAudit => matches!(role, Role::Auditor),
     }
 }
@@ -93,6 +95,7 @@ mod tests {
             Action::Request,
             Action::ReadOwn,
             Action::ReadAll,
+            Action::Intervene,
             Action::CreateKey,
             Action::ReadKeys,
             Action::ReadAudit,
@@ -102,5 +105,6 @@ mod tests {
         }
         assert!(!may(Role::Auditor, Action::Request));
         assert!(!may(Role::Auditor, Action::CreateKey));
+        assert!(!may(Role::Auditor, Action::Intervene));
     }
 }

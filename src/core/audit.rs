@@ -35,6 +35,8 @@ pub enum LeafKind {
     Signed,
     /// A request was refused, with reasons.
     Denied,
+    /// An operator said what is to become of a transaction: to cancel it, or to speed it up.
+    Instructed,
     /// A transaction's nonce is final; what became of it and what was settled.
     Settled,
     /// An operator key was made and pinned.
@@ -51,6 +53,7 @@ impl LeafKind {
             Self::Decided => "DECIDED",
             Self::Signed => "SIGNED",
             Self::Denied => "DENIED",
+            Self::Instructed => "INSTRUCTED",
             Self::Settled => "SETTLED",
             Self::KeyCreated => "KEY_CREATED",
             Self::Alarm => "ALARM",

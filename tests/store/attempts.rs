@@ -6,7 +6,8 @@ use crate::fixtures::{
 use alloy::primitives::keccak256;
 use claviger::core::intent::Fees;
 use claviger::core::permit::{DecisionRecord, PayloadKind, RawSignature};
-use claviger::ports::store::{NewAttempt, SignedAttempt, Store, StoreError};
+use claviger::core::tx::state::{Ending, Status};
+use claviger::ports::store::{NO_OP, NewAttempt, SignedAttempt, StatusChange, Store, StoreError};
 use std::sync::Arc;
 
 on_both!(
@@ -16,6 +17,8 @@ on_both!(
     of_two_signatures_the_first_is_kept,
     of_eight_signatures_at_once_one_is_kept,
     an_attempt_reads_back_at_each_step,
+    a_refusal_is_kept_since_the_first_until_it_is_sent_without_one,
+    what_a_no_op_is_to_replace_is_not_signed_any_more,
     what_is_unsigned_is_found_oldest_first,
     a_hash_belongs_to_one_attempt,
     sending_what_was_never_decided_is_an_error,
@@ -140,7 +143,7 @@ async fn an_attempt_reads_back_at_each_step(store: Arc<dyn Store>) {
     let signed = signature(1, 2, 7);
     assert!(sign(&store, signed.clone()).await.unwrap());
     for millis in [300, 400] {
-        commit!(store, [], |unit| unit.mark_sent(request(1), 2, at(millis)).await?).unwrap();
+        commit!(store, [], |unit| unit.mark_sent(request(1), 2, None, at(millis)).await?).unwrap();
         let row = read!(store, [], |unit| unit.attempts(request(1)).await?).remove(1);
         assert_eq!(row.raw.zip(row.hash), signed.envelope);
         assert_eq!(row.signature, Some(signed.signature));
@@ -150,6 +153,40 @@ async fn an_attempt_reads_back_at_each_step(store: Arc<dyn Store>) {
     assert!(sign(&store, SignedAttempt { envelope: None, ..signature(1, 1, 8) }).await.unwrap());
     let row = read!(store, [], |unit| unit.attempts(request(1)).await?).remove(0);
     assert_eq!((row.raw, row.hash, row.signed_at), (None, None, Some(at(200))));
+}
+
+async fn a_refusal_is_kept_since_the_first_until_it_is_sent_without_one(store: Arc<dyn Store>) {
+    add_key(&store, 1).await;
+    assert!(decide(&store, attempt(1, 1)).await);
+    let said = [(300, Some("no")), (400, Some("never")), (500, None), (600, Some("again"))];
+    let since = [Some(at(300)), Some(at(300)), None, Some(at(600))];
+    for ((millis, refusal), since) in said.into_iter().zip(since) {
+        commit!(store, [], |unit| unit.mark_sent(request(1), 1, refusal, at(millis)).await?)
+            .unwrap();
+        let row = read!(store, [], |unit| unit.attempts(request(1)).await?).remove(0);
+        assert_eq!((row.refused_since, row.refusal.as_deref()), (since, refusal));
+        assert_eq!(row.sent_at, Some(at(millis)));
+    }
+}
+
+async fn what_a_no_op_is_to_replace_is_not_signed_any_more(store: Arc<dyn Store>) {
+    add_key(&store, 1).await;
+    insert(&store, vec![transaction(1, 1), transaction(2, 1)]).await;
+    for new in [attempt(1, 1), NewAttempt { reason: NO_OP, ..attempt(1, 2) }, attempt(2, 1)] {
+        assert!(decide(&store, new).await);
+    }
+    let ending = StatusChange {
+        id: request(1),
+        version: 0,
+        status: Status::Cancelling,
+        mined: None,
+        ending: Some(Ending::Cancelled),
+        failure: None,
+        at: at(0),
+    };
+    assert!(commit!(store, [ending], |unit| unit.advance(&ending).await?).unwrap());
+    let unsigned = read!(store, [], |unit| unit.unsigned_attempts().await?);
+    assert_eq!(unsigned, [(request(2), 1), (request(1), 2)]);
 }
 
 async fn what_is_unsigned_is_found_oldest_first(store: Arc<dyn Store>) {
@@ -174,6 +211,6 @@ async fn a_hash_belongs_to_one_attempt(store: Arc<dyn Store>) {
 }
 
 async fn sending_what_was_never_decided_is_an_error(store: Arc<dyn Store>) {
-    let sent = commit!(store, [], |unit| unit.mark_sent(request(1), 1, at(0)).await?);
+    let sent = commit!(store, [], |unit| unit.mark_sent(request(1), 1, None, at(0)).await?);
     assert!(matches!(sent, Err(StoreError::Corrupt(_))), "{sent:?}");
 }

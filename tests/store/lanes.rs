@@ -111,6 +111,7 @@ async fn work_of_a_lane_is_counted_and_ordered(store: Arc<dyn Store>) {
         version: 1,
         status: Status::Finalized,
         mined: None,
+        ending: None,
         failure: None,
         at: crate::fixtures::at(0),
     };

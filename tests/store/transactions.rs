@@ -8,7 +8,7 @@ use claviger::core::amount::Amount;
 use claviger::core::id::{ChainId, ChainName};
 use claviger::core::intent::{AccessListItem, EventSource, FeeAsk, Fees, TxType};
 use claviger::core::principal::Principal;
-use claviger::core::tx::state::Status;
+use claviger::core::tx::state::{Ending, Status};
 use claviger::ports::store::{
     Failure, Filter, MinedRow, NewTransaction, StatusChange, Store, StoreError,
 };
@@ -20,6 +20,7 @@ on_both!(
     an_absent_field_stays_absent,
     an_id_is_stored_once,
     a_change_needs_the_version_that_was_read,
+    why_it_ends_stays_once_it_is_said,
     of_two_changes_at_once_one_is_made,
     a_list_is_newest_first_and_goes_on_from_its_cursor,
     a_filter_keeps_what_matches_all_of_it,
@@ -104,7 +105,15 @@ fn mined() -> MinedRow {
 }
 
 fn change(n: u128, version: i64, status: Status) -> StatusChange {
-    StatusChange { id: request(n), version, status, mined: None, failure: None, at: at(3000) }
+    StatusChange {
+        id: request(n),
+        version,
+        status,
+        mined: None,
+        ending: None,
+        failure: None,
+        at: at(3000),
+    }
 }
 
 async fn advance(store: &Arc<dyn Store>, change: StatusChange) -> bool {
@@ -135,6 +144,26 @@ async fn a_change_needs_the_version_that_was_read(store: Arc<dyn Store>) {
     let row = stored(&store, request(1)).await;
     assert_eq!((row.mined, row.failure), (None, next.failure));
     assert_eq!(row.new, before.new);
+}
+
+async fn why_it_ends_stays_once_it_is_said(store: Arc<dyn Store>) {
+    add_key(&store, 1).await;
+    insert(&store, vec![transaction(1, 1)]).await;
+    assert_eq!(stored(&store, request(1)).await.ending, None);
+    let failure = Some(Failure { code: "refused".to_owned(), detail: "why".to_owned() });
+    let begun = StatusChange {
+        ending: Some(Ending::Failed),
+        failure: failure.clone(),
+        ..change(1, 0, Status::Cancelling)
+    };
+    assert!(advance(&store, begun).await);
+    for (version, mined) in [(1, Some(mined())), (2, None)] {
+        let next = StatusChange { mined, ..change(1, version, Status::Cancelling) };
+        assert!(advance(&store, next.clone()).await);
+        let row = stored(&store, request(1)).await;
+        assert_eq!((row.ending, &row.failure), (Some(Ending::Failed), &failure));
+        assert_eq!(row.mined, next.mined);
+    }
 }
 
 async fn of_two_changes_at_once_one_is_made(store: Arc<dyn Store>) {

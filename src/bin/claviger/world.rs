@@ -101,6 +101,7 @@ fn chain(section: &ChainSection) -> Result<ChainRuntime, Failure> {
         pace: Pace {
             resend_after_ms: ms(&section.resend_after, "resend_after")?,
             rebroadcast_after_ms: ms(&section.rebroadcast_after, "rebroadcast_after")?,
+            refused_patience_ms: ms(&section.refused_patience, "refused_patience")?,
         },
         in_flight_max: i64::from(section.max_in_flight),
     };

@@ -41,6 +41,9 @@ pub struct UnsignedTransaction {
 /// The longest calldata that nodes' pools take, with room for the rest of 128 KiB.
 pub const DATA_BYTES_MAX: usize = 120 * 1024;
 
+/// What a transaction without calldata needs.
+const NO_OP_GAS: u64 = 21_000;
+
 /// The least gas that a transaction of this shape can be mined with: 21,000 (53,000 for a creation), 4 a
 /// zero byte and 16 any other of calldata, 2,400 an address and 1,900 a slot of the access list, and at
 /// least EIP-7623's floor of 10 a token. `None` on overflow.
@@ -103,6 +106,22 @@ impl UnsignedTransaction {
             gas: intent.gas,
             fees,
             access_list: intent.access_list.clone(),
+        }
+    }
+
+    /// The transaction that uses a nonce up and does nothing: nothing sent by an account to itself.
+    #[must_use]
+    pub fn no_op(intent: &TransactionIntent, account: Address, nonce: u64, fees: Fees) -> Self {
+        Self {
+            tx_type: intent.tx_type,
+            chain_id: intent.chain.id,
+            nonce,
+            to: Some(account),
+            value: Amount::ZERO,
+            data: Bytes::new(),
+            gas: NO_OP_GAS,
+            fees,
+            access_list: Vec::new(),
         }
     }
 

@@ -11,13 +11,18 @@ pub enum Status {
     Queued,
     /// A nonce was allocated to it, for ever; from here on it may be on the chain.
     Submitted,
-    /// One of its attempts is in a canonical block that is not final.
+    /// A no-op of the same nonce is out, or about to be: whichever is mined wins, and until that block is
+    /// final neither is told as the end.
+    Cancelling,
+    /// One of its attempts (not a no-op) is in a canonical block that is not final.
     Mined,
     /// End: it succeeded in a final block.
     Finalized,
     /// End: it was mined and reverted in a final block.
     Reverted,
-    /// End: `not_after` passed before it was given a nonce.
+    /// End: it was cancelled, before it was given a nonce or by a no-op that is final.
+    Cancelled,
+    /// End: `not_after` passed before it was given a nonce, or a no-op filled its nonce after that.
     Expired,
     /// End: it will not happen, and `failure` says why.
     Failed,
@@ -25,12 +30,14 @@ pub enum Status {
 
 impl Status {
     /// Every status.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Queued,
         Self::Submitted,
+        Self::Cancelling,
         Self::Mined,
         Self::Finalized,
         Self::Reverted,
+        Self::Cancelled,
         Self::Expired,
         Self::Failed,
     ];
@@ -41,9 +48,11 @@ impl Status {
         match self {
             Self::Queued => "queued",
             Self::Submitted => "submitted",
+            Self::Cancelling => "cancelling",
             Self::Mined => "mined",
             Self::Finalized => "finalized",
             Self::Reverted => "reverted",
+            Self::Cancelled => "cancelled",
             Self::Expired => "expired",
             Self::Failed => "failed",
         }
@@ -58,21 +67,71 @@ impl Status {
     /// Whether nothing can follow.
     #[must_use]
     pub const fn is_end(self) -> bool {
-        matches!(self, Self::Finalized | Self::Reverted | Self::Expired | Self::Failed)
+        matches!(
+            self,
+            Self::Finalized | Self::Reverted | Self::Cancelled | Self::Expired | Self::Failed
+        )
     }
 
     /// Whether `next` may follow. A nonce that was given is never taken back, so nothing leads from
-    /// `submitted` to an end but the final chain.
+    /// `submitted` to an end but the final chain. `mined` goes back to where it was after a reorg.
     #[must_use]
     pub const fn may_become(self, next: Self) -> bool {
         match self {
-            Self::Queued => matches!(next, Self::Submitted | Self::Expired | Self::Failed),
-            Self::Submitted => matches!(next, Self::Mined),
-            Self::Mined => {
-                matches!(next, Self::Mined | Self::Submitted | Self::Finalized | Self::Reverted)
+            Self::Queued => {
+                matches!(next, Self::Submitted | Self::Cancelled | Self::Expired | Self::Failed)
             }
-            Self::Finalized | Self::Reverted | Self::Expired | Self::Failed => false,
+            Self::Submitted => matches!(next, Self::Mined | Self::Cancelling),
+            Self::Cancelling => matches!(
+                next,
+                Self::Cancelling | Self::Mined | Self::Cancelled | Self::Expired | Self::Failed
+            ),
+            Self::Mined => matches!(
+                next,
+                Self::Mined | Self::Submitted | Self::Cancelling | Self::Finalized | Self::Reverted
+            ),
+            Self::Finalized | Self::Reverted | Self::Cancelled | Self::Expired | Self::Failed => {
+                false
+            }
         }
+    }
+}
+
+/// Why a no-op is to take a transaction's nonce: the end that is told once the no-op is final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// An operator cancelled it.
+    Cancelled,
+    /// `not_after` passed.
+    Expired,
+    /// The nodes refuse it for good.
+    Failed,
+}
+
+impl Ending {
+    /// Every reason.
+    pub const ALL: [Self; 3] = [Self::Cancelled, Self::Expired, Self::Failed];
+
+    /// The end that is told.
+    #[must_use]
+    pub const fn status(self) -> Status {
+        match self {
+            Self::Cancelled => Status::Cancelled,
+            Self::Expired => Status::Expired,
+            Self::Failed => Status::Failed,
+        }
+    }
+
+    /// The name in the database: that of its status.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        self.status().name()
+    }
+
+    /// Reads [`Self::name`].
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|ending| ending.name() == name)
     }
 }
 
@@ -92,6 +151,18 @@ mod tests {
             assert_eq!(Status::from_name(status.name()), Some(status));
             let stuck = Status::ALL.into_iter().all(|next| !status.may_become(next));
             assert_eq!(stuck, status.is_end(), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_cancellation_can_only_lose_to_a_block_and_never_be_taken_back() {
+        assert!(!Status::Cancelling.may_become(Status::Submitted));
+        assert!(!Status::Cancelling.may_become(Status::Finalized), "it must be seen mined before");
+        for ending in Ending::ALL {
+            assert_eq!(Ending::from_name(ending.name()), Some(ending));
+            assert!(ending.status().is_end());
+            assert!(Status::Cancelling.may_become(ending.status()));
+            assert!(!Status::Mined.may_become(ending.status()), "a payload is mined");
         }
     }
 

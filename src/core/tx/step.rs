@@ -5,22 +5,26 @@
 use crate::core::intent::{Fees, TxType};
 use crate::core::time::Timestamp;
 use crate::core::tx::fee::{self, Bump, Market};
-use crate::core::tx::state::Status;
+use crate::core::tx::state::{Ending, Status};
 use alloy::primitives::B256;
 
-/// One signed version, as far as deciding goes.
+/// One version that was decided, signed or not, as far as deciding goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptView {
     /// From 1.
     pub number: i64,
-    /// What the chain calls it.
-    pub hash: B256,
+    /// Whether it is the request's no-op, and not what was asked.
+    pub no_op: bool,
     /// Its fees.
     pub fees: Fees,
+    /// What the chain calls it, once signed.
+    pub hash: Option<B256>,
     /// When it was signed.
-    pub signed_at: Timestamp,
+    pub signed_at: Option<Timestamp>,
     /// When it was last sent, if ever.
     pub sent_at: Option<Timestamp>,
+    /// Since when the nodes have refused it for a reason of its own, each time it was sent.
+    pub refused_since: Option<Timestamp>,
 }
 
 /// A transaction with a nonce.
@@ -28,15 +32,19 @@ pub struct AttemptView {
 pub struct TransactionView {
     /// Where it is.
     pub status: Status,
+    /// Why a no-op is to take its nonce, if one is.
+    pub ending: Option<Ending>,
     /// Its nonce.
     pub nonce: u64,
     /// Its envelope.
     pub tx_type: TxType,
-    /// The most that may be offered.
+    /// The most that may be offered for what was asked.
     pub cap: Fees,
+    /// The most that may be offered on the chain for anything.
+    pub chain_cap: Fees,
     /// No new version is signed after this.
     pub not_after: Option<Timestamp>,
-    /// All signed versions, in order.
+    /// All versions, in order.
     pub attempts: Vec<AttemptView>,
     /// The block it was last seen mined in.
     pub mined_in: Option<B256>,
@@ -69,7 +77,7 @@ pub struct ChainLook {
     pub nonce_final: Option<u64>,
     /// The newest final block's height.
     pub final_number: u64,
-    /// What the fee market asks for; needed only if a bump is due.
+    /// What the fee market asks for; needed only if a new version is due.
     pub market: Option<Market>,
 }
 
@@ -80,6 +88,8 @@ pub struct Pace {
     pub resend_after_ms: i64,
     /// Bytes that were sent this long ago and are not mined are sent again, in milliseconds.
     pub rebroadcast_after_ms: i64,
+    /// What the nodes have refused this long, in milliseconds, they refuse for good.
+    pub refused_patience_ms: i64,
 }
 
 /// What to do now.
@@ -87,21 +97,24 @@ pub struct Pace {
 pub enum Step {
     /// Nothing is due.
     Wait,
-    /// It is mined (or mined in another block than before): record where.
-    Mined(Inclusion),
-    /// It was mined, and its block is gone: back to submitted, same bytes again.
-    Reopen,
+    /// It is mined (or mined in another block than before): record where. `Mined`, or `Cancelling` if it
+    /// is the no-op.
+    Mined(Inclusion, Status),
+    /// It was mined, and its block is gone: back to submitted (or cancelling), same bytes again.
+    Reopen(Status),
     /// The block is final: record the end and settle what was reserved.
     End {
         /// Where.
         inclusion: Inclusion,
-        /// Finalized or reverted.
+        /// Finalized or reverted; with a no-op in the block, what the no-op was for.
         status: Status,
     },
     /// Send the bytes of this attempt again.
     Rebroadcast(i64),
     /// Sign a replacement with the same nonce and these fees.
     Replace(Fees),
+    /// Sign a no-op with the same nonce and these fees, for this reason.
+    NoOp(Ending, Fees),
     /// A replacement is due and would be above the cap: same bytes again, and an alert.
     AtCap(i64),
     /// The nonce is final and none of our attempts is what used it.
@@ -112,19 +125,14 @@ pub enum Step {
 #[must_use]
 pub fn step(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) -> Step {
     if let Some(found) = look.inclusion {
-        if found.block_number <= look.final_number {
-            let status = if found.success { Status::Finalized } else { Status::Reverted };
-            return if tx.status == Status::Mined && tx.mined_in == Some(found.block_hash) {
-                Step::End { inclusion: found, status }
-            } else {
-                Step::Mined(found)
-            };
-        }
-        let news = tx.status != Status::Mined || tx.mined_in != Some(found.block_hash);
-        return if news { Step::Mined(found) } else { Step::Wait };
+        return included(tx, look, found);
     }
-    if tx.status == Status::Mined {
-        return if look.displaced { Step::Reopen } else { unseen(now, tx, look, pace) };
+    if tx.mined_in.is_some() {
+        return if look.displaced {
+            Step::Reopen(unmined(tx))
+        } else {
+            unseen(now, tx, look, pace)
+        };
     }
     if look.nonce_final.is_some_and(|used| used > tx.nonce) {
         return Step::ForeignNonce;
@@ -137,152 +145,136 @@ pub fn step(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) 
 fn unseen(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) -> Step {
     let wanted = look.nonce_latest <= tx.nonce;
     let due = |sent_at: Timestamp| now.since(sent_at) >= pace.rebroadcast_after_ms;
-    match tx.attempts.last() {
-        Some(last) if wanted && last.sent_at.is_none_or(due) => Step::Rebroadcast(last.number),
+    match sendable(tx) {
+        Some(newest) if wanted && newest.sent_at.is_none_or(due) => {
+            Step::Rebroadcast(newest.number)
+        }
         _ => Step::Wait,
     }
+}
+
+const fn unmined(tx: &TransactionView) -> Status {
+    match tx.ending {
+        None => Status::Submitted,
+        Some(_) => Status::Cancelling,
+    }
+}
+
+fn included(tx: &TransactionView, look: &ChainLook, found: Inclusion) -> Step {
+    let no_op = tx.attempts.iter().any(|it| it.no_op && it.hash == Some(found.hash));
+    // A no-op is never told as mined: a caller would take it for what it asked.
+    let mined = if no_op { Status::Cancelling } else { Status::Mined };
+    if tx.status != mined || tx.mined_in != Some(found.block_hash) {
+        return Step::Mined(found, mined);
+    }
+    if found.block_number > look.final_number {
+        return Step::Wait;
+    }
+    let status = match (no_op, found.success) {
+        (true, _) => tx.ending.unwrap_or(Ending::Cancelled).status(),
+        (false, true) => Status::Finalized,
+        (false, false) => Status::Reverted,
+    };
+    Step::End { inclusion: found, status }
+}
+
+/// Why a no-op should take the nonce now: it was said before, or its time is over, or the nodes have
+/// refused it for long.
+#[must_use]
+pub fn ending(now: Timestamp, tx: &TransactionView, pace: Pace) -> Option<Ending> {
+    let expired = || tx.not_after.filter(|limit| now > *limit).map(|_| Ending::Expired);
+    let refused = || {
+        let last = tx.attempts.last().filter(|last| !last.no_op)?;
+        let since = last.refused_since?;
+        (now.since(since) >= pace.refused_patience_ms).then_some(Ending::Failed)
+    };
+    tx.ending.or_else(expired).or_else(refused)
+}
+
+/// The newest version that may be sent: once a no-op is to take the nonce, only that.
+#[must_use]
+pub fn sendable(tx: &TransactionView) -> Option<&AttemptView> {
+    let wanted = |it: &&AttemptView| it.signed_at.is_some() && (tx.ending.is_none() || it.no_op);
+    tx.attempts.iter().rev().find(wanted)
 }
 
 fn resend(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) -> Step {
     let Some(last) = tx.attempts.last() else {
         return Step::Wait;
     };
-    let Some(sent_at) = last.sent_at else {
-        return Step::Rebroadcast(last.number);
-    };
     // Mined by the head's count, but without a receipt yet: a node is behind. Nothing new is signed.
-    if look.nonce_latest > tx.nonce {
+    let is_used = look.nonce_latest > tx.nonce;
+    let ending = ending(now, tx, pace);
+    if let (Some(ending), false, false, Some(market)) = (ending, last.no_op, is_used, &look.market)
+        && let Bump::To(fees) = fee::next(last.fees, market, no_op_cap(tx), tx.tx_type)
+    {
+        return Step::NoOp(ending, fees);
+    }
+    let Some(newest) = sendable(tx) else {
+        return Step::Wait;
+    };
+    let Some(sent_at) = newest.sent_at else {
+        return Step::Rebroadcast(newest.number);
+    };
+    if is_used {
         return Step::Wait;
     }
-    let head_of_lane = look.nonce_latest == tx.nonce;
-    let may_sign = tx.not_after.is_none_or(|limit| now <= limit);
-    let overdue = now.since(last.signed_at) >= pace.resend_after_ms;
     let resend_due = now.since(sent_at) >= pace.rebroadcast_after_ms;
-    if head_of_lane
-        && overdue
-        && may_sign
+    if is_overdue(now, tx, look, pace)
         && let Some(market) = &look.market
     {
-        match fee::next(last.fees, market, tx.cap, tx.tx_type) {
-            Bump::To(fees) => return Step::Replace(fees),
-            Bump::AtCap if resend_due => return Step::AtCap(last.number),
-            Bump::AtCap => {}
+        let cap = if last.no_op { no_op_cap(tx) } else { tx.cap };
+        match (fee::next(last.fees, market, cap, tx.tx_type), ending) {
+            (Bump::To(fees), Some(ending)) => return Step::NoOp(ending, fees),
+            (Bump::To(fees), None) => return Step::Replace(fees),
+            (Bump::AtCap, _) if resend_due => return Step::AtCap(newest.number),
+            (Bump::AtCap, _) => {}
         }
     }
-    if resend_due { Step::Rebroadcast(last.number) } else { Step::Wait }
+    if resend_due { Step::Rebroadcast(newest.number) } else { Step::Wait }
+}
+
+/// Whether the head of the lane has waited so long that it is to be outbid. A version that waits for its
+/// signature, or that the nodes refuse whatever it offers, is not.
+fn is_overdue(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) -> bool {
+    let last = tx.attempts.last();
+    let signed_at = last.filter(|last| last.refused_since.is_none()).and_then(|it| it.signed_at);
+    let waited = signed_at.is_some_and(|at| now.since(at) >= pace.resend_after_ms);
+    waited && look.nonce_latest == tx.nonce
+}
+
+/// No-ops have a cap of their own, so that a head at its cap can always be outbid: 110 % of the chain's
+/// cap, or of the highest fees that were ever decided for what was asked.
+fn no_op_cap(tx: &TransactionView) -> Fees {
+    let asked = tx.attempts.iter().filter(|attempt| !attempt.no_op).map(|attempt| attempt.fees);
+    let highest = asked.fold(tx.chain_cap, |highest, fees| Fees {
+        max_fee: highest.max_fee.max(fees.max_fee),
+        max_priority_fee: highest.max_priority_fee.max(fees.max_priority_fee),
+    });
+    Fees {
+        max_fee: fee::minimum(highest.max_fee),
+        max_priority_fee: fee::minimum(highest.max_priority_fee),
+    }
+}
+
+/// The next fees that an operator who cannot wait may offer; `None` at the cap, or where nothing new may
+/// be signed now.
+#[must_use]
+pub fn sped_up(now: Timestamp, tx: &TransactionView, market: &Market) -> Option<Fees> {
+    let last = tx.attempts.last().filter(|last| last.signed_at.is_some())?;
+    let cap = match (tx.ending, last.no_op) {
+        (Some(_), true) => no_op_cap(tx),
+        // Its no-op is about to be decided, or it may not be signed any more.
+        (Some(_), false) => return None,
+        (None, _) if tx.not_after.is_some_and(|limit| now > limit) => return None,
+        (None, _) => tx.cap,
+    };
+    match fee::next(last.fees, market, cap, tx.tx_type) {
+        Bump::To(fees) => Some(fees),
+        Bump::AtCap => None,
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PACE: Pace = Pace { resend_after_ms: 1000, rebroadcast_after_ms: 400 };
-
-    fn at(ms: i64) -> Timestamp {
-        Timestamp::from_millis(ms)
-    }
-
-    fn sent(signed_at: i64, sent_at: Option<i64>) -> TransactionView {
-        let fees = Fees { max_fee: 100, max_priority_fee: 10 };
-        TransactionView {
-            status: Status::Submitted,
-            nonce: 5,
-            tx_type: TxType::Eip1559,
-            cap: Fees { max_fee: 1000, max_priority_fee: 100 },
-            not_after: None,
-            attempts: vec![AttemptView {
-                number: 1,
-                hash: B256::repeat_byte(1),
-                fees,
-                signed_at: at(signed_at),
-                sent_at: sent_at.map(at),
-            }],
-            mined_in: None,
-        }
-    }
-
-    fn look() -> ChainLook {
-        ChainLook {
-            inclusion: None,
-            displaced: false,
-            nonce_latest: 5,
-            nonce_final: Some(5),
-            final_number: 10,
-            market: Some(Market { base_fee: 50, tips: vec![5] }),
-        }
-    }
-
-    fn included(number: u64) -> Inclusion {
-        Inclusion {
-            hash: B256::repeat_byte(1),
-            block_hash: B256::repeat_byte(9),
-            block_number: number,
-            success: true,
-        }
-    }
-
-    #[test]
-    fn stored_bytes_that_were_never_sent_are_sent_before_anything_else() {
-        assert_eq!(step(at(5000), &sent(0, None), &look(), PACE), Step::Rebroadcast(1));
-    }
-
-    #[test]
-    fn the_head_of_the_lane_is_replaced_when_overdue_and_others_only_resent() {
-        assert!(matches!(step(at(1000), &sent(0, Some(900)), &look(), PACE), Step::Replace(_)));
-        assert_eq!(step(at(999), &sent(0, Some(900)), &look(), PACE), Step::Wait);
-        let behind = ChainLook { nonce_latest: 4, ..look() };
-        assert_eq!(step(at(2000), &sent(0, Some(900)), &behind, PACE), Step::Rebroadcast(1));
-    }
-
-    #[test]
-    fn after_not_after_no_replacement_is_signed() {
-        let tx = TransactionView { not_after: Some(at(500)), ..sent(0, Some(900)) };
-        assert_eq!(step(at(2000), &tx, &look(), PACE), Step::Rebroadcast(1));
-    }
-
-    #[test]
-    fn at_the_cap_the_same_bytes_go_out_again() {
-        let cap = Fees { max_fee: 105, max_priority_fee: 100 };
-        let tx = TransactionView { cap, ..sent(0, Some(100)) };
-        assert_eq!(step(at(2000), &tx, &look(), PACE), Step::AtCap(1));
-    }
-
-    #[test]
-    fn a_count_ahead_of_the_receipts_signs_nothing() {
-        let look = ChainLook { nonce_latest: 6, ..look() };
-        assert_eq!(step(at(9000), &sent(0, Some(0)), &look, PACE), Step::Wait);
-    }
-
-    #[test]
-    fn an_end_is_told_only_for_the_recorded_block_once_it_is_final() {
-        let mut tx = sent(0, Some(0));
-        let look = ChainLook { inclusion: Some(included(10)), nonce_latest: 6, ..look() };
-        assert_eq!(step(at(1), &tx, &look, PACE), Step::Mined(included(10)));
-        tx.status = Status::Mined;
-        tx.mined_in = Some(B256::repeat_byte(9));
-        let end = step(at(2), &tx, &look, PACE);
-        assert_eq!(end, Step::End { inclusion: included(10), status: Status::Finalized });
-        let young = ChainLook { final_number: 9, ..look };
-        assert_eq!(step(at(3), &tx, &young, PACE), Step::Wait);
-    }
-
-    #[test]
-    fn a_vanished_block_reopens_and_a_foreign_final_nonce_is_told() {
-        let mut tx = sent(0, Some(0));
-        tx.status = Status::Mined;
-        tx.mined_in = Some(B256::repeat_byte(9));
-        assert_eq!(step(at(1), &tx, &look(), PACE), Step::Wait, "the node is behind");
-        let later = step(at(9000), &tx, &look(), PACE);
-        assert_eq!(later, Step::Rebroadcast(1), "never a replacement");
-        let foreign = ChainLook { nonce_final: Some(6), nonce_latest: 6, ..look() };
-        assert_eq!(step(at(1), &tx, &foreign, PACE), Step::Wait, "only the receipt is behind");
-        for look in [look(), foreign.clone()] {
-            let look = ChainLook { displaced: true, ..look };
-            assert_eq!(step(at(1), &tx, &look, PACE), Step::Reopen, "{look:?}");
-        }
-        let sent = sent(0, Some(0));
-        assert_eq!(step(at(1), &sent, &foreign, PACE), Step::ForeignNonce);
-        let unknown = ChainLook { nonce_final: None, ..foreign };
-        assert_eq!(step(at(1), &sent, &unknown, PACE), Step::Wait);
-    }
-}
+#[path = "step_tests.rs"]
+mod tests;

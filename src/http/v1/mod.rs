@@ -1,6 +1,7 @@
 //! The client listener: `/v1`.
 
 pub mod health;
+pub mod interventions;
 pub mod parse;
 pub mod show;
 pub mod signatures;
@@ -15,6 +16,8 @@ pub fn router(state: HttpState) -> Router {
     Router::new()
         .route("/v1/transactions", post(transactions::create).get(transactions::list))
         .route("/v1/transactions/{id}", get(transactions::read))
+        .route("/v1/transactions/{id}/cancel", post(interventions::cancel))
+        .route("/v1/transactions/{id}/speed-up", post(interventions::speed_up))
         .route("/v1/signatures", post(signatures::create))
         .route("/v1/signatures/{id}", get(signatures::read))
         .route("/healthz", get(health::healthz))

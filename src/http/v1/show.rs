@@ -2,6 +2,7 @@
 
 use crate::app::read::FullTransaction;
 use crate::core::key::OperatorKey;
+use crate::core::tx::state::Status;
 use crate::ports::store::{AttemptRow, DecisionSummary, MinedRow, SignatureRow};
 use serde_json::{Map, Value, json};
 
@@ -34,7 +35,8 @@ pub fn transaction(full: &FullTransaction) -> Value {
     if let Some(mined) = &row.mined {
         optional.insert("receipt".to_owned(), receipt(mined));
     }
-    if let Some(failure) = &row.failure {
+    let tells_failure = matches!(row.status, Status::Failed | Status::Cancelling);
+    if let Some(failure) = row.failure.as_ref().filter(|_| tells_failure) {
         let shown = json!({ "code": failure.code, "detail": failure.detail });
         optional.insert("failure".to_owned(), shown);
     }
@@ -63,6 +65,7 @@ fn attempt(attempt: &AttemptRow) -> Value {
     json!({
         "number": attempt.number,
         "reason": attempt.reason,
+        "kind": if attempt.is_no_op() { "no_op" } else { "payload" },
         "hash": attempt.hash.map(|hash| format!("{hash:#x}")),
         "raw": attempt.raw.as_ref().map(|raw| format!("{raw:#x}")),
         "max_fee_per_gas": attempt.fees.max_fee.to_string(),
@@ -70,6 +73,8 @@ fn attempt(attempt: &AttemptRow) -> Value {
         "decided_at": attempt.decided_at.to_string(),
         "signed_at": attempt.signed_at.map(|at| at.to_string()),
         "sent_at": attempt.sent_at.map(|at| at.to_string()),
+        "refused_since": attempt.refused_since.map(|at| at.to_string()),
+        "refusal": attempt.refusal,
     })
 }
 

@@ -19,7 +19,7 @@ use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// The body of `POST /v1/signatures`: exactly one of the three things to sign.
@@ -176,8 +176,17 @@ pub async fn create(
         SignOutcome::Signed(id) => (id, StatusCode::CREATED),
         SignOutcome::Pending(id) => (id, StatusCode::ACCEPTED),
     };
-    let row = reading::signature(&state.app, id, None).await?;
     let location = format!("/v1/signatures/{id}");
+    let row = match reading::signature(&state.app, id, None).await {
+        Ok(row) => row,
+        // Decided is decided: the same key, or the resource, gives the signature later.
+        Err(error) => {
+            tracing::warn!(request = %id, %error, "decided, and could not be read back");
+            let known = json!({ "id": id.to_string() });
+            let code = StatusCode::ACCEPTED;
+            return Ok((code, [(LOCATION, location)], Json(known)).into_response());
+        }
+    };
     Ok((code, [(LOCATION, location)], Json(show::signature(&row))).into_response())
 }
 

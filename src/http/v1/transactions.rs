@@ -154,14 +154,22 @@ pub async fn create(
         Accepted::New(id) => (id, StatusCode::CREATED),
         Accepted::Before(id) => (id, StatusCode::OK),
     };
-    // Accepted is accepted: from here on nothing but the resource is told.
-    let found = reading::transaction(&state.app, id, None).await?;
+    let location = format!("/v1/transactions/{id}");
+    let found = match reading::transaction(&state.app, id, None).await {
+        Ok(found) => found,
+        // Accepted is accepted: from here on nothing but the resource is told, however little is known.
+        Err(error) if code == StatusCode::CREATED => {
+            tracing::warn!(request = %id, %error, "accepted, and could not be read back");
+            let known = json!({ "id": id.to_string(), "status": Status::Queued.name() });
+            return Ok((code, [(LOCATION, location)], Json(known)).into_response());
+        }
+        Err(error) => return Err(error.into()),
+    };
     start_lane(&state.app, &found);
     let found = wait_until(&state.app, found, wait, |full| {
         full.row.status.is_end() || full.attempts.iter().any(|attempt| attempt.hash.is_some())
     })
     .await;
-    let location = format!("/v1/transactions/{id}");
     Ok((code, [(LOCATION, location)], Json(show::transaction(&found))).into_response())
 }
 

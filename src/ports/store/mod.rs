@@ -238,17 +238,19 @@ pub trait Unit: Send {
     /// The attempts of a request, in order.
     async fn attempts(&mut self, request: RequestId) -> Result<Vec<AttemptRow>, StoreError>;
 
-    /// Decisions without a signature, oldest first.
+    /// Decisions without a signature, oldest first; without those of what a no-op is to replace.
     async fn unsigned_attempts(&mut self) -> Result<Vec<(RequestId, i64)>, StoreError>;
 
     /// Stores the signature of a decided attempt. `false` if it has one: the loser throws its away.
     async fn store_signature(&mut self, signed: &SignedAttempt) -> Result<bool, StoreError>;
 
-    /// Records that the bytes were handed to nodes.
+    /// Records that the bytes were handed to nodes, and what they said if all refused them: kept since the
+    /// first refusal, until they are sent without one.
     async fn mark_sent(
         &mut self,
         request: RequestId,
         attempt: i64,
+        refusal: Option<&str>,
         at: Timestamp,
     ) -> Result<(), StoreError>;
 

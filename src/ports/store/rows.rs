@@ -7,7 +7,7 @@ use crate::core::key::{CkaId, NonceMode};
 use crate::core::permit::{PayloadKind, RawSignature};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
-use crate::core::tx::state::Status;
+use crate::core::tx::state::{Ending, Status};
 use alloy::primitives::{Address, B256, Bytes};
 
 /// An idempotency key and what it is bound to.
@@ -109,7 +109,9 @@ pub struct TransactionRow {
     pub nonce: Option<u64>,
     /// Where it is mined, if it is.
     pub mined: Option<MinedRow>,
-    /// Why it failed, if it did.
+    /// Why a no-op is to take its nonce, or took it.
+    pub ending: Option<Ending>,
+    /// Why it failed, if it did or is about to.
     pub failure: Option<Failure>,
     /// Last change.
     pub updated_at: Timestamp,
@@ -128,7 +130,9 @@ pub struct StatusChange {
     pub status: Status,
     /// Where it is mined now; cleared if `None`.
     pub mined: Option<MinedRow>,
-    /// Why it failed.
+    /// Why a no-op is to take its nonce; once said it stays, and `None` leaves it.
+    pub ending: Option<Ending>,
+    /// Why it failed; once said it stays, and `None` leaves it.
     pub failure: Option<Failure>,
     /// Now.
     pub at: Timestamp,
@@ -181,7 +185,7 @@ pub struct NewAttempt {
     pub request: RequestId,
     /// From 1.
     pub number: i64,
-    /// Why there is this attempt: `first`, `replacement`, …
+    /// Why there is this attempt: `first`, `replacement`, `speed_up` or [`NO_OP`].
     pub reason: &'static str,
     /// The key.
     pub key: KeyId,
@@ -235,6 +239,21 @@ pub struct AttemptRow {
     pub signed_at: Option<Timestamp>,
     /// When it was last handed to nodes.
     pub sent_at: Option<Timestamp>,
+    /// Since when, each time it was sent, the nodes have refused it for a reason of its own.
+    pub refused_since: Option<Timestamp>,
+    /// What they said.
+    pub refusal: Option<String>,
+}
+
+/// The `reason` of an attempt that is a no-op. Those of other attempts are for people.
+pub const NO_OP: &str = "no_op";
+
+impl AttemptRow {
+    /// Whether it is its request's no-op, and not what was asked.
+    #[must_use]
+    pub fn is_no_op(&self) -> bool {
+        self.reason == NO_OP
+    }
 }
 
 /// A request for a signature that was just allowed.

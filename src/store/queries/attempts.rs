@@ -18,11 +18,17 @@ statements! {
         FROM attempts a JOIN operator_keys k ON k.id = a.key_id \
         WHERE a.request_id = $1 AND a.number = $2";
     ATTEMPTS = "SELECT * FROM attempts WHERE request_id = $1 ORDER BY number";
-    UNSIGNED_ATTEMPTS = "SELECT request_id, number FROM attempts WHERE signature IS NULL \
-        ORDER BY decided_at, request_id, number";
+    UNSIGNED_ATTEMPTS = "SELECT a.request_id, a.number FROM attempts a \
+        WHERE a.signature IS NULL AND (a.reason = 'no_op' OR NOT EXISTS (SELECT 1 \
+        FROM transactions t WHERE t.id = a.request_id AND t.ending IS NOT NULL)) \
+        ORDER BY a.decided_at, a.request_id, a.number";
     STORE_SIGNATURE = "UPDATE attempts SET signature = $3, raw = $4, hash = $5, signed_at = $6 \
         WHERE request_id = $1 AND number = $2 AND signature IS NULL";
-    MARK_SENT = "UPDATE attempts SET sent_at = $3 WHERE request_id = $1 AND number = $2";
+    MARK_SENT = "UPDATE attempts SET sent_at = $3, refused_since = NULL, refusal = NULL \
+        WHERE request_id = $1 AND number = $2";
+    MARK_REFUSED = "UPDATE attempts SET sent_at = $3, \
+        refused_since = COALESCE(refused_since, $3), refusal = $4 \
+        WHERE request_id = $1 AND number = $2";
 }
 
 #[derive(FromRow)]
@@ -38,6 +44,8 @@ pub(super) struct AttemptColumns {
     hash: Option<Vec<u8>>,
     signed_at: Option<i64>,
     sent_at: Option<i64>,
+    refused_since: Option<i64>,
+    refusal: Option<String>,
 }
 
 impl AttemptColumns {
@@ -53,6 +61,8 @@ impl AttemptColumns {
             hash: self.hash.as_deref().map(hash).transpose()?,
             signed_at: self.signed_at.map(Timestamp::from_millis),
             sent_at: self.sent_at.map(Timestamp::from_millis),
+            refused_since: self.refused_since.map(Timestamp::from_millis),
+            refusal: self.refusal,
         })
     }
 }
@@ -163,8 +173,16 @@ pub(super) async fn mark_sent(
     tx: &mut Tx,
     request: RequestId,
     attempt: i64,
+    refusal: Option<&str>,
     at: Timestamp,
 ) -> Result<(), StoreError> {
-    let rows = tx.execute(MARK_SENT, values![request.to_string(), attempt, at.millis()]).await?;
+    let mut values = values![request.to_string(), attempt, at.millis()];
+    let rows = match refusal {
+        None => tx.execute(MARK_SENT, values).await?,
+        Some(refusal) => {
+            values.extend(values![refusal]);
+            tx.execute(MARK_REFUSED, values).await?
+        }
+    };
     exactly_one(tx, "mark_sent", rows)
 }

@@ -21,11 +21,12 @@ statements! {
     WAITING_ACCOUNTS = "SELECT DISTINCT address FROM transactions WHERE chain_id = $1 \
         AND status = 'queued' ORDER BY address";
     IN_FLIGHT = "SELECT COUNT(*) AS n FROM transactions WHERE chain_id = $1 \
-        AND status = 'submitted' AND address = $2";
+        AND status IN ('submitted', 'cancelling') AND mined_hash IS NULL AND address = $2";
     QUEUED = "SELECT COUNT(*) AS n FROM transactions WHERE chain_id = $1 AND status = 'queued' \
         AND address = $2";
-    OWED = "SELECT * FROM transactions WHERE chain_id = $1 AND status = 'submitted' \
-        AND address = $2 ORDER BY nonce";
+    OWED = "SELECT * FROM transactions WHERE chain_id = $1 \
+        AND status IN ('submitted', 'cancelling') AND mined_hash IS NULL AND address = $2 \
+        ORDER BY nonce";
     TAKE_NONCE = "UPDATE lanes SET next_nonce = next_nonce + 1, version = version + 1 \
         WHERE chain_id = $1 AND address = $2 AND version = $3 AND halted IS NULL \
         AND mode = 'managed'";

@@ -34,11 +34,13 @@ statements! {
         AND (signer = $5 OR $5 IS NULL) \
         AND created_at >= $6 AND created_at < $7 AND seq < $8 ORDER BY seq DESC LIMIT $9";
     OPEN_TRANSACTIONS = "SELECT * FROM transactions WHERE chain_id = $1 \
-        AND status IN ('submitted', 'mined') ORDER BY address, nonce";
+        AND status IN ('submitted', 'cancelling', 'mined') ORDER BY address, nonce";
     COUNT_BY_STATUS = "SELECT status, COUNT(*) AS n FROM transactions GROUP BY status";
     ADVANCE = "UPDATE transactions SET status = $3, mined_hash = $4, mined_block = $5, \
         mined_number = $6, mined_gas_used = $7, mined_price = $8, mined_success = $9, \
-        failure_code = $10, failure_detail = $11, updated_at = $12, version = version + 1 \
+        failure_code = COALESCE($10, failure_code), \
+        failure_detail = COALESCE($11, failure_detail), updated_at = $12, \
+        ending = COALESCE($13, ending), version = version + 1 \
         WHERE id = $1 AND version = $2";
     APPEND_EVENT = "INSERT INTO events (id, kind, subject, data, created_at) \
         VALUES ($1, $2, $3, $4, $5)";
@@ -239,6 +241,7 @@ pub(super) async fn advance(tx: &mut Tx, change: &StatusChange) -> Result<bool, 
         failure.map(|failure| failure.code.clone()),
         failure.map(|failure| failure.detail.clone()),
         change.at.millis(),
+        change.ending.map(|ending| ending.name().to_owned()),
     ];
     Ok(tx.execute(ADVANCE, values).await? == 1)
 }

@@ -7,7 +7,7 @@ use crate::core::intent::{
 };
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
-use crate::core::tx::state::Status;
+use crate::core::tx::state::{Ending, Status};
 use crate::ports::store::{
     DecisionSummary, Failure, MinedRow, NewTransaction, StoreError, TransactionRow,
 };
@@ -84,6 +84,7 @@ pub(super) struct TransactionColumns {
     mined_success: Option<i64>,
     failure_code: Option<String>,
     failure_detail: Option<String>,
+    ending: Option<String>,
     created_at: i64,
     updated_at: i64,
     version: i64,
@@ -103,6 +104,7 @@ impl TransactionColumns {
             status: Status::from_name(&self.status).ok_or_else(|| corrupt("a status"))?,
             nonce: self.nonce.map(to_u64).transpose()?,
             mined,
+            ending: ending(self.ending.as_deref())?,
             failure,
             updated_at: Timestamp::from_millis(self.updated_at),
             version: self.version,
@@ -165,6 +167,10 @@ impl TransactionColumns {
             success: number(self.mined_success)? == 1,
         }))
     }
+}
+
+fn ending(name: Option<&str>) -> Result<Option<Ending>, StoreError> {
+    name.map(|name| Ending::from_name(name).ok_or_else(|| corrupt("an ending"))).transpose()
 }
 
 /// A decision's summary from its columns.

@@ -162,9 +162,10 @@ impl Unit for Tx {
         &mut self,
         request: RequestId,
         attempt: i64,
+        refusal: Option<&str>,
         at: Timestamp,
     ) -> Result<(), StoreError> {
-        kept!(self, attempts::mark_sent(self, request, attempt, at))
+        kept!(self, attempts::mark_sent(self, request, attempt, refusal, at))
     }
 
     async fn insert_signature(&mut self, row: &NewSignatureRequest) -> Result<(), StoreError> {

@@ -1,0 +1,152 @@
+//! Decide another version at the nonce that a transaction has: what was asked at higher fees, or a no-op;
+//! then sign it and send it. Whichever is mined wins.
+
+use crate::app::{App, AppError, ChainRuntime, lane, record, send, sign};
+use crate::core::audit::EncodedLeaf;
+use crate::core::evm::transaction::UnsignedTransaction;
+use crate::core::intent::Fees;
+use crate::core::time::Timestamp;
+use crate::core::tx::state::{Ending, Status};
+use crate::ports::store::{
+    AttemptRow, End, Failure, NO_OP, NewAttempt, NewEvent, StatusChange, StoreError,
+    TransactionRow, Unit, unit,
+};
+use std::sync::Arc;
+
+/// What the new version is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// What was asked, for this reason.
+    Asked(&'static str),
+    /// A no-op, for this reason.
+    NoOp(Ending),
+}
+
+/// Everything that the unit writes.
+struct Decision {
+    row: TransactionRow,
+    attempt: NewAttempt,
+    decided: EncodedLeaf,
+    /// An operator's word, where there was one.
+    instructed: Option<EncodedLeaf>,
+    /// The change to `cancelling`, and its event, where this begins it.
+    begins: Option<(StatusChange, NewEvent)>,
+}
+
+/// Decides, signs and sends. `false` if the transaction has moved on meanwhile: nothing was decided.
+///
+/// # Errors
+/// When the store, or the HSM, does not answer. What was decided is signed later.
+pub async fn outbid(
+    app: &App,
+    chain: &ChainRuntime,
+    (row, attempts): (&TransactionRow, &[AttemptRow]),
+    version: Version,
+    fees: Fees,
+    instructed: Option<EncodedLeaf>,
+) -> Result<bool, AppError> {
+    let now = app.clock.now();
+    let last = attempts.last().map_or(0, |attempt| attempt.number);
+    let number = last.checked_add(1).ok_or_else(|| AppError::internal("too many attempts"))?;
+    let decision = Arc::new(decision(app, (row, attempts), version, fees, instructed, now)?);
+    let decided = unit(&*app.store, "decide_version", move |unit| {
+        let decision = decision.clone();
+        Box::pin(async move {
+            let stored = store(unit, &decision).await?;
+            Ok(if stored { End::Commit(true) } else { End::Rollback(false) })
+        })
+    })
+    .await?;
+    if !decided {
+        return Ok(false);
+    }
+    app.changed();
+    crate::failpoint!("outbid.after_decided");
+    if let Some(signed) = sign::sign(app, row.new.id, number).await? {
+        send::send(app, chain, &signed).await?;
+    }
+    Ok(true)
+}
+
+fn decision(
+    app: &App,
+    (row, attempts): (&TransactionRow, &[AttemptRow]),
+    version: Version,
+    fees: Fees,
+    instructed: Option<EncodedLeaf>,
+    now: Timestamp,
+) -> Result<Decision, AppError> {
+    let number = attempts.last().map_or(0, |attempt| attempt.number).saturating_add(1);
+    let nonce = row.nonce.ok_or_else(|| AppError::internal("another version needs a nonce"))?;
+    let intent = &row.new.intent;
+    let (attempt, decided, begins) = match version {
+        Version::Asked(reason) => {
+            let unsigned = UnsignedTransaction::from_intent(intent, nonce, fees);
+            let attempt = lane::new_attempt(row, &unsigned, number, reason, now)?;
+            let leaf = record::decided(&attempt, &row.new.decision_json)?;
+            (attempt, leaf, None)
+        }
+        Version::NoOp(ending) => {
+            let failure = (ending == Ending::Failed).then(|| refused(attempts));
+            let unsigned = UnsignedTransaction::no_op(intent, row.new.address, nonce, fees);
+            let attempt = lane::new_attempt(row, &unsigned, number, NO_OP, now)?;
+            let why = record::no_op_decision(ending, failure.as_ref().or(row.failure.as_ref()));
+            let leaf = record::decided(&attempt, &why)?;
+            let begins = row.ending.is_none().then(|| begin(app, row, ending, failure, now));
+            (attempt, leaf, begins)
+        }
+    };
+    Ok(Decision { row: row.clone(), attempt, decided, instructed, begins })
+}
+
+/// What the nodes said last.
+fn refused(attempts: &[AttemptRow]) -> Failure {
+    let said = attempts.last().and_then(|attempt| attempt.refusal.clone());
+    Failure { code: "refused-by-nodes".to_owned(), detail: said.unwrap_or_default() }
+}
+
+/// The change to `cancelling`.
+pub(crate) fn begin(
+    app: &App,
+    row: &TransactionRow,
+    ending: Ending,
+    failure: Option<Failure>,
+    now: Timestamp,
+) -> (StatusChange, NewEvent) {
+    let change = StatusChange {
+        id: row.new.id,
+        version: row.version,
+        status: Status::Cancelling,
+        mined: None,
+        ending: Some(ending),
+        failure,
+        at: now,
+    };
+    let event = record::status_event(row, Status::Cancelling, app.entropy.uuid().to_string(), now);
+    (change, event)
+}
+
+async fn store(unit: &mut dyn Unit, decision: &Decision) -> Result<bool, StoreError> {
+    let id = decision.row.new.id;
+    let Some(found) = unit.transaction(id).await? else {
+        return Ok(false);
+    };
+    // Nobody may have ended it, seen it mined, or begun to cancel it since it was looked at.
+    if found.version != decision.row.version || found.mined.is_some() {
+        return Ok(false);
+    }
+    if let Some((change, event)) = &decision.begins {
+        if !unit.advance(change).await? {
+            return Ok(false);
+        }
+        unit.append_event(event).await?;
+    }
+    if !unit.insert_attempt(&decision.attempt).await? {
+        return Ok(false);
+    }
+    if let Some(leaf) = &decision.instructed {
+        unit.append_leaf(leaf).await?;
+    }
+    unit.append_leaf(&decision.decided).await?;
+    Ok(true)
+}

@@ -1,0 +1,46 @@
+//! Offer more now, without waiting until a replacement is due: an operator's word, within the caps that
+//! were decided. Of a transaction that is being cancelled, the no-op is sped up.
+
+use crate::app::cancel::conflict;
+use crate::app::outbid::{Version, outbid};
+use crate::app::record::Instruction;
+use crate::app::{App, AppError, follow, read, record};
+use crate::core::id::RequestId;
+use crate::core::tx::state::Status;
+use crate::core::tx::step::sped_up;
+use crate::ports::chain::BlockAt;
+
+/// Signs and sends another version at the next higher fees.
+///
+/// # Errors
+/// `NotFound`; `Conflict` where there is nothing to speed up: not sent yet, mined, over, or at its cap.
+/// When store, nodes or HSM do not answer.
+pub async fn speed_up(app: &App, id: RequestId, said: &Instruction) -> Result<(), AppError> {
+    let found = read::transaction(app, id, None).await?;
+    let (row, attempts) = (&found.row, &found.attempts);
+    if !matches!(row.status, Status::Submitted | Status::Cancelling) || row.mined.is_some() {
+        return Err(conflict(row, "sped up"));
+    }
+    let chain = app.chains.get(&row.new.intent.chain.name).ok_or(AppError::NotFound)?;
+    let busy = |detail: &str| AppError::Conflict { detail: detail.to_owned(), request: Some(id) };
+    let nonce = row.nonce.ok_or_else(|| AppError::internal("it is submitted without a nonce"))?;
+    if chain.port.nonce(row.new.address, BlockAt::Latest).await? > nonce {
+        return Err(busy("its nonce is used in the newest block"));
+    }
+    if attempts.last().is_none_or(|last| last.signature.is_none()) {
+        return Err(busy("its newest attempt is not signed yet"));
+    }
+    let now = app.clock.now();
+    let market = chain.market(now).await?;
+    let view = follow::view(row, nonce, attempts, chain.settings.cap);
+    let Some(fees) = sped_up(now, &view, &market) else {
+        return Err(busy("its fees are at their cap, or its time is over"));
+    };
+    let version = row.ending.map_or(Version::Asked("speed_up"), Version::NoOp);
+    let leaf = record::instructed(id, "speed_up", said, now)?;
+    if outbid(app, chain, (row, attempts), version, fees, Some(leaf)).await? {
+        Ok(())
+    } else {
+        Err(busy("it changed meanwhile"))
+    }
+}

@@ -1,0 +1,287 @@
+use super::*;
+use proptest::prelude::*;
+
+const PACE: Pace =
+    Pace { resend_after_ms: 1000, rebroadcast_after_ms: 400, refused_patience_ms: 3000 };
+
+fn at(ms: i64) -> Timestamp {
+    Timestamp::from_millis(ms)
+}
+
+fn fees(max_fee: u128, max_priority_fee: u128) -> Fees {
+    Fees { max_fee, max_priority_fee }
+}
+
+fn attempt(number: u8, signed_at: i64, sent_at: Option<i64>) -> AttemptView {
+    AttemptView {
+        number: i64::from(number),
+        no_op: false,
+        hash: Some(B256::repeat_byte(number)),
+        fees: fees(100, 10),
+        signed_at: Some(at(signed_at)),
+        sent_at: sent_at.map(at),
+        refused_since: None,
+    }
+}
+
+fn no_op(number: u8, signed_at: i64, sent_at: Option<i64>) -> AttemptView {
+    AttemptView { no_op: true, fees: fees(110, 11), ..attempt(number, signed_at, sent_at) }
+}
+
+fn sent(signed_at: i64, sent_at: Option<i64>) -> TransactionView {
+    TransactionView {
+        status: Status::Submitted,
+        ending: None,
+        nonce: 5,
+        tx_type: TxType::Eip1559,
+        cap: fees(1000, 100),
+        chain_cap: fees(1000, 100),
+        not_after: None,
+        attempts: vec![attempt(1, signed_at, sent_at)],
+        mined_in: None,
+    }
+}
+
+fn cancelling(attempts: Vec<AttemptView>) -> TransactionView {
+    TransactionView {
+        status: Status::Cancelling,
+        ending: Some(Ending::Cancelled),
+        attempts,
+        ..sent(0, None)
+    }
+}
+
+fn look() -> ChainLook {
+    ChainLook {
+        inclusion: None,
+        displaced: false,
+        nonce_latest: 5,
+        nonce_final: Some(5),
+        final_number: 10,
+        market: Some(Market { base_fee: 50, tips: vec![5] }),
+    }
+}
+
+fn included(attempt: u8, number: u64) -> Inclusion {
+    Inclusion {
+        hash: B256::repeat_byte(attempt),
+        block_hash: B256::repeat_byte(9),
+        block_number: number,
+        success: true,
+    }
+}
+
+#[test]
+fn stored_bytes_that_were_never_sent_are_sent_before_anything_else() {
+    assert_eq!(step(at(5000), &sent(0, None), &look(), PACE), Step::Rebroadcast(1));
+    let used = ChainLook { nonce_latest: 6, ..look() };
+    assert_eq!(step(at(5000), &sent(0, None), &used, PACE), Step::Rebroadcast(1));
+}
+
+#[test]
+fn the_head_of_the_lane_is_replaced_when_overdue_and_others_only_resent() {
+    assert!(matches!(step(at(1000), &sent(0, Some(900)), &look(), PACE), Step::Replace(_)));
+    assert_eq!(step(at(999), &sent(0, Some(900)), &look(), PACE), Step::Wait);
+    let behind = ChainLook { nonce_latest: 4, ..look() };
+    assert_eq!(step(at(2000), &sent(0, Some(900)), &behind, PACE), Step::Rebroadcast(1));
+}
+
+#[test]
+fn after_not_after_a_no_op_takes_the_nonce_and_no_replacement_is_signed() {
+    let mut tx = TransactionView { not_after: Some(at(500)), ..sent(0, Some(400)) };
+    assert_eq!(step(at(500), &tx, &look(), PACE), Step::Wait, "in time to the millisecond");
+    let Step::NoOp(Ending::Expired, offered) = step(at(501), &tx, &look(), PACE) else {
+        panic!("a no-op");
+    };
+    assert!(offered.max_fee >= 110 && offered.max_priority_fee >= 11);
+    assert!(sped_up(at(501), &tx, &look().market.unwrap()).is_none());
+    let unknown = ChainLook { market: None, ..look() };
+    assert_eq!(step(at(900), &tx, &unknown, PACE), Step::Rebroadcast(1));
+    tx.attempts[0].signed_at = None;
+    tx.attempts[0].sent_at = None;
+    let due = step(at(501), &tx, &look(), PACE);
+    assert!(matches!(due, Step::NoOp(..)), "what was never signed needs no signature: {due:?}");
+}
+
+#[test]
+fn at_the_cap_the_same_bytes_go_out_again() {
+    let tx = TransactionView { cap: fees(105, 100), ..sent(0, Some(100)) };
+    assert_eq!(step(at(2000), &tx, &look(), PACE), Step::AtCap(1));
+}
+
+#[test]
+fn a_count_ahead_of_the_receipts_signs_nothing() {
+    let look = ChainLook { nonce_latest: 6, ..look() };
+    assert_eq!(step(at(9000), &sent(0, Some(0)), &look, PACE), Step::Wait);
+    let cancelled = cancelling(vec![attempt(1, 0, Some(0))]);
+    assert_eq!(step(at(9000), &cancelled, &look, PACE), Step::Wait);
+}
+
+#[test]
+fn an_end_is_told_only_for_the_recorded_block_once_it_is_final() {
+    let mut tx = sent(0, Some(0));
+    let look = ChainLook { inclusion: Some(included(1, 10)), nonce_latest: 6, ..look() };
+    assert_eq!(step(at(1), &tx, &look, PACE), Step::Mined(included(1, 10), Status::Mined));
+    tx.status = Status::Mined;
+    tx.mined_in = Some(B256::repeat_byte(9));
+    let end = step(at(2), &tx, &look, PACE);
+    assert_eq!(end, Step::End { inclusion: included(1, 10), status: Status::Finalized });
+    let young = ChainLook { final_number: 9, ..look };
+    assert_eq!(step(at(3), &tx, &young, PACE), Step::Wait);
+}
+
+#[test]
+fn a_vanished_block_reopens_and_a_foreign_final_nonce_is_told() {
+    let mut tx = sent(0, Some(0));
+    tx.status = Status::Mined;
+    tx.mined_in = Some(B256::repeat_byte(9));
+    assert_eq!(step(at(1), &tx, &look(), PACE), Step::Wait, "the node is behind");
+    let later = step(at(9000), &tx, &look(), PACE);
+    assert_eq!(later, Step::Rebroadcast(1), "never a replacement");
+    let foreign = ChainLook { nonce_final: Some(6), nonce_latest: 6, ..look() };
+    assert_eq!(step(at(1), &tx, &foreign, PACE), Step::Wait, "only the receipt is behind");
+    for look in [look(), foreign.clone()] {
+        let look = ChainLook { displaced: true, ..look };
+        assert_eq!(step(at(1), &tx, &look, PACE), Step::Reopen(Status::Submitted), "{look:?}");
+    }
+    let sent = sent(0, Some(0));
+    assert_eq!(step(at(1), &sent, &foreign, PACE), Step::ForeignNonce);
+    let unknown = ChainLook { nonce_final: None, ..foreign };
+    assert_eq!(step(at(1), &sent, &unknown, PACE), Step::Wait);
+}
+
+#[test]
+fn a_cancelled_transaction_is_outbid_even_at_its_cap_and_its_bytes_are_sent_no_more() {
+    let mut payload = attempt(1, 0, Some(0));
+    payload.fees = fees(1000, 100);
+    let tx = cancelling(vec![payload.clone()]);
+    let Step::NoOp(Ending::Cancelled, offered) = step(at(1), &tx, &look(), PACE) else {
+        panic!("a no-op");
+    };
+    assert_eq!(offered, fees(1100, 110), "a tenth above the chain's cap");
+    let behind = ChainLook { nonce_latest: 4, ..look() };
+    assert!(matches!(step(at(1), &tx, &behind, PACE), Step::NoOp(..)), "not only at the head");
+    let unknown = ChainLook { market: None, ..look() };
+    assert_eq!(step(at(9000), &tx, &unknown, PACE), Step::Wait, "the payload is not sent again");
+
+    let both = cancelling(vec![payload, no_op(2, 1, None)]);
+    assert_eq!(step(at(2), &both, &look(), PACE), Step::Rebroadcast(2));
+    let unsigned = AttemptView { signed_at: None, ..no_op(2, 1, None) };
+    let waits = cancelling(vec![attempt(1, 0, Some(0)), unsigned]);
+    assert_eq!(step(at(9000), &waits, &look(), PACE), Step::Wait, "its signature comes first");
+}
+
+#[test]
+fn a_no_op_is_outbid_by_another_until_its_own_cap() {
+    let tx = cancelling(vec![attempt(1, 0, Some(0)), no_op(2, 0, Some(900))]);
+    assert!(matches!(step(at(1000), &tx, &look(), PACE), Step::NoOp(Ending::Cancelled, _)));
+    assert!(sped_up(at(1), &tx, &look().market.unwrap()).is_some());
+    let mut at_cap = tx;
+    at_cap.attempts[1].fees = fees(1100, 110);
+    assert_eq!(step(at(2000), &at_cap, &look(), PACE), Step::AtCap(2));
+}
+
+#[test]
+fn whichever_is_mined_wins_and_a_no_op_is_never_told_as_mined() {
+    let mut tx = cancelling(vec![attempt(1, 0, Some(0)), no_op(2, 0, Some(0))]);
+    let won = |attempt| ChainLook { inclusion: Some(included(attempt, 10)), ..look() };
+    let gone = ChainLook { displaced: true, ..look() };
+    assert_eq!(step(at(1), &tx, &won(2), PACE), Step::Mined(included(2, 10), Status::Cancelling));
+    assert_eq!(step(at(1), &tx, &won(1), PACE), Step::Mined(included(1, 10), Status::Mined));
+    tx.mined_in = Some(B256::repeat_byte(9));
+    let end = |attempt, status| Step::End { inclusion: included(attempt, 10), status };
+    assert_eq!(step(at(2), &tx, &won(2), PACE), end(2, Status::Cancelled));
+    assert_eq!(step(at(2), &tx, &gone, PACE), Step::Reopen(Status::Cancelling));
+    tx.status = Status::Mined;
+    assert_eq!(step(at(2), &tx, &won(1), PACE), end(1, Status::Finalized));
+    assert_eq!(step(at(2), &tx, &gone, PACE), Step::Reopen(Status::Cancelling));
+}
+
+#[test]
+fn one_refusal_is_not_permanent_and_a_lasting_one_is() {
+    let mut tx = sent(0, Some(900));
+    tx.attempts[0].refused_since = Some(at(0));
+    assert_eq!(step(at(1200), &tx, &look(), PACE), Step::Wait, "higher fees would not help");
+    assert_eq!(step(at(1300), &tx, &look(), PACE), Step::Rebroadcast(1));
+    assert!(matches!(step(at(3000), &tx, &look(), PACE), Step::NoOp(Ending::Failed, _)));
+    tx.attempts[0].refused_since = None;
+    assert!(matches!(step(at(3000), &tx, &look(), PACE), Step::Replace(_)));
+}
+
+#[test]
+fn an_unsigned_replacement_does_not_keep_the_signed_version_from_being_sent() {
+    let mut tx = sent(0, Some(100));
+    tx.attempts.push(AttemptView { signed_at: None, ..attempt(2, 0, None) });
+    assert_eq!(step(at(2000), &tx, &look(), PACE), Step::Rebroadcast(1));
+}
+
+prop_compose! {
+    fn any_attempts()(shapes in proptest::collection::vec(
+        (any::<bool>(), 1..2000u128, 1..200u128, proptest::option::of(0..5000i64),
+         proptest::option::of(0..5000i64), proptest::option::of(0..5000i64)), 0..5,
+    )) -> Vec<AttemptView> {
+        (1..).zip(shapes).map(|(number, (no_op, fee, tip, signed, sent, refused))| {
+            AttemptView {
+                number: i64::from(number),
+                no_op,
+                fees: fees(fee.max(tip), tip),
+                hash: signed.map(|_| B256::repeat_byte(number)),
+                signed_at: signed.map(at),
+                sent_at: signed.and(sent).map(at),
+                refused_since: signed.and(sent).and(refused).map(at),
+            }
+        }).collect()
+    }
+}
+
+proptest! {
+    /// Whatever the versions and the look: nothing unsigned is sent, no payload goes out once a no-op is to
+    /// take the nonce, every new version outbids the one before within its cap, and nothing new is signed
+    /// for a nonce that is used.
+    #[test]
+    fn whatever_is_due_is_safe(
+        attempts in any_attempts(), ending in 0..4usize, now in 0..20_000i64,
+        latest in 4..7u64, mined in any::<bool>(), has_market in any::<bool>(),
+        not_after in proptest::option::of(0..5000i64),
+    ) {
+        let ending = Ending::ALL.get(ending).copied();
+        let mut attempts = attempts;
+        for attempt in &mut attempts {
+            attempt.no_op &= ending.is_some();
+        }
+        let tx = TransactionView {
+            status: if ending.is_some() { Status::Cancelling } else { Status::Submitted },
+            ending,
+            not_after: not_after.map(at),
+            mined_in: mined.then(|| B256::repeat_byte(9)),
+            attempts: attempts.clone(),
+            ..sent(0, None)
+        };
+        let market = has_market.then(|| Market { base_fee: 50, tips: vec![5] });
+        let look = ChainLook { nonce_latest: latest, market, ..look() };
+        match step(at(now), &tx, &look, PACE) {
+            Step::Rebroadcast(number) | Step::AtCap(number) => {
+                let sent = attempts.iter().find(|it| it.number == number).unwrap();
+                prop_assert!(sent.signed_at.is_some());
+                prop_assert!(ending.is_none() || sent.no_op);
+            }
+            Step::Replace(offered) => {
+                let last = attempts.last().unwrap();
+                prop_assert!(ending.is_none() && last.signed_at.is_some() && latest <= 5);
+                prop_assert!(tx.not_after.is_none_or(|limit| at(now) <= limit));
+                prop_assert!(offered.max_fee >= fee::minimum(last.fees.max_fee));
+                prop_assert!(offered.max_fee <= tx.cap.max_fee);
+                prop_assert!(offered.max_priority_fee <= tx.cap.max_priority_fee);
+            }
+            Step::NoOp(_, offered) => {
+                let last = attempts.last().unwrap();
+                prop_assert!(latest <= 5 && !mined);
+                prop_assert!(offered.max_fee >= fee::minimum(last.fees.max_fee));
+                prop_assert!(offered.max_priority_fee >= fee::minimum(last.fees.max_priority_fee));
+                prop_assert!(offered.max_fee <= no_op_cap(&tx).max_fee);
+            }
+            Step::Wait | Step::Reopen(_) => {}
+            other => prop_assert!(false, "{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! `/v1/transactions/{id}/cancel` and `/speed-up`: an operator steps in.
+
+use crate::app::record::Instruction;
+use crate::app::{AppError, cancel, read as reading, speed_up};
+use crate::core::access::Action;
+use crate::core::id::RequestId;
+use crate::http::body::JsonBody;
+use crate::http::caller::Caller;
+use crate::http::problem::Problem;
+use crate::http::query::PathId;
+use crate::http::state::HttpState;
+use crate::http::v1::show;
+use axum::Json;
+use axum::extract::State;
+use serde::Deserialize;
+use serde_json::Value;
+use std::sync::Arc;
+
+const REASON_CHARS_MAX: usize = 500;
+
+/// The body of both; it may be left out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InterventionBody {
+    reason: Option<String>,
+}
+
+fn instruction(
+    caller: &Caller,
+    body: Option<JsonBody<InterventionBody>>,
+) -> Result<Instruction, Problem> {
+    caller.require(Action::Intervene)?;
+    let reason = body.and_then(|body| body.value.reason);
+    if reason.as_ref().is_some_and(|reason| reason.chars().count() > REASON_CHARS_MAX) {
+        return Err(Problem::invalid("reason", "is longer than 500 characters"));
+    }
+    Ok(Instruction { who: caller.principal.clone(), reason })
+}
+
+/// `POST /v1/transactions/{id}/cancel`: ends what has no nonce; sends a no-op of the same nonce against
+/// what has one. Asked again, it answers the same.
+///
+/// # Errors
+/// As `docs/problems.md` lists; 409 `conflict` where it is mined or over.
+pub async fn cancel(
+    caller: Caller,
+    State(state): State<HttpState>,
+    PathId(id): PathId<RequestId>,
+    body: Option<JsonBody<InterventionBody>>,
+) -> Result<Json<Value>, Problem> {
+    let said = instruction(&caller, body)?;
+    let app = Arc::clone(&state.app);
+    // A caller that hangs up must not stop half-way through.
+    finish(&state, id, tokio::spawn(async move { cancel::cancel(&app, id, &said).await })).await
+}
+
+/// `POST /v1/transactions/{id}/speed-up`: signs and sends another version at the next higher fees.
+///
+/// # Errors
+/// As `docs/problems.md` lists; 409 `conflict` where it is mined, over, or at its cap.
+pub async fn speed_up(
+    caller: Caller,
+    State(state): State<HttpState>,
+    PathId(id): PathId<RequestId>,
+    body: Option<JsonBody<InterventionBody>>,
+) -> Result<Json<Value>, Problem> {
+    let said = instruction(&caller, body)?;
+    let app = Arc::clone(&state.app);
+    finish(&state, id, tokio::spawn(async move { speed_up::speed_up(&app, id, &said).await })).await
+}
+
+async fn finish(
+    state: &HttpState,
+    id: RequestId,
+    work: tokio::task::JoinHandle<Result<(), AppError>>,
+) -> Result<Json<Value>, Problem> {
+    work.await.map_err(Problem::internal)??;
+    let found = reading::transaction(&state.app, id, None).await?;
+    Ok(Json(show::transaction(&found)))
+}
