@@ -1,9 +1,10 @@
 //! Killed between any two commits: at every fail point of the server with a payment in flight. Whoever was
 //! answered is served, once, by the server that comes after.
 
-use crate::stage::{FAILPOINT, GWEI, RESEND_SOON, SUB, Stage, is};
+use crate::stage::{FAILPOINT, GWEI, RESEND_SOON, SUB, Stage, id, is};
 use crate::support::server::{ETHER, LIMIT, PAYEE, STRANGER, Server, payout};
 use crate::support::services::{poll_until, repository};
+use claviger::core::access::Role;
 use claviger::core::time::Timestamp;
 use claviger::ports::clock::Clock;
 use claviger::system::SystemClock;
@@ -27,6 +28,10 @@ enum Reach {
     External,
     /// A payment that waits for money until its time has passed.
     Expiry,
+    /// A payment that is out and is cancelled.
+    Cancel,
+    /// A payment that waits for money and is cancelled.
+    CancelQueued,
     /// An account that a stranger has used.
     Halt,
     /// Another test crashes there, because it takes long to come to it.
@@ -40,6 +45,8 @@ const POINTS: &[(&str, Reach)] = &[
     ("accept.after_denied", Reach::Denial),
     ("audit.after_append", Reach::Payment),
     ("audit.after_append:3", Reach::Payment),
+    ("cancel.after_begun", Reach::Cancel),
+    ("cancel.after_ended", Reach::CancelQueued),
     ("chains.after_pinned", Reach::Payment),
     ("create_key.after_begin", Reach::Key),
     ("create_key.after_hsm", Reach::Key),
@@ -47,11 +54,12 @@ const POINTS: &[(&str, Reach)] = &[
     ("follow.after_change", Reach::Payment),
     ("follow.after_change:2", Reach::Payment),
     ("follow.after_change:3", Reach::Payment),
-    ("follow.after_decided", Reach::Replacement),
     ("follow.after_halt", Reach::Elsewhere),
     ("lane.after_decided", Reach::Payment),
     ("lane.after_ended", Reach::Expiry),
     ("lane.after_halt", Reach::Halt),
+    ("outbid.after_decided", Reach::Cancel),
+    ("outbid.after_decided", Reach::Replacement),
     ("send.after_broadcast", Reach::Payment),
     ("send.after_broadcast:2", Reach::Replacement),
     ("send.after_recorded", Reach::Payment),
@@ -59,9 +67,11 @@ const POINTS: &[(&str, Reach)] = &[
     ("send.before_broadcast:2", Reach::Replacement),
     ("settle_external.after_settled", Reach::External),
     ("sign.after_store", Reach::Payment),
+    ("sign.after_store:2", Reach::Cancel),
     ("sign.after_store:2", Reach::Replacement),
     ("sign.before_store", Reach::Payment),
     ("sign.before_store:2", Reach::Replacement),
+    ("sign.before_store:2", Reach::Cancel),
     ("sign.before_store", Reach::External),
     ("sign_request.after_decided", Reach::External),
 ];
@@ -82,7 +92,7 @@ async fn external(stage: &Stage, server: &Server, address: &str) {
         "nonce": "0", "gas": "21000", "to": PAYEE, "value": ETHER.to_string(),
         "max_fee_per_gas": fee, "max_priority_fee_per_gas": GWEI.to_string(),
     }});
-    let token = server.token(SUB, claviger::core::access::Role::Client);
+    let token = server.token(SUB, Role::Client);
     let url = format!("{}/v1/signatures", server.client_url());
     let answer = server.try_call(Method::POST, url, &token, Some("external"), Some(&body)).await;
     if let Some(raw) = answer.as_ref().and_then(|answer| answer.body["raw"].as_str()) {
@@ -108,7 +118,7 @@ impl World {
         let (server, operator) = stage.open(&[]).await;
         let mode = if reach == Reach::External { "external" } else { "managed" };
         let other = server.key("op-2", Some("payments"), mode).await;
-        if reach != Reach::Expiry {
+        if ![Reach::Expiry, Reach::CancelQueued].contains(&reach) {
             stage.anvil.set_balance(&other, 100 * ETHER).await;
         }
         let mut foreign = Vec::new();
@@ -136,7 +146,7 @@ impl World {
                 ask(stage, server, "denied", &body).await;
             }
             Reach::Key => {
-                let token = server.token("dev:op", claviger::core::access::Role::Operator);
+                let token = server.token("dev:op", Role::Operator);
                 let url = format!("{}/admin/v1/keys", server.admin_url());
                 let body = json!({ "label": "op-3", "group": "payments", "mode": "managed" });
                 server.try_call(Method::POST, url, &token, None, Some(&body)).await;
@@ -152,14 +162,37 @@ impl World {
                 body["not_after"] = json!(self.expires.to_string());
                 ask(stage, server, "expires", &body).await;
             }
+            Reach::Cancel => {
+                ask(stage, server, "cancelled", &by(&self.other)).await;
+                self.cancel(server).await;
+            }
+            Reach::CancelQueued => {
+                let mut body = by(&self.other);
+                body["gas"] = json!("21000");
+                ask(stage, server, "cancelled", &body).await;
+                self.cancel(server).await;
+            }
             Reach::Halt => ask(stage, server, "halted", &by(&self.other)).await,
             Reach::Elsewhere => {}
         }
     }
 
+    /// Cancels what the other account was asked for.
+    async fn cancel(&self, server: &Server) {
+        let token = server.token("dev:op", Role::Operator);
+        let url = format!("{}/v1/transactions", server.client_url());
+        let found = server.try_call(Method::GET, url.clone(), &token, None, None).await;
+        let Some(found) = found else { return };
+        let all = found.body["transactions"].as_array().cloned().unwrap_or_default();
+        for id in all.iter().filter(|tx| tx["address"] == self.other).map(id) {
+            let url = format!("{url}/{id}/cancel");
+            server.try_call(Method::POST, url, &token, None, None).await;
+        }
+    }
+
     /// Whether nothing is left to do.
     async fn is_done(&self, server: &Server) -> bool {
-        let open = |tx: &Value| !is(tx, &["finalized", "expired"]);
+        let open = |tx: &Value| !is(tx, &["finalized", "expired", "cancelled"]);
         let halted = |tx: &Value| self.reach == Reach::Halt && tx["address"] == self.other;
         !server.list().await.iter().any(|tx| open(tx) && !halted(tx))
     }
@@ -228,8 +261,8 @@ async fn a_kill_at_every_point_of_a_payment_pays_exactly_once() {
 }
 
 #[tokio::test]
-async fn a_kill_at_every_point_of_a_replacement_pays_exactly_once() {
-    walk(&[Reach::Replacement]).await;
+async fn a_kill_at_every_point_of_another_version_pays_exactly_once() {
+    walk(&[Reach::Replacement, Reach::Cancel, Reach::CancelQueued]).await;
 }
 
 #[tokio::test]

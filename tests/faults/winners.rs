@@ -1,10 +1,13 @@
 //! T15: a replacement was accepted and lost, and an earlier version is mined. Whichever it is, it is found by
-//! its own hash, nothing new is signed for the request, and the money moves once.
+//! its own hash, nothing new is signed for the request, and the money moves once. T34: the same where one of
+//! the versions is the no-op of a cancellation.
 
 use crate::stage::{GWEI, MINED, Options, RESEND_SOON, Stage, attempts, id, of_attempt};
 use crate::support::fault_proxy::{Keeping, PoolRules};
 use crate::support::server::{ETHER, LIMIT, Server, payout};
 use crate::support::services::poll_until;
+use claviger::core::access::Role;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 /// A payout of which exactly three versions can be signed: the first offers twice the base fee of one gwei,
@@ -130,4 +133,60 @@ async fn t15_a_reorg_replaces_which_attempt_is_mined() {
         mined_as(winner).await;
     }
     won(&stage, &server, &found, 1, &address).await;
+}
+
+async fn cancel(server: &Server, id: &str) {
+    let token = server.token("dev:op", Role::Operator);
+    let url = format!("{}/v1/transactions/{id}/cancel", server.client_url());
+    let said = server.try_call(Method::POST, url, &token, None, None).await.unwrap();
+    assert!((200..300).contains(&said.status), "{:#}", said.body);
+}
+
+/// Cancelled while it is out; then reorganisations put the payment, the no-op and the payment on the chain
+/// by turns, and one of them (from 0) stays.
+async fn t34_a_cancel_races_the_original(winner: usize, status: &str) {
+    let stage = Stage::with(Options { long_epochs: true, ..Options::default() }).await;
+    stage.proxy.pool_rules(keeping(Keeping::Withhold));
+    let (server, address) = stage.open(&[]).await;
+    let asked = stage.pay(&server, "t34").await;
+    cancel(&server, &id(&asked)).await;
+    let found = poll_until(LIMIT, "a no-op was sent", async || {
+        let found = server.read(&id(&asked)).await;
+        let raws: Vec<Value> = attempts(&found).iter().map(|it| it["raw"].clone()).collect();
+        let sent = stage.proxy.sent();
+        (raws.len() == 2 && sent.iter().any(|raw| raws[1] == *raw)).then_some(found)
+    })
+    .await;
+    stage.hand_over(&of_attempt(&found, 0, "raw")).await;
+    stage.anvil.mine(1).await;
+    server.wait_for(&id(&asked), &["mined"]).await;
+    for turn in [1, 0, 1, winner] {
+        let block = server.read(&id(&asked)).await["receipt"]["block_hash"].clone();
+        let raw = of_attempt(&found, turn, "raw");
+        stage.anvil.rpc("anvil_reorg", json!([1, [[raw, 0]]])).await;
+        let due = if turn == 0 { "mined" } else { "cancelling" };
+        poll_until(LIMIT, &format!("the new block is seen, {due}"), async || {
+            let found = server.read(&id(&asked)).await;
+            // A no-op's block is not shown as the transaction's.
+            let moved = turn == 1 || found["receipt"]["block_hash"] != block;
+            (moved && found["status"] == due).then_some(())
+        })
+        .await;
+    }
+    stage.make_final().await;
+    let done = server.wait_for(&id(&asked), &[status]).await;
+    assert_eq!(attempts(&done).len(), 2);
+    let paid = u128::from(winner == 0);
+    assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (1, paid));
+    stage.check().await;
+}
+
+#[tokio::test]
+async fn t34_a_cancel_races_the_original_over_reorgs_and_loses() {
+    t34_a_cancel_races_the_original(0, "finalized").await;
+}
+
+#[tokio::test]
+async fn t34_a_cancel_races_the_original_over_reorgs_and_wins() {
+    t34_a_cancel_races_the_original(1, "cancelled").await;
 }

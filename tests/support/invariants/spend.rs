@@ -110,7 +110,7 @@ fn owed(world: &World, row: &TransactionRow, charge: &Charge, found: &mut Found)
         return;
     };
     let value = if moved || charge.is_count { charge.value } else { U256::zero() };
-    let fee = if charge.fee.is_zero() { U256::zero() } else { mined.paid };
+    let fee = if charge.fee.is_zero() { U256::zero() } else { mined.paid.min(charge.fee) };
     if (amount(&entry.value), amount(&entry.fee)) != (value, fee) {
         say(format!("settled is {entry:?}, due are {value} and a fee of {fee}"));
     }
