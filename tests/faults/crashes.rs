@@ -1,7 +1,7 @@
 //! Killed after sending, answers that are lost, sends that never arrive: the same bytes, and one payment.
 
 use crate::stage::{FAILPOINT, MINED, Options, Stage, attempts, id, of_attempt};
-use crate::support::fault_proxy::{Fault, Lag, SEND, Times};
+use crate::support::fault_proxy::{Fault, Lag, PoolRules, SEND, Times};
 use crate::support::server::LIMIT;
 use crate::support::services::{Postgres, poll_until};
 use serde_json::json;
@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 /// T3: the answer to the broadcast is lost, and the server is killed before it knows that it sent.
 async fn t3_killed_after_the_node_accepted(store_url: Option<String>) {
     let stage = Stage::with(Options { store_url, ..Options::default() }).await;
+    stage.proxy.pool_rules(Some(PoolRules::default()));
     let (mut server, address) = stage.open(&[]).await;
     // The answer never comes: the server waits for it when it is killed.
     let held = stage.proxy.inject(SEND, Times::UntilLifted, Fault::HoldReply);
