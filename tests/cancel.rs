@@ -159,11 +159,12 @@ async fn a_no_op_takes_the_nonce_of_what_was_sent_and_the_end_is_told_when_it_is
     anvil.mine(1).await;
     let mined = poll_until(LIMIT, "the no-op is seen mined", async || {
         let found = server.read(&asked.id()).await;
-        found["receipt"].is_object().then_some(found)
+        found["no_op_receipt"].is_object().then_some(found)
     })
     .await;
     assert_eq!(mined["status"], "cancelling", "a no-op is not told as mined");
-    assert_eq!(mined["receipt"]["transaction_hash"], all[1]["hash"]);
+    assert_eq!(mined["receipt"], Value::Null, "nor as the receipt of what was asked");
+    assert_eq!(mined["no_op_receipt"]["transaction_hash"], all[1]["hash"]);
 
     let ended = until_final(&anvil, &server, &asked.id(), "cancelled").await;
     assert_eq!(ended["nonce"], "0");
@@ -299,6 +300,58 @@ async fn what_was_sent_and_is_not_mined_by_its_deadline_ends_as_expired_by_a_no_
     let ended = until_final(&anvil, &server, &asked.id(), "expired").await;
     assert_eq!(attempts(&ended).len(), 2, "{ended:#}");
     assert_eq!(anvil.balance(PAYEE).await, before);
+}
+
+#[tokio::test]
+async fn what_was_decided_and_not_signed_by_its_deadline_is_never_signed() {
+    let anvil = chain().await;
+    let setup = SetUp::new(&anvil.url(), None, &payout_grants("100.0"));
+    let server = setup.start(&[("CLAVIGER_FAILPOINT", "lane.after_decided")]).await;
+    server.funded_key(&anvil, "op-1").await;
+    let deadline: Timestamp = SystemClock.now().plus_millis(4_000);
+    let mut body = payout(ETHER);
+    body["not_after"] = json!(deadline.to_string());
+    let _ = server.try_ask(SUB, "late", &body).await;
+    server.crashed().await;
+    poll_until(LIMIT, "its time is over", async || (SystemClock.now() > deadline).then_some(()))
+        .await;
+
+    let server = setup.start(&[]).await;
+    let asked = server.ask(SUB, "late", &body).await;
+    assert_eq!(asked.status, 200, "it was accepted: {:#}", asked.body);
+    let only = sent(&server, &asked.id(), 1).await;
+    assert_eq!(attempts(&only)[0]["kind"], "no_op", "{only:#}");
+    let ended = until_final(&anvil, &server, &asked.id(), "expired").await;
+    assert_eq!(attempts(&ended).len(), 1);
+    server.checkpoint().await;
+    server.stop().await;
+    let (_, leaves) = story(&setup, &asked.id()).await;
+    assert_eq!(leaves, ["DECIDED", "DECIDED", "SIGNED", "SETTLED"]);
+}
+
+#[tokio::test]
+async fn no_version_goes_above_the_cap_of_the_bundle_in_force_when_it_got_its_nonce() {
+    let anvil = chain().await;
+    let setup = SetUp::new(&anvil.url(), None, &payout_grants("100.0"));
+    let server = setup.start(&[]).await;
+    let address = server.key("op-1", Some("payments"), "managed").await;
+    let asked = server.ask(SUB, "old-cap", &payout(ETHER)).await;
+    assert_eq!(asked.body["status"], "queued", "nobody can pay for it yet");
+    let before = asked.body["decision"]["bundle"].clone();
+    server.stop().await;
+
+    let grants = payout_grants("100.0").replace("max_fee_gwei = \"100\"", "max_fee_gwei = \"6\"");
+    std::fs::write(setup.dir().join("policies/grants.toml"), grants).unwrap();
+    let server = setup.start(&[]).await;
+    anvil.set_balance(&address, 10 * ETHER).await;
+    let first = sent(&server, &asked.id(), 1).await;
+    assert_ne!(first["decision"]["bundle"], before, "the decision that counts is the second");
+    while intervene(&server, Role::Operator, &asked.id(), "speed-up").await.status == 200 {}
+    let all = attempts(&server.read(&asked.id()).await);
+    assert!(all.len() > 1, "{all:#?}");
+    for attempt in &all {
+        assert!(number(attempt, "max_fee_per_gas") <= 6 * GWEI, "{attempt:#}");
+    }
 }
 
 #[tokio::test]

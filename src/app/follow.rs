@@ -1,11 +1,10 @@
 //! Follow transactions until their block is final: receipts of all attempts, resends, the end.
 
-use crate::app::outbid::{Version, outbid};
+use crate::app::outbid::{Version, no_op_type, outbid};
 use crate::app::sign::Signed;
-use crate::app::{App, AppError, ChainRuntime, chains, read, record, send};
+use crate::app::{App, AppError, ChainRuntime, ChainSettings, chains, read, record, send};
 use crate::core::amount::Amount;
 use crate::core::id::RequestId;
-use crate::core::intent::Fees;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::core::tx::step::{
@@ -13,7 +12,7 @@ use crate::core::tx::step::{
 };
 use crate::ports::chain::{BlockAt, ChainError, Receipt};
 use crate::ports::store::{
-    AttemptRow, End, MinedRow, Settlement, StatusChange, TransactionRow, look, unit,
+    AttemptRow, End, MinedRow, Sent, Settlement, StatusChange, TransactionRow, look, unit,
 };
 use alloy::primitives::Address;
 use std::collections::HashMap;
@@ -79,7 +78,7 @@ async fn nonce_of(
 /// When the store or the nodes do not answer. The next look goes on.
 pub(crate) async fn follow_up(app: &App, id: RequestId) -> Result<(), AppError> {
     let found = read::transaction(app, id, None).await?;
-    let Some(chain) = app.chains.get(&found.row.new.intent.chain.name) else {
+    let Some(chain) = app.chain_of(found.row.new.intent.chain.id) else {
         return Ok(());
     };
     chains::verify(app, chain).await?;
@@ -99,7 +98,7 @@ async fn follow_one(
 ) -> Result<(), AppError> {
     let now = app.clock.now();
     let nonce = row.nonce.ok_or_else(|| AppError::internal("an open transaction has no nonce"))?;
-    let view = view(row, nonce, attempts, chain.settings.cap);
+    let view = view(row, nonce, attempts, &chain.settings);
     let pace = chain.settings.pace;
     let looks_mined = nonce_latest > nonce || row.mined.is_some();
     let receipt = if looks_mined { inclusion(chain, attempts).await? } else { None };
@@ -143,7 +142,7 @@ pub(crate) fn view(
     row: &TransactionRow,
     nonce: u64,
     attempts: &[AttemptRow],
-    chain_cap: Fees,
+    settings: &ChainSettings,
 ) -> TransactionView {
     let view = |attempt: &AttemptRow| AttemptView {
         number: attempt.number,
@@ -152,15 +151,19 @@ pub(crate) fn view(
         fees: attempt.fees,
         signed_at: attempt.signed_at,
         sent_at: attempt.sent_at,
+        accepted: attempt.accepted_at.is_some(),
+        unfunded: attempt.answer.as_deref() == Some(Sent::Unfunded.name()),
         refused_since: attempt.refused_since,
+        refused_at: attempt.refused_at,
     };
     TransactionView {
         status: row.status,
         ending: row.ending,
         nonce,
         tx_type: row.new.intent.tx_type,
-        cap: row.new.fee_cap.at_most(chain_cap),
-        chain_cap,
+        no_op_type: no_op_type(row, settings),
+        cap: row.new.fee_cap.at_most(settings.cap),
+        chain_cap: settings.cap,
         not_after: row.new.intent.not_after,
         attempts: attempts.iter().map(view).collect(),
         mined_in: row.mined.as_ref().map(|mined| mined.block_hash),
@@ -230,11 +233,12 @@ async fn perform(
             outbid(app, chain, (row, attempts), version, fees, None).await.map(|_| ())
         }
         Step::Mined(_, status) | Step::End { status, .. } => {
-            change(app, row, attempts, status, receipt).await
+            change(app, row, attempts, status, receipt).await.map(|_| ())
         }
         Step::Reopen(status) => {
-            change(app, row, attempts, status, None).await?;
-            match sendable(view) {
+            let reopened = change(app, row, attempts, status, None).await?;
+            let newest = sendable(app.clock.now(), view, chain.settings.pace);
+            match newest.filter(|_| reopened) {
                 Some(attempt) => resend(app, chain, row, attempts, attempt.number).await,
                 None => Ok(()),
             }
@@ -274,7 +278,7 @@ async fn change(
     attempts: &[AttemptRow],
     status: Status,
     receipt: Option<Receipt>,
-) -> Result<(), AppError> {
+) -> Result<bool, AppError> {
     let now = app.clock.now();
     if !row.status.may_become(status) {
         return Err(AppError::Internal(format!("{} cannot become {status}", row.status)));
@@ -283,11 +287,11 @@ async fn change(
         Amount::from(receipt.gas_used).checked_mul(Amount::from(receipt.effective_gas_price))
     });
     // A no-op moves nothing but its fee.
-    let value_moved = receipt.as_ref().is_some_and(|receipt| {
-        let is_it = |it: &&AttemptRow| it.hash == Some(receipt.transaction_hash);
-        receipt.success && attempts.iter().find(is_it).is_none_or(|it| !it.is_no_op())
+    let no_op = receipt.as_ref().is_some_and(|receipt| {
+        attempts.iter().any(|it| it.is_no_op() && it.hash == Some(receipt.transaction_hash))
     });
-    let settlement = Settlement { value_moved, fee_paid };
+    let value_moved = receipt.as_ref().is_some_and(|receipt| receipt.success) && !no_op;
+    let settlement = Settlement { value_moved, fee_paid, fee_from_value: no_op };
     let change = StatusChange {
         id: row.new.id,
         version: row.version,
@@ -313,12 +317,12 @@ async fn change(
         _ => None,
     };
     let work = Arc::new((change, event, leaf, settlement));
-    unit(&*app.store, "change_status", move |unit| {
+    let stored = unit(&*app.store, "change_status", move |unit| {
         let work = work.clone();
         Box::pin(async move {
             let (change, event, leaf, settlement) = &*work;
             if !unit.advance(change).await? {
-                return Ok(End::Rollback(()));
+                return Ok(End::Rollback(false));
             }
             if let Some(leaf) = leaf {
                 unit.settle(&change.id.to_string(), *settlement, change.at).await?;
@@ -327,14 +331,16 @@ async fn change(
             if let Some(event) = event {
                 unit.append_event(event).await?;
             }
-            Ok(End::Commit(()))
+            Ok(End::Commit(true))
         })
     })
     .await?;
     crate::failpoint!("follow.after_change");
     app.changed();
-    tracing::info!(request = %row.new.id, %status, "transaction changed");
-    Ok(())
+    if stored {
+        tracing::info!(request = %row.new.id, %status, "transaction changed");
+    }
+    Ok(stored)
 }
 
 fn mined_row(receipt: &Receipt) -> MinedRow {

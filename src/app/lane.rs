@@ -1,5 +1,6 @@
 //! Work a lane: give the next nonce to whoever waited longest, decide the exact bytes, sign, send.
 
+use crate::app::accept::summary;
 use crate::app::rejudge::{self, Rejudged};
 use crate::app::{App, AppError, ChainRuntime, chains, record, send, sign};
 use crate::core::amount::Amount;
@@ -161,6 +162,8 @@ async fn allocate_in(
     now: Timestamp,
 ) -> Result<Allocated, AppError> {
     let (id, settings) = (chain.settings.id, chain.settings.clone());
+    // The readings took their time.
+    let now = app.clock.now().max(now);
     let event_id = app.entropy.uuid().to_string();
     let allocated = unit(&*app.store, "allocate_nonce", move |unit| {
         let (readings, settings) = (readings.clone(), settings.clone());
@@ -259,13 +262,15 @@ async fn decide(
     }
     let mut cap = row.new.fee_cap.at_most(cap);
     let mut decision_json = &row.new.decision_json;
-    if let Some((_, again)) = again {
+    if let Some((id, again)) = again {
         let owner = row.new.id.to_string();
         if let Some(full) = unit.reserve(&owner, &again.verdict.charges, now).await? {
             return Ok(End::Rollback(Allocated::NoRoom(full)));
         }
         cap = again.verdict.fee_cap.map_or(cap, |fees| cap.at_most(fees));
         decision_json = &again.decision_json;
+        // Every later version goes by this decision.
+        unit.decide_again(*id, cap, &summary(&again.verdict), decision_json).await?;
     }
     if cap.max_fee < readings.market.base_fee {
         return Ok(End::Rollback(Allocated::Idle(Idle::AboveCap)));

@@ -26,7 +26,7 @@ pub mod speed_up;
 pub use chains::{ChainRuntime, ChainSettings};
 pub use error::AppError;
 
-use crate::core::id::{ChainName, GroupName, RequestId};
+use crate::core::id::{ChainId, ChainName, GroupName, RequestId};
 use crate::core::policy::Bundle;
 use crate::ports::clock::{Clock, Entropy};
 use crate::ports::signer::Signer;
@@ -69,6 +69,12 @@ impl App {
     /// Wakes callers that wait for a change.
     pub fn changed(&self) {
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// A chain by its pinned id: names may change, what was asked for a chain stays of that chain.
+    #[must_use]
+    pub fn chain_of(&self, id: ChainId) -> Option<&Arc<ChainRuntime>> {
+        self.chains.values().find(|chain| chain.settings.id == id)
     }
 
     /// A chain by its configured name or its CAIP-2 id (`eip155:1`).

@@ -1,17 +1,22 @@
 //! Decide another version at the nonce that a transaction has: what was asked at higher fees, or a no-op;
 //! then sign it and send it. Whichever is mined wins.
 
-use crate::app::{App, AppError, ChainRuntime, lane, record, send, sign};
+use crate::app::{App, AppError, ChainRuntime, ChainSettings, lane, record, send, sign};
 use crate::core::audit::EncodedLeaf;
-use crate::core::evm::transaction::UnsignedTransaction;
-use crate::core::intent::Fees;
+use crate::core::evm::transaction::{NO_OP_GAS, NoOp, UnsignedTransaction};
+use crate::core::intent::{Fees, TxType};
 use crate::core::time::Timestamp;
 use crate::core::tx::state::{Ending, Status};
+use crate::ports::chain::CallRequest;
 use crate::ports::store::{
     AttemptRow, End, Failure, NO_OP, NewAttempt, NewEvent, StatusChange, StoreError,
     TransactionRow, Unit, unit,
 };
+use alloy::primitives::{Bytes, U256};
 use std::sync::Arc;
+
+/// No chain wants more for a transaction that does nothing; a node that says more is not believed.
+const NO_OP_GAS_MAX: u64 = 1_000_000;
 
 /// What the new version is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +53,18 @@ pub async fn outbid(
     let now = app.clock.now();
     let last = attempts.last().map_or(0, |attempt| attempt.number);
     let number = last.checked_add(1).ok_or_else(|| AppError::internal("too many attempts"))?;
-    let decision = Arc::new(decision(app, (row, attempts), version, fees, instructed, now)?);
+    let gas = match version {
+        Version::Asked(_) => row.new.intent.gas,
+        Version::NoOp(_) => no_op_gas(chain, row).await,
+    };
+    let shape = NoOp {
+        tx_type: no_op_type(row, &chain.settings),
+        chain: row.new.intent.chain.id,
+        account: row.new.address,
+        gas,
+    };
+    let what = (version, shape);
+    let decision = Arc::new(decision(app, (row, attempts), what, fees, instructed, now)?);
     let decided = unit(&*app.store, "decide_version", move |unit| {
         let decision = decision.clone();
         Box::pin(async move {
@@ -71,7 +87,7 @@ pub async fn outbid(
 fn decision(
     app: &App,
     (row, attempts): (&TransactionRow, &[AttemptRow]),
-    version: Version,
+    (version, shape): (Version, NoOp),
     fees: Fees,
     instructed: Option<EncodedLeaf>,
     now: Timestamp,
@@ -88,7 +104,7 @@ fn decision(
         }
         Version::NoOp(ending) => {
             let failure = (ending == Ending::Failed).then(|| refused(attempts));
-            let unsigned = UnsignedTransaction::no_op(intent, row.new.address, nonce, fees);
+            let unsigned = UnsignedTransaction::no_op(shape, nonce, fees);
             let attempt = lane::new_attempt(row, &unsigned, number, NO_OP, now)?;
             let why = record::no_op_decision(ending, failure.as_ref().or(row.failure.as_ref()));
             let leaf = record::decided(&attempt, &why)?;
@@ -97,6 +113,27 @@ fn decision(
         }
     };
     Ok(Decision { row: row.clone(), attempt, decided, instructed, begins })
+}
+
+/// A no-op of the chain's own type can be outbid in its fee alone.
+pub(crate) fn no_op_type(row: &TransactionRow, settings: &ChainSettings) -> TxType {
+    match settings.tx_type {
+        TxType::Eip1559 => TxType::Eip1559,
+        TxType::Legacy | TxType::Eip2930 => row.new.intent.tx_type,
+    }
+}
+
+/// What sending nothing to itself costs on this chain; the usual, if no node says.
+async fn no_op_gas(chain: &ChainRuntime, row: &TransactionRow) -> u64 {
+    let (account, nothing) = (row.new.address, (U256::ZERO, Bytes::new()));
+    let call = CallRequest { from: account, to: Some(account), value: nothing.0, data: nothing.1 };
+    match chain.port.estimate_gas(call).await {
+        Ok(gas) => gas.clamp(NO_OP_GAS, NO_OP_GAS_MAX),
+        Err(error) => {
+            tracing::warn!(request = %row.new.id, %error, "the gas of a no-op is not known");
+            NO_OP_GAS
+        }
+    }
 }
 
 /// What the nodes said last.
@@ -122,7 +159,9 @@ pub(crate) fn begin(
         failure,
         at: now,
     };
-    let event = record::status_event(row, Status::Cancelling, app.entropy.uuid().to_string(), now);
+    let ends = TransactionRow { ending: Some(ending), ..row.clone() };
+    let event =
+        record::status_event(&ends, Status::Cancelling, app.entropy.uuid().to_string(), now);
     (change, event)
 }
 
@@ -133,6 +172,9 @@ async fn store(unit: &mut dyn Unit, decision: &Decision) -> Result<bool, StoreEr
     };
     // Nobody may have ended it, seen it mined, or begun to cancel it since it was looked at.
     if found.version != decision.row.version || found.mined.is_some() {
+        return Ok(false);
+    }
+    if decision.begins.is_none() && !unit.touch(id, decision.row.version).await? {
         return Ok(false);
     }
     if let Some((change, event)) = &decision.begins {

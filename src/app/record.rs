@@ -361,6 +361,7 @@ pub fn status_event(row: &TransactionRow, status: Status, id: String, at: Timest
         "chain": row.new.intent.chain.name.as_str(),
         "address": format!("{:#x}", row.new.address),
         "nonce": row.nonce.map(|nonce| nonce.to_string()),
+        "ending": row.ending.map(Ending::name),
     });
     NewEvent {
         id,

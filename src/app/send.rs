@@ -3,7 +3,7 @@
 use crate::app::sign::Signed;
 use crate::app::{App, AppError, ChainRuntime};
 use crate::ports::chain::Broadcast;
-use crate::ports::store::{End, unit};
+use crate::ports::store::{End, Sent, look, unit};
 
 /// Hands the bytes to the nodes and records that it did. Whatever they answer, the transaction is followed
 /// from here on.
@@ -14,11 +14,11 @@ pub async fn send(app: &App, chain: &ChainRuntime, signed: &Signed) -> Result<()
     let raw = signed.attempt.raw.as_ref();
     let raw = raw.ok_or_else(|| AppError::internal("an attempt without bytes cannot be sent"))?;
     crate::failpoint!("send.before_broadcast");
+    if !is_wanted(app, signed).await? {
+        tracing::info!(request = %signed.request, "not sent: a no-op is to take its nonce");
+        return Ok(());
+    }
     let answer = chain.port.broadcast(raw).await;
-    let refusal: Option<String> = match &answer {
-        Broadcast::Refused(why) => Some(why.clone()),
-        _ => None,
-    };
     crate::failpoint!("send.after_broadcast");
     let (request, number) = (signed.request, signed.attempt.number);
     match &answer {
@@ -37,14 +37,36 @@ pub async fn send(app: &App, chain: &ChainRuntime, signed: &Signed) -> Result<()
     let kind = if again { "resend".to_owned() } else { signed.attempt.reason.clone() };
     metrics::counter!("claviger_attempts_total", "kind" => kind).increment(1);
     let at = app.clock.now();
+    let sent = sent(answer);
     unit(&*app.store, "mark_sent", move |unit| {
-        let refusal = refusal.clone();
+        let sent = sent.clone();
         Box::pin(async move {
-            unit.mark_sent(request, number, refusal.as_deref(), at).await?;
+            unit.mark_sent(request, number, &sent, at).await?;
             Ok(End::Commit(()))
         })
     })
     .await?;
     crate::failpoint!("send.after_recorded");
     Ok(())
+}
+
+/// What was asked is not sent any more once it was cancelled, however long its bytes have been on their way
+/// here.
+async fn is_wanted(app: &App, signed: &Signed) -> Result<bool, AppError> {
+    let (request, is_no_op) = (signed.request, signed.attempt.is_no_op());
+    let row = look(&*app.store, "transaction", move |unit| {
+        Box::pin(async move { unit.transaction(request).await })
+    })
+    .await?;
+    Ok(row.is_some_and(|row| is_no_op || row.ending.is_none()))
+}
+
+fn sent(answer: Broadcast) -> Sent {
+    match answer {
+        Broadcast::Accepted => Sent::Accepted,
+        Broadcast::Refused(why) => Sent::Refused(why),
+        Broadcast::InsufficientFunds => Sent::Unfunded,
+        Broadcast::Ambiguous(_) => Sent::Unknown,
+        Broadcast::NonceTooLow | Broadcast::Underpriced => Sent::Idle,
+    }
 }

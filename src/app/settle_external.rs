@@ -78,7 +78,7 @@ async fn settle_one(
     // that was held is given back.
     let (settlement, status, hash, block) = match &mined {
         None => (
-            Settlement { value_moved: true, fee_paid: None },
+            Settlement { value_moved: true, fee_paid: None, fee_from_value: false },
             "unknown",
             String::new(),
             String::new(),
@@ -88,6 +88,7 @@ async fn settle_one(
                 value_moved: receipt.success,
                 fee_paid: Amount::from(receipt.gas_used)
                     .checked_mul(Amount::from(receipt.effective_gas_price)),
+                fee_from_value: false,
             },
             if receipt.success { "finalized" } else { "reverted" },
             format!("{:#x}", receipt.transaction_hash),

@@ -5,7 +5,8 @@ use crate::app::{App, AppError, record};
 use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::RequestId;
 use crate::core::permit::{PayloadKind, Permit, RawSignature};
-use crate::ports::store::{AttemptRow, End, SignedAttempt, look, unit};
+use crate::core::time::Timestamp;
+use crate::ports::store::{AttemptRow, End, SignedAttempt, TransactionRow, look, unit};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,7 +20,7 @@ pub struct Signed {
 }
 
 /// Signs an attempt, unless it is signed; answers what is stored. `None` means that this process is
-/// signing it elsewhere, or that a no-op is to take its nonce instead.
+/// signing it elsewhere, that a no-op is to take its nonce instead, or that its time is over.
 ///
 /// # Errors
 /// When the HSM, or the store, does not answer: the decision stays, and a later call signs the same
@@ -74,13 +75,13 @@ async fn sign_alone(
     let decision =
         decision.ok_or_else(|| AppError::internal(format!("{request} has no attempt {number}")))?;
     let stored = attempts.into_iter().find(|attempt| attempt.number == number);
-    let is_ending = row.is_some_and(|row| row.ending.is_some());
-    match stored {
-        Some(attempt) if attempt.signature.is_some() => {
-            return Ok(Some(Signed { request, attempt }));
-        }
-        Some(attempt) if is_ending && !attempt.is_no_op() => return Ok(None),
-        _ => {}
+    if let Some(attempt) = &stored
+        && row.is_some_and(|row| is_over(&row, attempt, app.clock.now()))
+    {
+        return Ok(None);
+    }
+    if let Some(attempt) = stored.filter(|attempt| attempt.signature.is_some()) {
+        return Ok(Some(Signed { request, attempt }));
     }
     let (kind, bytes, digest) = (decision.kind, decision.bytes.clone(), decision.digest);
     let permit = Permit::mint(decision).map_err(AppError::internal)?;
@@ -116,6 +117,13 @@ async fn sign_alone(
         .find(|attempt| attempt.number == number && attempt.signature.is_some())
         .ok_or_else(|| AppError::internal("a signature was stored and is not there"))?;
     Ok(Some(Signed { request, attempt }))
+}
+
+/// Whether what was asked may not be signed or sent any more: a no-op is to take its nonce, or its time is
+/// over.
+fn is_over(row: &TransactionRow, attempt: &AttemptRow, now: Timestamp) -> bool {
+    let is_late = row.new.intent.not_after.is_some_and(|limit| now > limit);
+    !attempt.is_no_op() && (row.ending.is_some() || is_late)
 }
 
 /// The signed bytes of a transaction, read back and compared with the decided ones.

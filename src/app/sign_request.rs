@@ -307,7 +307,7 @@ async fn store_in(unit: &mut dyn Unit, it: &Decision) -> Result<End<Stored>, Sto
     if it.row.nonce.is_none()
         && let Some(owner) = &it.row.owner
     {
-        let settlement = Settlement { value_moved: true, fee_paid: None };
+        let settlement = Settlement { value_moved: true, fee_paid: None, fee_from_value: false };
         unit.settle(owner, settlement, it.row.at).await?;
     }
     Ok(End::Commit(Stored::New))

@@ -4,7 +4,7 @@
 use crate::app::cancel::conflict;
 use crate::app::outbid::{Version, outbid};
 use crate::app::record::Instruction;
-use crate::app::{App, AppError, follow, read, record};
+use crate::app::{App, AppError, chains, follow, read, record};
 use crate::core::id::RequestId;
 use crate::core::tx::state::Status;
 use crate::core::tx::step::sped_up;
@@ -21,8 +21,10 @@ pub async fn speed_up(app: &App, id: RequestId, said: &Instruction) -> Result<()
     if !matches!(row.status, Status::Submitted | Status::Cancelling) || row.mined.is_some() {
         return Err(conflict(row, "sped up"));
     }
-    let chain = app.chains.get(&row.new.intent.chain.name).ok_or(AppError::NotFound)?;
     let busy = |detail: &str| AppError::Conflict { detail: detail.to_owned(), request: Some(id) };
+    let chain = app.chain_of(row.new.intent.chain.id);
+    let chain = chain.ok_or_else(|| busy("its chain is not configured any more"))?;
+    chains::verify(app, chain).await?;
     let nonce = row.nonce.ok_or_else(|| AppError::internal("it is submitted without a nonce"))?;
     if chain.port.nonce(row.new.address, BlockAt::Latest).await? > nonce {
         return Err(busy("its nonce is used in the newest block"));
@@ -32,7 +34,7 @@ pub async fn speed_up(app: &App, id: RequestId, said: &Instruction) -> Result<()
     }
     let now = app.clock.now();
     let market = chain.market(now).await?;
-    let view = follow::view(row, nonce, attempts, chain.settings.cap);
+    let view = follow::view(row, nonce, attempts, &chain.settings);
     let Some(fees) = sped_up(now, &view, &market) else {
         return Err(busy("its fees are at their cap, or its time is over"));
     };

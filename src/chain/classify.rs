@@ -210,7 +210,8 @@ impl NodeError {
 }
 
 /// One answer out of all nodes': the first in this order that any node gave is the answer: accepted,
-/// nonce too low, underpriced, insufficient funds, ambiguous, refused.
+/// nonce too low, underpriced, insufficient funds, refused, ambiguous. A node that is silent for good must
+/// not keep the others' refusal from being heard; no single refusal is taken for the last word.
 #[must_use]
 pub fn combine(answers: Vec<Broadcast>) -> Broadcast {
     answers
@@ -220,8 +221,8 @@ pub fn combine(answers: Vec<Broadcast>) -> Broadcast {
             Broadcast::NonceTooLow => 1,
             Broadcast::Underpriced => 2,
             Broadcast::InsufficientFunds => 3,
-            Broadcast::Ambiguous(_) => 4,
-            Broadcast::Refused(_) => 5,
+            Broadcast::Refused(_) => 4,
+            Broadcast::Ambiguous(_) => 5,
         })
         .unwrap_or_else(|| Broadcast::Ambiguous("no node is configured".to_owned()))
 }

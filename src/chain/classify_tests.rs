@@ -194,7 +194,7 @@ fn the_combined_answer_prefers_what_is_surest() {
     assert_eq!(low, Broadcast::NonceTooLow);
     let cheap = combine(vec![Broadcast::InsufficientFunds, Broadcast::Underpriced]);
     assert_eq!(cheap, Broadcast::Underpriced);
-    assert_eq!(combine(vec![refused(), lost()]), lost());
+    assert_eq!(combine(vec![refused(), lost()]), refused());
     assert_eq!(combine(vec![refused()]), refused());
     assert!(matches!(combine(Vec::new()), Broadcast::Ambiguous(_)));
 }

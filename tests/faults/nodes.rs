@@ -79,6 +79,34 @@ async fn t42_the_first_node_falls_behind_and_what_was_mined_stays_mined() {
     assert_eq!(stage.events(&id(&asked)).await, ["queued", "submitted", "mined", "finalized"]);
 }
 
+/// The first node is behind all the time: by its count nothing is mined, and a replacement would be due.
+#[tokio::test]
+async fn t42_what_another_node_has_mined_already_is_not_signed_anew() {
+    let stage = Stage::with(Options { long_epochs: true, ..Options::default() }).await;
+    let ahead = FaultProxy::start(&stage.anvil.url()).await;
+    let rpc = format!("[\"{}\", \"{}\"]", stage.proxy.url(), ahead.url());
+    let envs = [("CLAVIGER__CHAIN__0__RPC", rpc.as_str()), RESEND_SOON];
+    let (server, address) = stage.open(&envs).await;
+    stage.anvil.mine(6).await;
+    stage.proxy.lag(Some(Lag::all(5)));
+    let asked = stage.pay(&server, "t42c").await;
+    let hash = of_attempt(&asked, 0, "hash");
+    poll_until(LIMIT, "in the pool", async || stage.has(&hash).await.then_some(())).await;
+    stage.anvil.mine(1).await;
+    // Two resends of the same bytes: longer than a replacement takes.
+    let sent = stage.proxy.sent().len();
+    poll_until(LIMIT, "sent again", async || (stage.proxy.sent().len() >= sent + 3).then_some(()))
+        .await;
+    let found = server.read(&id(&asked)).await;
+    assert!(is(&found, &["submitted"]), "{found:#}");
+    // The first node comes to the block in which it is.
+    stage.anvil.mine(5).await;
+    stage.finish(&server, &id(&asked)).await;
+    assert_eq!(attempts(&server.read(&id(&asked)).await).len(), 1, "no new bytes");
+    assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (1, 1));
+    stage.invariants().sent(ahead.sent()).check().await;
+}
+
 /// Sends from an account of ours without our signature, as somebody with a copy of the key would.
 pub async fn stranger_sends(stage: &Stage, address: &str) -> String {
     stage.anvil.rpc("anvil_impersonateAccount", json!([address])).await;

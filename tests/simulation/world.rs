@@ -85,6 +85,7 @@ impl World {
                 ending: None,
                 nonce: self.rows.len() as u64,
                 tx_type,
+                no_op_type: TxType::Eip1559,
                 cap,
                 chain_cap: CHAIN_CAP,
                 not_after,
@@ -137,9 +138,11 @@ impl World {
         let now = self.at();
         let row = &mut self.rows[index];
         let is_ending = row.view.ending.is_some();
+        let not_after = row.view.not_after;
         let attempt = row.view.attempts.iter_mut().find(|it| it.number == number).unwrap();
         if attempt.signed_at.is_none() {
-            if is_ending && !attempt.no_op {
+            let is_late = not_after.is_some_and(|limit| now > limit);
+            if (is_ending || is_late) && !attempt.no_op {
                 return;
             }
             attempt.signed_at = Some(now);
@@ -191,10 +194,18 @@ impl World {
         let attempts = &mut self.rows[index].view.attempts;
         let stored = attempts.iter_mut().find(|it| it.number == number).unwrap();
         stored.sent_at = Some(now);
-        stored.refused_since = match said {
-            Said::Refused => stored.refused_since.or(Some(now)),
-            _ => None,
-        };
+        stored.accepted |= said == Said::Taken;
+        match said {
+            Said::Nothing => {}
+            Said::Refused => {
+                stored.refused_since = stored.refused_since.or(Some(now));
+                stored.refused_at = Some(now);
+            }
+            Said::Taken | Said::Underpriced | Said::NonceTooLow => {
+                stored.refused_since = None;
+                stored.refused_at = None;
+            }
+        }
     }
 
     /// A node's height as it is for one question: nodes behind one address are not equally far.
@@ -262,7 +273,8 @@ impl World {
             Step::Mined(found, status) => self.change(index, status, Some(found)),
             Step::Reopen(status) => {
                 self.change(index, status, None);
-                let newest = sendable(&self.rows[index].view).map(|attempt| attempt.number);
+                let view = &self.rows[index].view;
+                let newest = sendable(self.at(), view, PACE).map(|attempt| attempt.number);
                 if let Some(number) = newest.filter(|_| !self.crashes()) {
                     self.send(index, number);
                 }
@@ -302,6 +314,9 @@ fn decided(row: &Row, no_op: bool, fees: Fees) -> AttemptView {
         hash: None,
         signed_at: None,
         sent_at: None,
+        accepted: false,
+        unfunded: false,
         refused_since: None,
+        refused_at: None,
     }
 }

@@ -7,7 +7,9 @@ use alloy::primitives::keccak256;
 use claviger::core::intent::Fees;
 use claviger::core::permit::{DecisionRecord, PayloadKind, RawSignature};
 use claviger::core::tx::state::{Ending, Status};
-use claviger::ports::store::{NO_OP, NewAttempt, SignedAttempt, StatusChange, Store, StoreError};
+use claviger::ports::store::{
+    NO_OP, NewAttempt, Sent, SignedAttempt, StatusChange, Store, StoreError,
+};
 use std::sync::Arc;
 
 on_both!(
@@ -17,7 +19,7 @@ on_both!(
     of_two_signatures_the_first_is_kept,
     of_eight_signatures_at_once_one_is_kept,
     an_attempt_reads_back_at_each_step,
-    a_refusal_is_kept_since_the_first_until_it_is_sent_without_one,
+    what_the_nodes_said_is_kept_as_long_as_it_says_something,
     what_a_no_op_is_to_replace_is_not_signed_any_more,
     what_is_unsigned_is_found_oldest_first,
     a_hash_belongs_to_one_attempt,
@@ -143,7 +145,8 @@ async fn an_attempt_reads_back_at_each_step(store: Arc<dyn Store>) {
     let signed = signature(1, 2, 7);
     assert!(sign(&store, signed.clone()).await.unwrap());
     for millis in [300, 400] {
-        commit!(store, [], |unit| unit.mark_sent(request(1), 2, None, at(millis)).await?).unwrap();
+        commit!(store, [], |unit| unit.mark_sent(request(1), 2, &Sent::Idle, at(millis)).await?)
+            .unwrap();
         let row = read!(store, [], |unit| unit.attempts(request(1)).await?).remove(1);
         assert_eq!(row.raw.zip(row.hash), signed.envelope);
         assert_eq!(row.signature, Some(signed.signature));
@@ -155,17 +158,28 @@ async fn an_attempt_reads_back_at_each_step(store: Arc<dyn Store>) {
     assert_eq!((row.raw, row.hash, row.signed_at), (None, None, Some(at(200))));
 }
 
-async fn a_refusal_is_kept_since_the_first_until_it_is_sent_without_one(store: Arc<dyn Store>) {
+async fn what_the_nodes_said_is_kept_as_long_as_it_says_something(store: Arc<dyn Store>) {
     add_key(&store, 1).await;
     assert!(decide(&store, attempt(1, 1)).await);
-    let said = [(300, Some("no")), (400, Some("never")), (500, None), (600, Some("again"))];
-    let since = [Some(at(300)), Some(at(300)), None, Some(at(600))];
-    for ((millis, refusal), since) in said.into_iter().zip(since) {
-        commit!(store, [], |unit| unit.mark_sent(request(1), 1, refusal, at(millis)).await?)
-            .unwrap();
+    let refused = |why: &str| Sent::Refused(why.to_owned());
+    let first = Some(at(300));
+    let said = [
+        (300, refused("no"), (None, first, Some(at(300)), Some("no"))),
+        (400, Sent::Unknown, (None, first, Some(at(300)), Some("no"))),
+        (500, refused("never"), (None, first, Some(at(500)), Some("never"))),
+        (600, Sent::Accepted, (Some(at(600)), None, None, None)),
+        (700, refused("full"), (Some(at(600)), Some(at(700)), Some(at(700)), Some("full"))),
+        (800, Sent::Unfunded, (Some(at(600)), None, None, None)),
+        (900, Sent::Accepted, (Some(at(600)), None, None, None)),
+    ];
+    for (millis, sent, expected) in said {
+        let now = at(millis);
+        let name = sent.name();
+        commit!(store, [sent], |unit| unit.mark_sent(request(1), 1, &sent, now).await?).unwrap();
         let row = read!(store, [], |unit| unit.attempts(request(1)).await?).remove(0);
-        assert_eq!((row.refused_since, row.refusal.as_deref()), (since, refusal));
-        assert_eq!(row.sent_at, Some(at(millis)));
+        let found = (row.accepted_at, row.refused_since, row.refused_at, row.refusal.as_deref());
+        assert_eq!(found, expected, "{millis}");
+        assert_eq!((row.sent_at, row.answer.as_deref()), (Some(now), Some(name)));
     }
 }
 
@@ -211,6 +225,6 @@ async fn a_hash_belongs_to_one_attempt(store: Arc<dyn Store>) {
 }
 
 async fn sending_what_was_never_decided_is_an_error(store: Arc<dyn Store>) {
-    let sent = commit!(store, [], |unit| unit.mark_sent(request(1), 1, None, at(0)).await?);
+    let sent = commit!(store, [], |unit| unit.mark_sent(request(1), 1, &Sent::Idle, at(0)).await?);
     assert!(matches!(sent, Err(StoreError::Corrupt(_))), "{sent:?}");
 }

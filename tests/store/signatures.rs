@@ -115,7 +115,7 @@ async fn what_was_decided_meanwhile_is_not_marked_settled(store: Arc<dyn Store>)
     add_key(&store, 1).await;
     insert(&store, external(1, 7)).await;
     insert(&store, external(2, 8)).await;
-    let success = Settlement { value_moved: true, fee_paid: None };
+    let success = Settlement { value_moved: true, fee_paid: None, fee_from_value: false };
     let (first, late) = (amount(1, 10, 0, 100), amount(2, 10, 0, 100));
     commit!(store, [first, late], |unit| {
         unit.reserve("nonce:7", &[first], at(0)).await?;

@@ -12,6 +12,7 @@ on_both!(
     what_is_held_counts_until_it_is_released,
     a_limit_that_has_no_room_says_so_and_keeps_nothing,
     what_is_settled_leaves_after_its_span,
+    the_fee_of_a_no_op_counts_up_to_all_that_was_held,
     what_is_held_does_not_age,
     each_limit_ages_by_its_own_span,
     a_success_keeps_the_value_and_the_fee_that_was_paid,
@@ -85,7 +86,8 @@ async fn fits(store: &Arc<dyn Store>, owner: &str, charges: &[Charge], now: i64)
 
 pub async fn settle(store: &Arc<dyn Store>, owner: &str, moved: bool, fee: Option<u64>, now: i64) {
     let owner = owner.to_owned();
-    let outcome = Settlement { value_moved: moved, fee_paid: fee.map(Amount::from) };
+    let outcome =
+        Settlement { value_moved: moved, fee_paid: fee.map(Amount::from), fee_from_value: false };
     commit!(store, [owner], |unit| unit.settle(&owner, outcome, at(now)).await?).unwrap();
 }
 
@@ -131,6 +133,22 @@ async fn what_is_settled_leaves_after_its_span(store: Arc<dyn Store>) {
     assert!(!fits(&store, "b", &[amount(1, 1, 0, 10)], 1000 + MINUTE - 1).await);
     assert!(fits(&store, "b", &[amount(1, 10, 0, 10)], 1000 + MINUTE).await);
     assert_eq!(limit(&store, 1).await, (10, 0));
+}
+
+async fn the_fee_of_a_no_op_counts_up_to_all_that_was_held(store: Arc<dyn Store>) {
+    for (owner, paid, spent) in [("a", 3, 3), ("b", 9, 12), ("c", 100, 23)] {
+        // One limit of native value and its fee, one of tokens.
+        let charges = [amount(1, 10, 1, 1000), amount(2, 10, 0, 1000)];
+        assert!(fits(&store, owner, &charges, 0).await);
+        let outcome = Settlement {
+            value_moved: false,
+            fee_paid: Some(Amount::from(paid as u64)),
+            fee_from_value: true,
+        };
+        commit!(store, [], |unit| unit.settle(owner, outcome, at(0)).await?).unwrap();
+        assert_eq!(limit(&store, 1).await, (0, spent), "{owner}");
+        assert_eq!(limit(&store, 2).await, (0, 0), "a fee is no token");
+    }
 }
 
 async fn what_is_held_does_not_age(store: Arc<dyn Store>) {

@@ -10,7 +10,7 @@ use claviger::core::intent::{AccessListItem, EventSource, FeeAsk, Fees, TxType};
 use claviger::core::principal::Principal;
 use claviger::core::tx::state::{Ending, Status};
 use claviger::ports::store::{
-    Failure, Filter, MinedRow, NewTransaction, StatusChange, Store, StoreError,
+    DecisionSummary, Failure, Filter, MinedRow, NewTransaction, StatusChange, Store, StoreError,
 };
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ on_both!(
     an_absent_field_stays_absent,
     an_id_is_stored_once,
     a_change_needs_the_version_that_was_read,
+    a_version_is_moved_on_once,
+    a_second_decision_takes_the_place_of_the_first_while_it_is_queued,
     why_it_ends_stays_once_it_is_said,
     of_two_changes_at_once_one_is_made,
     a_list_is_newest_first_and_goes_on_from_its_cursor,
@@ -144,6 +146,38 @@ async fn a_change_needs_the_version_that_was_read(store: Arc<dyn Store>) {
     let row = stored(&store, request(1)).await;
     assert_eq!((row.mined, row.failure), (None, next.failure));
     assert_eq!(row.new, before.new);
+}
+
+async fn a_version_is_moved_on_once(store: Arc<dyn Store>) {
+    add_key(&store, 1).await;
+    insert(&store, vec![transaction(1, 1)]).await;
+    for (version, moved) in [(0, true), (0, false), (1, true), (9, false)] {
+        let now = commit!(store, [], |unit| unit.touch(request(1), version).await?).unwrap();
+        assert_eq!(now, moved, "{version}");
+    }
+    assert_eq!(stored(&store, request(1)).await.version, 2);
+}
+
+async fn a_second_decision_takes_the_place_of_the_first_while_it_is_queued(store: Arc<dyn Store>) {
+    add_key(&store, 1).await;
+    insert(&store, vec![transaction(1, 1)]).await;
+    let cap = Fees { max_fee: 7, max_priority_fee: 3 };
+    let decision = DecisionSummary {
+        outcome: "allow".to_owned(),
+        bundle: hash(77),
+        grants: vec!["other".to_owned()],
+    };
+    let again = |store: Arc<dyn Store>, decision: DecisionSummary| async move {
+        commit!(store, [decision], |unit| {
+            unit.decide_again(request(1), cap, &decision, "{}").await?
+        })
+    };
+    again(store.clone(), decision.clone()).await.unwrap();
+    let row = stored(&store, request(1)).await;
+    assert_eq!((row.new.fee_cap, &row.new.decision), (cap, &decision));
+    assert_eq!((row.new.decision_json.as_str(), row.new.intent.fees), ("{}", FeeAsk::UpTo(cap)));
+    assert!(advance(&store, change(1, 0, Status::Submitted)).await);
+    assert!(again(store.clone(), decision).await.is_err(), "it has a nonce");
 }
 
 async fn why_it_ends_stays_once_it_is_said(store: Arc<dyn Store>) {

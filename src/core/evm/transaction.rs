@@ -41,8 +41,21 @@ pub struct UnsignedTransaction {
 /// The longest calldata that nodes' pools take, with room for the rest of 128 KiB.
 pub const DATA_BYTES_MAX: usize = 120 * 1024;
 
-/// What a transaction without calldata needs.
-const NO_OP_GAS: u64 = 21_000;
+/// What a transaction without calldata needs on most chains.
+pub const NO_OP_GAS: u64 = 21_000;
+
+/// A no-op, but for nonce and fees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoOp {
+    /// The envelope.
+    pub tx_type: TxType,
+    /// Replay protection.
+    pub chain: ChainId,
+    /// Who sends nothing to itself.
+    pub account: Address,
+    /// Gas limit; some chains want more than [`NO_OP_GAS`].
+    pub gas: u64,
+}
 
 /// The least gas that a transaction of this shape can be mined with: 21,000 (53,000 for a creation), 4 a
 /// zero byte and 16 any other of calldata, 2,400 an address and 1,900 a slot of the access list, and at
@@ -111,15 +124,15 @@ impl UnsignedTransaction {
 
     /// The transaction that uses a nonce up and does nothing: nothing sent by an account to itself.
     #[must_use]
-    pub fn no_op(intent: &TransactionIntent, account: Address, nonce: u64, fees: Fees) -> Self {
+    pub fn no_op(shape: NoOp, nonce: u64, fees: Fees) -> Self {
         Self {
-            tx_type: intent.tx_type,
-            chain_id: intent.chain.id,
+            tx_type: shape.tx_type,
+            chain_id: shape.chain,
             nonce,
-            to: Some(account),
+            to: Some(shape.account),
             value: Amount::ZERO,
             data: Bytes::new(),
-            gas: NO_OP_GAS,
+            gas: shape.gas,
             fees,
             access_list: Vec::new(),
         }

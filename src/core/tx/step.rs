@@ -23,8 +23,14 @@ pub struct AttemptView {
     pub signed_at: Option<Timestamp>,
     /// When it was last sent, if ever.
     pub sent_at: Option<Timestamp>,
-    /// Since when the nodes have refused it for a reason of its own, each time it was sent.
+    /// Whether a node ever took it.
+    pub accepted: bool,
+    /// Whether the nodes said last that the account cannot pay for it.
+    pub unfunded: bool,
+    /// Since when the nodes have refused it for a reason of its own, each time they answered.
     pub refused_since: Option<Timestamp>,
+    /// When they refused it last.
+    pub refused_at: Option<Timestamp>,
 }
 
 /// A transaction with a nonce.
@@ -38,6 +44,8 @@ pub struct TransactionView {
     pub nonce: u64,
     /// Its envelope.
     pub tx_type: TxType,
+    /// The envelope of a no-op.
+    pub no_op_type: TxType,
     /// The most that may be offered for what was asked.
     pub cap: Fees,
     /// The most that may be offered on the chain for anything.
@@ -88,7 +96,7 @@ pub struct Pace {
     pub resend_after_ms: i64,
     /// Bytes that were sent this long ago and are not mined are sent again, in milliseconds.
     pub rebroadcast_after_ms: i64,
-    /// What the nodes have refused this long, in milliseconds, they refuse for good.
+    /// What the nodes refused, and refuse still so much later, in milliseconds, they refuse for good.
     pub refused_patience_ms: i64,
 }
 
@@ -128,11 +136,11 @@ pub fn step(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) 
         return included(tx, look, found);
     }
     if tx.mined_in.is_some() {
-        return if look.displaced {
-            Step::Reopen(unmined(tx))
-        } else {
-            unseen(now, tx, look, pace)
-        };
+        if look.displaced {
+            return Step::Reopen(unmined(tx));
+        }
+        let is_final = look.nonce_final.is_some_and(|used| used > tx.nonce);
+        return if is_final { Step::ForeignNonce } else { unseen(now, tx, look, pace) };
     }
     if look.nonce_final.is_some_and(|used| used > tx.nonce) {
         return Step::ForeignNonce;
@@ -145,7 +153,7 @@ pub fn step(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) 
 fn unseen(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) -> Step {
     let wanted = look.nonce_latest <= tx.nonce;
     let due = |sent_at: Timestamp| now.since(sent_at) >= pace.rebroadcast_after_ms;
-    match sendable(tx) {
+    match sendable(now, tx, pace) {
         Some(newest) if wanted && newest.sent_at.is_none_or(due) => {
             Step::Rebroadcast(newest.number)
         }
@@ -178,24 +186,29 @@ fn included(tx: &TransactionView, look: &ChainLook, found: Inclusion) -> Step {
     Step::End { inclusion: found, status }
 }
 
-/// Why a no-op should take the nonce now: it was said before, or its time is over, or the nodes have
-/// refused it for long.
+/// Why a no-op should take the nonce now: it was said before, or its time is over, or the nodes refused it
+/// and refuse it still, and no version of it was ever taken by one of them.
 #[must_use]
 pub fn ending(now: Timestamp, tx: &TransactionView, pace: Pace) -> Option<Ending> {
     let expired = || tx.not_after.filter(|limit| now > *limit).map(|_| Ending::Expired);
     let refused = || {
         let last = tx.attempts.last().filter(|last| !last.no_op)?;
-        let since = last.refused_since?;
-        (now.since(since) >= pace.refused_patience_ms).then_some(Ending::Failed)
+        let (since, again) = (last.refused_since?, last.refused_at?);
+        let is_lasting = again.since(since) >= pace.refused_patience_ms;
+        let was_taken = tx.attempts.iter().any(|attempt| attempt.accepted);
+        (is_lasting && !was_taken).then_some(Ending::Failed)
     };
     tx.ending.or_else(expired).or_else(refused)
 }
 
-/// The newest version that may be sent: once a no-op is to take the nonce, only that.
+/// The newest version that may be sent: once a no-op is to take the nonce, only that. One that the nodes
+/// refuse gives way to an older one that they took.
 #[must_use]
-pub fn sendable(tx: &TransactionView) -> Option<&AttemptView> {
-    let wanted = |it: &&AttemptView| it.signed_at.is_some() && (tx.ending.is_none() || it.no_op);
-    tx.attempts.iter().rev().find(wanted)
+pub fn sendable(now: Timestamp, tx: &TransactionView, pace: Pace) -> Option<&AttemptView> {
+    let ends = ending(now, tx, pace).is_some();
+    let wanted = |it: &&AttemptView| it.signed_at.is_some() && (!ends || it.no_op);
+    let newest = || tx.attempts.iter().rev().filter(wanted);
+    newest().find(|it| it.refused_since.is_none()).or_else(|| newest().next())
 }
 
 fn resend(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) -> Step {
@@ -206,11 +219,11 @@ fn resend(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) ->
     let is_used = look.nonce_latest > tx.nonce;
     let ending = ending(now, tx, pace);
     if let (Some(ending), false, false, Some(market)) = (ending, last.no_op, is_used, &look.market)
-        && let Bump::To(fees) = fee::next(last.fees, market, no_op_cap(tx), tx.tx_type)
+        && let Bump::To(fees) = fee::next(last.fees, market, no_op_cap(tx), tx.no_op_type)
     {
         return Step::NoOp(ending, fees);
     }
-    let Some(newest) = sendable(tx) else {
+    let Some(newest) = sendable(now, tx, pace) else {
         return Step::Wait;
     };
     let Some(sent_at) = newest.sent_at else {
@@ -223,8 +236,9 @@ fn resend(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) ->
     if is_overdue(now, tx, look, pace)
         && let Some(market) = &look.market
     {
-        let cap = if last.no_op { no_op_cap(tx) } else { tx.cap };
-        match (fee::next(last.fees, market, cap, tx.tx_type), ending) {
+        let (cap, tx_type) =
+            if last.no_op { (no_op_cap(tx), tx.no_op_type) } else { (tx.cap, tx.tx_type) };
+        match (fee::next(last.fees, market, cap, tx_type), ending) {
             (Bump::To(fees), Some(ending)) => return Step::NoOp(ending, fees),
             (Bump::To(fees), None) => return Step::Replace(fees),
             (Bump::AtCap, _) if resend_due => return Step::AtCap(newest.number),
@@ -235,16 +249,18 @@ fn resend(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) ->
 }
 
 /// Whether the head of the lane has waited so long that it is to be outbid. A version that waits for its
-/// signature, or that the nodes refuse whatever it offers, is not.
+/// signature, that the account cannot pay for, or that the nodes refuse whatever it offers, is not. (A no-op
+/// that is refused is decided anew, with the gas that it needs then.)
 fn is_overdue(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) -> bool {
-    let last = tx.attempts.last();
-    let signed_at = last.filter(|last| last.refused_since.is_none()).and_then(|it| it.signed_at);
+    let may_help = |it: &&AttemptView| !it.unfunded && (it.no_op || it.refused_since.is_none());
+    let signed_at = tx.attempts.last().filter(may_help).and_then(|it| it.signed_at);
     let waited = signed_at.is_some_and(|at| now.since(at) >= pace.resend_after_ms);
     waited && look.nonce_latest == tx.nonce
 }
 
 /// No-ops have a cap of their own, so that a head at its cap can always be outbid: 110 % of the chain's
-/// cap, or of the highest fees that were ever decided for what was asked.
+/// cap, or of the highest fee that was ever decided for what was asked. Their tip may be twice the highest,
+/// so that a tip at its cap does not keep the fee from being raised again.
 fn no_op_cap(tx: &TransactionView) -> Fees {
     let asked = tx.attempts.iter().filter(|attempt| !attempt.no_op).map(|attempt| attempt.fees);
     let highest = asked.fold(tx.chain_cap, |highest, fees| Fees {
@@ -253,7 +269,7 @@ fn no_op_cap(tx: &TransactionView) -> Fees {
     });
     Fees {
         max_fee: fee::minimum(highest.max_fee),
-        max_priority_fee: fee::minimum(highest.max_priority_fee),
+        max_priority_fee: highest.max_priority_fee.saturating_mul(2),
     }
 }
 
@@ -262,14 +278,14 @@ fn no_op_cap(tx: &TransactionView) -> Fees {
 #[must_use]
 pub fn sped_up(now: Timestamp, tx: &TransactionView, market: &Market) -> Option<Fees> {
     let last = tx.attempts.last().filter(|last| last.signed_at.is_some())?;
-    let cap = match (tx.ending, last.no_op) {
-        (Some(_), true) => no_op_cap(tx),
+    let (cap, tx_type) = match (tx.ending, last.no_op) {
+        (Some(_), true) => (no_op_cap(tx), tx.no_op_type),
         // Its no-op is about to be decided, or it may not be signed any more.
         (Some(_), false) => return None,
         (None, _) if tx.not_after.is_some_and(|limit| now > limit) => return None,
-        (None, _) => tx.cap,
+        (None, _) => (tx.cap, tx.tx_type),
     };
-    match fee::next(last.fees, market, cap, tx.tx_type) {
+    match fee::next(last.fees, market, cap, tx_type) {
         Bump::To(fees) => Some(fees),
         Bump::AtCap => None,
     }

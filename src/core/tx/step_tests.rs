@@ -20,7 +20,10 @@ fn attempt(number: u8, signed_at: i64, sent_at: Option<i64>) -> AttemptView {
         fees: fees(100, 10),
         signed_at: Some(at(signed_at)),
         sent_at: sent_at.map(at),
+        accepted: false,
+        unfunded: false,
         refused_since: None,
+        refused_at: None,
     }
 }
 
@@ -34,6 +37,7 @@ fn sent(signed_at: i64, sent_at: Option<i64>) -> TransactionView {
         ending: None,
         nonce: 5,
         tx_type: TxType::Eip1559,
+        no_op_type: TxType::Eip1559,
         cap: fees(1000, 100),
         chain_cap: fees(1000, 100),
         not_after: None,
@@ -96,7 +100,7 @@ fn after_not_after_a_no_op_takes_the_nonce_and_no_replacement_is_signed() {
     assert!(offered.max_fee >= 110 && offered.max_priority_fee >= 11);
     assert!(sped_up(at(501), &tx, &look().market.unwrap()).is_none());
     let unknown = ChainLook { market: None, ..look() };
-    assert_eq!(step(at(900), &tx, &unknown, PACE), Step::Rebroadcast(1));
+    assert_eq!(step(at(900), &tx, &unknown, PACE), Step::Wait, "too late to send it again");
     tx.attempts[0].signed_at = None;
     tx.attempts[0].sent_at = None;
     let due = step(at(501), &tx, &look(), PACE);
@@ -139,7 +143,9 @@ fn a_vanished_block_reopens_and_a_foreign_final_nonce_is_told() {
     let later = step(at(9000), &tx, &look(), PACE);
     assert_eq!(later, Step::Rebroadcast(1), "never a replacement");
     let foreign = ChainLook { nonce_final: Some(6), nonce_latest: 6, ..look() };
-    assert_eq!(step(at(1), &tx, &foreign, PACE), Step::Wait, "only the receipt is behind");
+    assert_eq!(step(at(1), &tx, &foreign, PACE), Step::ForeignNonce);
+    let behind = ChainLook { nonce_final: None, ..foreign.clone() };
+    assert_eq!(step(at(1), &tx, &behind, PACE), Step::Wait, "only the receipt is behind");
     for look in [look(), foreign.clone()] {
         let look = ChainLook { displaced: true, ..look };
         assert_eq!(step(at(1), &tx, &look, PACE), Step::Reopen(Status::Submitted), "{look:?}");
@@ -158,7 +164,7 @@ fn a_cancelled_transaction_is_outbid_even_at_its_cap_and_its_bytes_are_sent_no_m
     let Step::NoOp(Ending::Cancelled, offered) = step(at(1), &tx, &look(), PACE) else {
         panic!("a no-op");
     };
-    assert_eq!(offered, fees(1100, 110), "a tenth above the chain's cap");
+    assert_eq!(offered, fees(1100, 200), "above the chain's cap, and not above its own");
     let behind = ChainLook { nonce_latest: 4, ..look() };
     assert!(matches!(step(at(1), &tx, &behind, PACE), Step::NoOp(..)), "not only at the head");
     let unknown = ChainLook { market: None, ..look() };
@@ -178,6 +184,7 @@ fn a_no_op_is_outbid_by_another_until_its_own_cap() {
     assert!(sped_up(at(1), &tx, &look().market.unwrap()).is_some());
     let mut at_cap = tx;
     at_cap.attempts[1].fees = fees(1100, 110);
+    assert_eq!(no_op_cap(&at_cap), fees(1100, 200), "a tip at its cap leaves room for the fee");
     assert_eq!(step(at(2000), &at_cap, &look(), PACE), Step::AtCap(2));
 }
 
@@ -201,11 +208,45 @@ fn whichever_is_mined_wins_and_a_no_op_is_never_told_as_mined() {
 fn one_refusal_is_not_permanent_and_a_lasting_one_is() {
     let mut tx = sent(0, Some(900));
     tx.attempts[0].refused_since = Some(at(0));
+    tx.attempts[0].refused_at = Some(at(900));
     assert_eq!(step(at(1200), &tx, &look(), PACE), Step::Wait, "higher fees would not help");
     assert_eq!(step(at(1300), &tx, &look(), PACE), Step::Rebroadcast(1));
+    let silence = step(at(90_000), &tx, &look(), PACE);
+    assert_eq!(
+        silence,
+        Step::Rebroadcast(1),
+        "it was refused for less than a second, then not asked"
+    );
+    tx.attempts[0].sent_at = Some(at(3000));
+    tx.attempts[0].refused_at = Some(at(3000));
     assert!(matches!(step(at(3000), &tx, &look(), PACE), Step::NoOp(Ending::Failed, _)));
+    let mut taken = tx.clone();
+    taken.attempts.insert(0, AttemptView { accepted: true, ..attempt(1, 0, Some(0)) });
+    taken.attempts[1].number = 2;
+    let due = step(at(9000), &taken, &look(), PACE);
+    assert_eq!(due, Step::Rebroadcast(1), "an older version is good: it is sent, and not outbid");
     tx.attempts[0].refused_since = None;
-    assert!(matches!(step(at(3000), &tx, &look(), PACE), Step::Replace(_)));
+    assert!(matches!(step(at(4000), &tx, &look(), PACE), Step::Replace(_)));
+    tx.attempts[0].unfunded = true;
+    assert_eq!(step(at(4000), &tx, &look(), PACE), Step::Rebroadcast(1), "more is not cheaper");
+}
+
+#[test]
+fn a_refused_no_op_is_decided_anew() {
+    let mut tx = cancelling(vec![attempt(1, 0, Some(0)), no_op(2, 0, Some(900))]);
+    tx.attempts[1].refused_since = Some(at(0));
+    assert!(matches!(step(at(1000), &tx, &look(), PACE), Step::NoOp(Ending::Cancelled, _)));
+}
+
+#[test]
+fn a_stranger_is_noticed_behind_a_receipt_that_is_gone() {
+    let mut tx = sent(0, Some(0));
+    tx.status = Status::Mined;
+    tx.mined_in = Some(B256::repeat_byte(9));
+    let foreign = ChainLook { nonce_final: Some(6), nonce_latest: 6, ..look() };
+    assert_eq!(step(at(1), &tx, &foreign, PACE), Step::ForeignNonce);
+    let young = ChainLook { nonce_final: Some(5), ..foreign };
+    assert_eq!(step(at(1), &tx, &young, PACE), Step::Wait, "only the receipt is behind");
 }
 
 #[test]
@@ -228,7 +269,10 @@ prop_compose! {
                 hash: signed.map(|_| B256::repeat_byte(number)),
                 signed_at: signed.map(at),
                 sent_at: signed.and(sent).map(at),
+                accepted: fee % 3 == 0,
+                unfunded: tip % 5 == 0,
                 refused_since: signed.and(sent).and(refused).map(at),
+                refused_at: signed.and(sent).and(refused).map(|ms| at(ms.saturating_add(2000))),
             }
         }).collect()
     }
@@ -264,6 +308,7 @@ proptest! {
                 let sent = attempts.iter().find(|it| it.number == number).unwrap();
                 prop_assert!(sent.signed_at.is_some());
                 prop_assert!(ending.is_none() || sent.no_op);
+                prop_assert!(sent.no_op || tx.not_after.is_none_or(|limit| at(now) <= limit));
             }
             Step::Replace(offered) => {
                 let last = attempts.last().unwrap();
@@ -279,8 +324,9 @@ proptest! {
                 prop_assert!(offered.max_fee >= fee::minimum(last.fees.max_fee));
                 prop_assert!(offered.max_priority_fee >= fee::minimum(last.fees.max_priority_fee));
                 prop_assert!(offered.max_fee <= no_op_cap(&tx).max_fee);
+                prop_assert!(offered.max_priority_fee <= no_op_cap(&tx).max_priority_fee);
             }
-            Step::Wait | Step::Reopen(_) => {}
+            Step::Wait | Step::Reopen(_) | Step::ForeignNonce => {}
             other => prop_assert!(false, "{other:?}"),
         }
     }

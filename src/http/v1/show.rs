@@ -33,7 +33,14 @@ pub fn transaction(full: &FullTransaction) -> Value {
     });
     let mut optional = Map::new();
     if let Some(mined) = &row.mined {
-        optional.insert("receipt".to_owned(), receipt(mined));
+        // Who reads `receipt.success` must not take a no-op for what was asked.
+        let is_it = |it: &&AttemptRow| it.hash == Some(mined.transaction_hash);
+        let is_no_op = full.attempts.iter().find(is_it).is_some_and(AttemptRow::is_no_op);
+        let name = if is_no_op { "no_op_receipt" } else { "receipt" };
+        optional.insert(name.to_owned(), receipt(mined));
+    }
+    if let Some(ending) = row.ending.filter(|_| row.status == Status::Cancelling) {
+        optional.insert("ending".to_owned(), json!(ending.name()));
     }
     let tells_failure = matches!(row.status, Status::Failed | Status::Cancelling);
     if let Some(failure) = row.failure.as_ref().filter(|_| tells_failure) {
@@ -73,6 +80,7 @@ fn attempt(attempt: &AttemptRow) -> Value {
         "decided_at": attempt.decided_at.to_string(),
         "signed_at": attempt.signed_at.map(|at| at.to_string()),
         "sent_at": attempt.sent_at.map(|at| at.to_string()),
+        "answer": attempt.answer,
         "refused_since": attempt.refused_since.map(|at| at.to_string()),
         "refusal": attempt.refusal,
     })

@@ -175,7 +175,7 @@ pub async fn create(
 
 /// Works the transaction's lane in a task of its own, whatever becomes of the caller.
 fn start_lane(app: &Arc<App>, full: &FullTransaction) {
-    let Some(chain) = app.chains.get(&full.row.new.intent.chain.name) else {
+    let Some(chain) = app.chain_of(full.row.new.intent.chain.id) else {
         return;
     };
     if full.row.status != Status::Queued {

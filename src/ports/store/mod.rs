@@ -10,6 +10,7 @@ pub use rows::*;
 
 use crate::core::audit::EncodedLeaf;
 use crate::core::id::{ChainId, GroupName, KeyId, RequestId};
+use crate::core::intent::Fees;
 use crate::core::key::{NonceMode, OperatorKey, PublicKey};
 use crate::core::permit::DecisionRecord;
 use crate::core::policy::{Charge, verdict::EventUse};
@@ -171,6 +172,19 @@ pub trait Unit: Send {
     /// was faster and nothing was changed.
     async fn advance(&mut self, change: &StatusChange) -> Result<bool, StoreError>;
 
+    /// Moves a transaction's version on, if it is still this one: so two units that decide from the same
+    /// reading exclude each other.
+    async fn touch(&mut self, id: RequestId, version: i64) -> Result<bool, StoreError>;
+
+    /// Puts a second decision over a queued transaction in the place of the first.
+    async fn decide_again(
+        &mut self,
+        id: RequestId,
+        fee_cap: Fees,
+        decision: &DecisionSummary,
+        decision_json: &str,
+    ) -> Result<(), StoreError>;
+
     // -- lanes --------------------------------------------------------------------------------------
 
     /// The lane of an account, made on first use with this mode. Locked until the end of the unit.
@@ -244,13 +258,12 @@ pub trait Unit: Send {
     /// Stores the signature of a decided attempt. `false` if it has one: the loser throws its away.
     async fn store_signature(&mut self, signed: &SignedAttempt) -> Result<bool, StoreError>;
 
-    /// Records that the bytes were handed to nodes, and what they said if all refused them: kept since the
-    /// first refusal, until they are sent without one.
+    /// Records that the bytes were handed to nodes, and what they said.
     async fn mark_sent(
         &mut self,
         request: RequestId,
         attempt: i64,
-        refusal: Option<&str>,
+        sent: &Sent,
         at: Timestamp,
     ) -> Result<(), StoreError>;
 

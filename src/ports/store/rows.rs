@@ -239,10 +239,45 @@ pub struct AttemptRow {
     pub signed_at: Option<Timestamp>,
     /// When it was last handed to nodes.
     pub sent_at: Option<Timestamp>,
-    /// Since when, each time it was sent, the nodes have refused it for a reason of its own.
+    /// What the nodes said last; a name of [`Sent`].
+    pub answer: Option<String>,
+    /// When a node first took it.
+    pub accepted_at: Option<Timestamp>,
+    /// Since when, each time they answered, the nodes have refused it for a reason of its own.
     pub refused_since: Option<Timestamp>,
-    /// What they said.
+    /// When they refused it last.
+    pub refused_at: Option<Timestamp>,
+    /// What they said then.
     pub refusal: Option<String>,
+}
+
+/// What became of handing bytes to nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sent {
+    /// A node took them, or has them.
+    Accepted,
+    /// All that answered refuse them for a reason of their own, which is kept since the first time.
+    Refused(String),
+    /// The account cannot pay for them now.
+    Unfunded,
+    /// Nothing is known: what was known before stays.
+    Unknown,
+    /// They are neither new nor refused for good: too cheap, or their nonce is used.
+    Idle,
+}
+
+impl Sent {
+    /// The name in the database and the API.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Refused(_) => "refused",
+            Self::Unfunded => "unfunded",
+            Self::Unknown => "unknown",
+            Self::Idle => "idle",
+        }
+    }
 }
 
 /// The `reason` of an attempt that is a no-op. Those of other attempts are for people.
@@ -312,6 +347,9 @@ pub struct Settlement {
     pub value_moved: bool,
     /// What was paid for gas, in wei; `None` keeps what was reserved.
     pub fee_paid: Option<Amount>,
+    /// Whether a fee above what was held for fees counts against what was held for the value: a no-op's
+    /// cap is its own.
+    pub fee_from_value: bool,
 }
 
 /// A limit's state.

@@ -7,7 +7,7 @@ use crate::core::intent::Fees;
 use crate::core::key::PublicKey;
 use crate::core::permit::{DecisionRecord, PayloadKind, RawSignature};
 use crate::core::time::Timestamp;
-use crate::ports::store::{AttemptRow, NewAttempt, SignedAttempt, StoreError};
+use crate::ports::store::{AttemptRow, NewAttempt, Sent, SignedAttempt, StoreError};
 use sqlx::FromRow;
 
 statements! {
@@ -24,10 +24,15 @@ statements! {
         ORDER BY a.decided_at, a.request_id, a.number";
     STORE_SIGNATURE = "UPDATE attempts SET signature = $3, raw = $4, hash = $5, signed_at = $6 \
         WHERE request_id = $1 AND number = $2 AND signature IS NULL";
-    MARK_SENT = "UPDATE attempts SET sent_at = $3, refused_since = NULL, refusal = NULL \
+    MARK_SENT = "UPDATE attempts SET sent_at = $3, answer = $4, refused_since = NULL, \
+        refused_at = NULL, refusal = NULL WHERE request_id = $1 AND number = $2";
+    MARK_ACCEPTED = "UPDATE attempts SET sent_at = $3, answer = $4, \
+        accepted_at = COALESCE(accepted_at, $3), refused_since = NULL, refused_at = NULL, \
+        refusal = NULL WHERE request_id = $1 AND number = $2";
+    MARK_REFUSED = "UPDATE attempts SET sent_at = $3, answer = $4, \
+        refused_since = COALESCE(refused_since, $3), refused_at = $3, refusal = $5 \
         WHERE request_id = $1 AND number = $2";
-    MARK_REFUSED = "UPDATE attempts SET sent_at = $3, \
-        refused_since = COALESCE(refused_since, $3), refusal = $4 \
+    MARK_TRIED = "UPDATE attempts SET sent_at = $3, answer = $4 \
         WHERE request_id = $1 AND number = $2";
 }
 
@@ -44,7 +49,10 @@ pub(super) struct AttemptColumns {
     hash: Option<Vec<u8>>,
     signed_at: Option<i64>,
     sent_at: Option<i64>,
+    answer: Option<String>,
+    accepted_at: Option<i64>,
     refused_since: Option<i64>,
+    refused_at: Option<i64>,
     refusal: Option<String>,
 }
 
@@ -61,7 +69,10 @@ impl AttemptColumns {
             hash: self.hash.as_deref().map(hash).transpose()?,
             signed_at: self.signed_at.map(Timestamp::from_millis),
             sent_at: self.sent_at.map(Timestamp::from_millis),
+            answer: self.answer,
+            accepted_at: self.accepted_at.map(Timestamp::from_millis),
             refused_since: self.refused_since.map(Timestamp::from_millis),
+            refused_at: self.refused_at.map(Timestamp::from_millis),
             refusal: self.refusal,
         })
     }
@@ -173,14 +184,16 @@ pub(super) async fn mark_sent(
     tx: &mut Tx,
     request: RequestId,
     attempt: i64,
-    refusal: Option<&str>,
+    sent: &Sent,
     at: Timestamp,
 ) -> Result<(), StoreError> {
-    let mut values = values![request.to_string(), attempt, at.millis()];
-    let rows = match refusal {
-        None => tx.execute(MARK_SENT, values).await?,
-        Some(refusal) => {
-            values.extend(values![refusal]);
+    let mut values = values![request.to_string(), attempt, at.millis(), sent.name()];
+    let rows = match sent {
+        Sent::Accepted => tx.execute(MARK_ACCEPTED, values).await?,
+        Sent::Unfunded | Sent::Idle => tx.execute(MARK_SENT, values).await?,
+        Sent::Unknown => tx.execute(MARK_TRIED, values).await?,
+        Sent::Refused(why) => {
+            values.extend(values![why.as_str()]);
             tx.execute(MARK_REFUSED, values).await?
         }
     };

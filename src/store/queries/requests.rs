@@ -4,11 +4,12 @@ use super::column::{exactly_one, hash, parsed, price_bytes, to_i64};
 use super::rows::{TX_ACCESS, TransactionColumns};
 use super::statement::{Tx, values};
 use crate::core::id::{ChainId, RequestId};
+use crate::core::intent::Fees;
 use crate::core::policy::verdict::EventUse;
 use crate::core::tx::state::Status;
 use crate::ports::store::{
-    Bound, Filter, KeyBinding, MinedRow, NewEvent, NewTransaction, StatusChange, StoreError,
-    TransactionRow,
+    Bound, DecisionSummary, Filter, KeyBinding, MinedRow, NewEvent, NewTransaction, StatusChange,
+    StoreError, TransactionRow,
 };
 use sqlx::FromRow;
 
@@ -42,6 +43,9 @@ statements! {
         failure_detail = COALESCE($11, failure_detail), updated_at = $12, \
         ending = COALESCE($13, ending), version = version + 1 \
         WHERE id = $1 AND version = $2";
+    TOUCH = "UPDATE transactions SET version = version + 1 WHERE id = $1 AND version = $2";
+    DECIDE_AGAIN = "UPDATE transactions SET cap_fee = $2, cap_tip = $3, outcome = $4, bundle = $5, \
+        grants = $6, decision = $7 WHERE id = $1 AND status = 'queued'";
     APPEND_EVENT = "INSERT INTO events (id, kind, subject, data, created_at) \
         VALUES ($1, $2, $3, $4, $5)";
     EVENTS_OF = "SELECT id, kind, subject, data, created_at FROM events WHERE subject = $1 \
@@ -244,6 +248,30 @@ pub(super) async fn advance(tx: &mut Tx, change: &StatusChange) -> Result<bool, 
         change.ending.map(|ending| ending.name().to_owned()),
     ];
     Ok(tx.execute(ADVANCE, values).await? == 1)
+}
+
+pub(super) async fn touch(tx: &mut Tx, id: RequestId, version: i64) -> Result<bool, StoreError> {
+    Ok(tx.execute(TOUCH, values![id.to_string(), version]).await? == 1)
+}
+
+pub(super) async fn decide_again(
+    tx: &mut Tx,
+    id: RequestId,
+    fee_cap: Fees,
+    decision: &DecisionSummary,
+    decision_json: &str,
+) -> Result<(), StoreError> {
+    let values = values![
+        id.to_string(),
+        price_bytes(fee_cap.max_fee).as_slice(),
+        price_bytes(fee_cap.max_priority_fee).as_slice(),
+        decision.outcome.as_str(),
+        decision.bundle.as_slice(),
+        decision.grants.join(","),
+        decision_json,
+    ];
+    let rows = tx.execute(DECIDE_AGAIN, values).await?;
+    exactly_one(tx, "decide_again", rows)
 }
 
 pub(super) async fn append_event(tx: &mut Tx, event: &NewEvent) -> Result<(), StoreError> {

@@ -209,7 +209,12 @@ pub(super) async fn settle(
         let (value, fee) = entry.parts()?;
         let kept_value =
             if entry.kind == COUNT || outcome.value_moved { value } else { Amount::ZERO };
-        let kept_fee = outcome.fee_paid.map_or(fee, |paid| paid.min(fee));
+        let kept_fee = match outcome.fee_paid {
+            None => fee,
+            // Only native windows hold fees; in those the value is of the same unit.
+            Some(paid) if outcome.fee_from_value && !fee.is_zero() => paid.min(entry.total()?),
+            Some(paid) => paid.min(fee),
+        };
         let spent = kept_value.checked_add(kept_fee).and_then(|kept| sums.spent.checked_add(kept));
         match spent {
             Some(spent) => sums.spent = spent,

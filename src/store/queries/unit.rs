@@ -4,6 +4,7 @@ use super::statement::Tx;
 use super::{attempts, audit, keys, lanes, requests, signatures, spend};
 use crate::core::audit::EncodedLeaf;
 use crate::core::id::{ChainId, GroupName, KeyId, RequestId};
+use crate::core::intent::Fees;
 use crate::core::key::{OperatorKey, PublicKey};
 use crate::core::permit::DecisionRecord;
 use crate::core::policy::Charge;
@@ -11,9 +12,9 @@ use crate::core::policy::verdict::EventUse;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::ports::store::{
-    AttemptRow, Bound, Filter, KeyBinding, Lane, LaneKey, LimitExceeded, LimitRow, LogBatch,
-    LogHead, LogLeaf, NewAttempt, NewEvent, NewKey, NewSignatureRequest, NewTransaction,
-    Settlement, SignatureRow, SignedAttempt, StatusChange, StoreError, TransactionRow, Unit,
+    AttemptRow, Bound, DecisionSummary, Filter, KeyBinding, Lane, LaneKey, LimitExceeded, LimitRow,
+    LogBatch, LogHead, LogLeaf, NewAttempt, NewEvent, NewKey, NewSignatureRequest, NewTransaction,
+    Sent, Settlement, SignatureRow, SignedAttempt, StatusChange, StoreError, TransactionRow, Unit,
     WaitingLeaf,
 };
 use alloy::primitives::{Address, B256};
@@ -74,6 +75,20 @@ impl Unit for Tx {
 
     async fn advance(&mut self, change: &StatusChange) -> Result<bool, StoreError> {
         kept!(self, requests::advance(self, change))
+    }
+
+    async fn touch(&mut self, id: RequestId, version: i64) -> Result<bool, StoreError> {
+        kept!(self, requests::touch(self, id, version))
+    }
+
+    async fn decide_again(
+        &mut self,
+        id: RequestId,
+        fee_cap: Fees,
+        decision: &DecisionSummary,
+        decision_json: &str,
+    ) -> Result<(), StoreError> {
+        kept!(self, requests::decide_again(self, id, fee_cap, decision, decision_json))
     }
 
     async fn lock_lane(&mut self, open: &LaneKey) -> Result<Lane, StoreError> {
@@ -162,10 +177,10 @@ impl Unit for Tx {
         &mut self,
         request: RequestId,
         attempt: i64,
-        refusal: Option<&str>,
+        sent: &Sent,
         at: Timestamp,
     ) -> Result<(), StoreError> {
-        kept!(self, attempts::mark_sent(self, request, attempt, refusal, at))
+        kept!(self, attempts::mark_sent(self, request, attempt, sent, at))
     }
 
     async fn insert_signature(&mut self, row: &NewSignatureRequest) -> Result<(), StoreError> {
