@@ -2,7 +2,8 @@
 //! for the signature of a digest.
 
 use crate::app::accept::{admissible, bound_before, deny, event_used, facts, same_body, summary};
-use crate::app::{App, AppError, record, sign, signers};
+use crate::app::signers::{self, Purpose};
+use crate::app::{App, AppError, record, sign};
 use crate::core::evm::message::{message_bytes, typed_data_bytes};
 use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::RequestId;
@@ -62,19 +63,8 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
         return attempt(app, before).await;
     }
     let now = app.clock.now();
-    let mut keys = signers::named(app, &command.signer).await?;
-    keys.sort_by_key(|key| key.created_at);
-    let key = keys.into_iter().next().ok_or(AppError::NotFound)?;
-    let (kind, bytes, fees) = payload(&command.intent)?;
-    let request = PolicyRequest {
-        principal: command.principal.clone(),
-        group: key.group.clone(),
-        key: key.id,
-        address: key.address,
-        facts: facts_of(app, &command.intent, &key).await?,
-        intent: command.intent.clone(),
-    };
-    let verdict = evaluate(&app.bundle, &request, now);
+    let Judged { key, payload: (kind, bytes, fees), request, verdict } =
+        judge(app, &command, Purpose::Accept, now).await?;
     let id = RequestId::new(app.entropy.uuid());
     if verdict.outcome != Outcome::Allow {
         let reasons = verdict.reasons.clone();
@@ -114,6 +104,45 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
             Err(deny(app, id, &request, &verdict, reasons, now).await)
         }
     }
+}
+
+/// A request with what policy says to it.
+pub(crate) struct Judged {
+    /// The key that would sign.
+    pub(crate) key: OperatorKey,
+    /// What would be signed: kind, exact bytes, fees.
+    pub(crate) payload: (PayloadKind, Vec<u8>, Fees),
+    /// The request with its facts.
+    pub(crate) request: PolicyRequest,
+    /// The verdict.
+    pub(crate) verdict: Verdict,
+}
+
+/// Chooses the key, encodes, reads the facts, evaluates. Writes nothing but, to accept, the pin of a new
+/// chain.
+///
+/// # Errors
+/// An invalid field, a managed nonce, or something that is not available.
+pub(crate) async fn judge(
+    app: &App,
+    command: &SignCommand,
+    purpose: Purpose,
+    now: Timestamp,
+) -> Result<Judged, AppError> {
+    let mut keys = signers::named(app, &command.signer).await?;
+    keys.sort_by_key(|key| key.created_at);
+    let key = keys.into_iter().next().ok_or(AppError::NotFound)?;
+    let payload = payload(&command.intent)?;
+    let request = PolicyRequest {
+        principal: command.principal.clone(),
+        group: key.group.clone(),
+        key: key.id,
+        address: key.address,
+        facts: facts_of(app, &command.intent, &key, purpose).await?,
+        intent: command.intent.clone(),
+    };
+    let verdict = evaluate(&app.bundle, &request, now);
+    Ok(Judged { key, payload, request, verdict })
 }
 
 /// The decision is committed: a silent HSM is no longer an error.
@@ -162,7 +191,12 @@ fn exact(tx: &TransactionIntent) -> Result<(u64, Fees), AppError> {
 }
 
 /// Facts from the chain, read only once the account is known to be its caller's to number.
-async fn facts_of(app: &App, intent: &Intent, key: &OperatorKey) -> Result<Facts, AppError> {
+async fn facts_of(
+    app: &App,
+    intent: &Intent,
+    key: &OperatorKey,
+    purpose: Purpose,
+) -> Result<Facts, AppError> {
     let Intent::Transaction(tx) = intent else {
         return Ok(Facts::default());
     };
@@ -187,13 +221,24 @@ async fn facts_of(app: &App, intent: &Intent, key: &OperatorKey) -> Result<Facts
             format!("is more than {NONCES_AHEAD_MAX} above the account's next, {next}"),
         ));
     }
-    facts(app, chain, tx.to, tx.source).await
+    facts(app, chain, tx.to, tx.source, purpose).await
 }
 
 fn lane_of(request: &PolicyRequest, key: &OperatorKey) -> Option<LaneKey> {
     match &request.intent {
         Intent::Transaction(tx) => {
             Some(LaneKey { chain: tx.chain.id, address: key.address, key: key.id, mode: key.mode })
+        }
+        Intent::Message { .. } | Intent::TypedData { .. } => None,
+    }
+}
+
+/// Every version for one nonce shares one reservation: only one of them can be mined.
+pub(crate) fn shared_owner(request: &PolicyRequest) -> Option<String> {
+    match &request.intent {
+        Intent::Transaction(tx) => {
+            let nonce = tx.nonce?;
+            Some(format!("{}:{:#x}:{nonce}", tx.chain.id, request.address))
         }
         Intent::Message { .. } | Intent::TypedData { .. } => None,
     }
@@ -212,11 +257,7 @@ fn row(
         Intent::Message { .. } | Intent::TypedData { .. } => None,
     };
     let chain = request.intent.chain().map(|chain| chain.id);
-    // Every version for one nonce shares one reservation: only one of them can be mined.
-    let owner = match (chain, nonce) {
-        (Some(chain), Some(nonce)) => format!("{chain}:{:#x}:{nonce}", key.address),
-        _ => id.to_string(),
-    };
+    let owner = shared_owner(request).unwrap_or_else(|| id.to_string());
     NewSignatureRequest {
         id,
         principal: request.principal.clone(),
@@ -262,7 +303,7 @@ async fn store(app: &App, decision: Arc<Decision>) -> Result<Stored, AppError> {
     Ok(stored)
 }
 
-async fn same_owner(
+pub(crate) async fn same_owner(
     unit: &mut dyn Unit,
     other: RequestId,
     owner: Option<&str>,

@@ -51,6 +51,15 @@ pub fn parse_address(text: &str) -> Option<Address> {
     Address::parse_checksummed(text, None).ok()
 }
 
+/// Why a request is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be accepted.
+    Accept,
+    /// To be told only: nothing is kept, not even whose turn it is.
+    Tell,
+}
+
 /// The managed key of a set with the least work waiting on this chain. Equals take turns, so that requests
 /// which arrive together, before any of them is stored, do not all meet on one lane.
 ///
@@ -60,10 +69,15 @@ pub async fn least_busy(
     app: &App,
     chain: &ChainRuntime,
     keys: Vec<OperatorKey>,
+    purpose: Purpose,
 ) -> Result<OperatorKey, AppError> {
     let id = chain.settings.id;
     let mut keys = keys;
-    let turn = app.turn.fetch_add(1, Ordering::Relaxed);
+    let turn = match purpose {
+        Purpose::Accept => app.turn.fetch_add(1, Ordering::Relaxed),
+        // The key that the next request would get.
+        Purpose::Tell => app.turn.load(Ordering::Relaxed),
+    };
     let first = turn.checked_rem(keys.len()).unwrap_or(0);
     keys.rotate_left(first);
     let best = look(&*app.store, "least_busy", move |unit| {

@@ -24,6 +24,7 @@ on_both!(
     what_is_settled_is_not_settled_released_or_held_again,
     a_limit_charged_twice_by_one_request_is_refused,
     sums_do_not_wrap,
+    room_is_what_a_reservation_would_find_and_changes_nothing,
     of_two_hundred_at_once_ten_fit,
     charges_in_any_order_do_not_block_each_other,
     settlements_and_reservations_at_once_lose_nothing,
@@ -315,4 +316,37 @@ async fn settlements_and_reservations_at_once_lose_nothing(store: Arc<dyn Store>
     assert_eq!(limit(&store, 1).await, (3 * passed, 40));
     assert_eq!(limit(&store, 2).await, (passed, 20));
     assert!(passed <= 6, "{passed}");
+}
+
+async fn room_is_what_a_reservation_would_find_and_changes_nothing(store: Arc<dyn Store>) {
+    let now = async |millis: i64| {
+        let rows = read!(store, [], |unit| unit.limits_now(at(millis)).await?);
+        let all = rows.iter().map(|row| (row.held.units().to(), row.spent.units().to()));
+        all.collect::<Vec<(u64, u64)>>()
+    };
+    let room = async |owner: &str, charges: &[Charge], millis: i64| {
+        let (owner, charges) = (owner.to_owned(), charges.to_vec());
+        let found =
+            read!(store, [owner, charges], |unit| unit.room(&owner, &charges, at(millis)).await?);
+        let all = found.iter().map(|it| (it.used.units().to(), it.asked.units().to(), it.fits));
+        all.collect::<Vec<(u64, u64, bool)>>()
+    };
+    // A limit that was never charged.
+    let first = [amount(1, 60, 10, 100), amount(2, 101, 0, 100)];
+    assert_eq!(room("a", &first, 0).await, [(0, 70, true), (0, 101, false)]);
+    assert!(now(0).await.is_empty(), "it was not opened");
+    assert!(reserve(&store, "a", &first[..1], 0).await.unwrap().is_none());
+    // Another owner, the same one, and the same one with more than there is.
+    assert_eq!(room("b", &[amount(1, 31, 0, 100)], 1).await, [(70, 31, false)]);
+    assert_eq!(room("b", &[amount(1, 30, 0, 100)], 1).await, [(70, 30, true)]);
+    assert_eq!(room("a", &[amount(1, 60, 20, 100)], 1).await, [(70, 10, true)]);
+    assert_eq!(room("a", &[amount(1, 91, 10, 100)], 1).await, [(70, 31, false)]);
+    settle(&store, "a", true, None, 10).await;
+    assert_eq!(now(11).await, [(0, 70)]);
+    assert_eq!(room("b", &[amount(1, 31, 0, 100)], 11).await, [(70, 31, false)]);
+    // Past its span it is gone for whoever looks, and still stored.
+    assert_eq!(now(10 + MINUTE).await, [(0, 0)]);
+    assert_eq!(room("b", &[amount(1, 31, 0, 100)], 10 + MINUTE).await, [(0, 31, true)]);
+    assert_eq!(limit(&store, 1).await, (0, 70));
+    assert_eq!(now(9 + MINUTE).await, [(0, 70)], "a look does not age it");
 }

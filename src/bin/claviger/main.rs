@@ -35,6 +35,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Key(command) => block_on(1, key::run(command, &SystemClock, &SystemEntropy)),
         Command::Tx(command) => block_on(1, tx::run(command, &SystemClock, &SystemEntropy)),
         Command::Policy(PolicyCommand::Check { dir, json }) => policy::check(dir, *json),
+        Command::Policy(PolicyCommand::Test { dir, json }) => policy::test(dir, *json),
     }
 }
 

@@ -292,6 +292,17 @@ pub trait Unit: Send {
     /// State of all limits.
     async fn limits(&mut self) -> Result<Vec<LimitRow>, StoreError>;
 
+    /// What [`Self::reserve`] would find for each of the charges, in their order. Changes nothing.
+    async fn room(
+        &mut self,
+        owner: &str,
+        charges: &[Charge],
+        now: Timestamp,
+    ) -> Result<Vec<LimitUse>, StoreError>;
+
+    /// All limits by label, with what is spent within their spans as of `now`. Changes nothing.
+    async fn limits_now(&mut self, now: Timestamp) -> Result<Vec<LimitNow>, StoreError>;
+
     // -- keys and chains ----------------------------------------------------------------------------
 
     /// Records the intention to make a key, before the HSM is asked. `false` if its id is taken.

@@ -5,6 +5,7 @@ use crate::core::id::{ChainId, ChainName, GroupName, KeyId, RequestId};
 use crate::core::intent::{Fees, TransactionIntent};
 use crate::core::key::{CkaId, NonceMode};
 use crate::core::permit::{PayloadKind, RawSignature};
+use crate::core::policy::LimitId;
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
@@ -306,6 +307,34 @@ pub struct LimitRow {
     pub spent: Amount,
     /// The span, in milliseconds.
     pub span_ms: i64,
+}
+
+/// What a charge would find in its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitUse {
+    /// Held and spent within the span.
+    pub used: Amount,
+    /// What would be held more.
+    pub asked: Amount,
+    /// Whether there is room for it.
+    pub fits: bool,
+}
+
+/// A limit's state at a moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitNow {
+    /// Which limit.
+    pub id: LimitId,
+    /// In words.
+    pub label: String,
+    /// The grant whose window it is.
+    pub grant: String,
+    /// The span, in milliseconds.
+    pub span_ms: i64,
+    /// Held by what is not final.
+    pub held: Amount,
+    /// Spent within the span that ends at that moment.
+    pub spent: Amount,
 }
 
 /// A key whose making begins.

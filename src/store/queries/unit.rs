@@ -11,10 +11,10 @@ use crate::core::policy::verdict::EventUse;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::ports::store::{
-    AttemptRow, Bound, Filter, KeyBinding, Lane, LaneKey, LimitExceeded, LimitRow, LogBatch,
-    LogHead, LogLeaf, NewAttempt, NewEvent, NewKey, NewSignatureRequest, NewTransaction,
-    Settlement, SignatureRow, SignedAttempt, StatusChange, StoreError, TransactionRow, Unit,
-    WaitingLeaf,
+    AttemptRow, Bound, Filter, KeyBinding, Lane, LaneKey, LimitExceeded, LimitNow, LimitRow,
+    LimitUse, LogBatch, LogHead, LogLeaf, NewAttempt, NewEvent, NewKey, NewSignatureRequest,
+    NewTransaction, Settlement, SignatureRow, SignedAttempt, StatusChange, StoreError,
+    TransactionRow, Unit, WaitingLeaf,
 };
 use alloy::primitives::{Address, B256};
 use async_trait::async_trait;
@@ -210,6 +210,19 @@ impl Unit for Tx {
 
     async fn limits(&mut self) -> Result<Vec<LimitRow>, StoreError> {
         kept!(self, spend::limits(self))
+    }
+
+    async fn room(
+        &mut self,
+        owner: &str,
+        charges: &[Charge],
+        now: Timestamp,
+    ) -> Result<Vec<LimitUse>, StoreError> {
+        kept!(self, spend::room(self, owner, charges, now))
+    }
+
+    async fn limits_now(&mut self, now: Timestamp) -> Result<Vec<LimitNow>, StoreError> {
+        kept!(self, spend::limits_now(self, now))
     }
 
     async fn begin_key(&mut self, key: &NewKey) -> Result<bool, StoreError> {
