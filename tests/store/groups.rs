@@ -317,7 +317,7 @@ async fn reserve(store: &Arc<dyn Store>, owner: u32, charge: Charge, ends: u8) -
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Crowds of reservations and settlements, some of which fail, panic or lose their caller: what is
     /// held and spent is the sum of what was answered, and never above the limit (I8).
