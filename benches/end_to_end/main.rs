@@ -113,7 +113,9 @@ async fn run(each: Duration) {
         all_mined(&anvil, &server).await;
     }
     server.stop().await;
-    report.finish();
+    if !report.finish() {
+        std::process::exit(1);
+    }
 }
 
 /// A block now and then, for as long as it is polled.
@@ -163,7 +165,7 @@ fn requests(kind: &str, server: &Server, token: &str, external: &str) -> Request
                 .to_string()
             })
         }
-        _ => Requests::new(address, "/v1/transactions", token, true, |n| {
+        _ => Requests::new(address, "/v1/transactions?wait=20s", token, true, |n| {
             json!({
                 "chain": "local", "signer": "payments", "to": PAYEE, "gas": "21000",
                 "value": (n + 1).to_string(),

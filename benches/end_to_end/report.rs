@@ -61,8 +61,9 @@ impl Report {
         }
     }
 
-    /// Prints all, and writes `bench.json` into the target directory.
-    pub fn finish(&self) {
+    /// Prints all, and writes `bench.json` into the target directory. Whether everything was answered with
+    /// a signature.
+    pub fn finish(&self) -> bool {
         println!("\n| `C_Sign` alone | per second | CPU each, µs |\n| --- | ---: | ---: |");
         for raw in &self.raw {
             println!("| {} thread(s) | {:.0} | {:.0} |", raw.threads, raw.per_second, raw.cpu_us);
@@ -88,8 +89,10 @@ impl Report {
         std::fs::write(&path, format!("{line}\n")).unwrap();
         println!("{path}");
         let failed: u64 = self.phases.iter().map(|phase| phase.done.failed).sum();
-        assert!(failed == 0, "{failed} requests failed: the figures are not of the work");
-        assert!(self.phases.iter().all(|phase| !phase.done.latencies_us.is_empty()));
+        if failed > 0 {
+            println!("{failed} requests failed: the figures are not of the work");
+        }
+        failed == 0 && self.phases.iter().all(|phase| !phase.done.latencies_us.is_empty())
     }
 
     fn row(&self, phase: &Phase) {

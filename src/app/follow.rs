@@ -311,7 +311,7 @@ async fn change(
         })
     })
     .await?;
-    app.changed();
+    app.changed_one(row.new.id);
     tracing::info!(request = %row.new.id, %status, "transaction changed");
     Ok(())
 }

@@ -54,8 +54,9 @@ pub struct App {
     pub signing: Mutex<HashSet<(RequestId, i64)>>,
     /// Whose turn it is among equally busy keys.
     pub turn: AtomicUsize,
-    /// Told after each change of a transaction in this process, for callers that wait.
-    pub changes: tokio::sync::watch::Sender<u64>,
+    /// Told after each change of a transaction in this process, for callers that wait: which one, or none
+    /// in particular.
+    pub changes: tokio::sync::broadcast::Sender<Option<RequestId>>,
 }
 
 impl std::fmt::Debug for App {
@@ -65,9 +66,15 @@ impl std::fmt::Debug for App {
 }
 
 impl App {
-    /// Wakes callers that wait for a change.
+    /// Wakes all callers that wait for a change.
     pub fn changed(&self) {
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        // Nobody may be waiting.
+        let _ = self.changes.send(None);
+    }
+
+    /// Wakes the callers that wait for a change of this one.
+    pub fn changed_one(&self, request: RequestId) {
+        let _ = self.changes.send(Some(request));
     }
 
     /// A chain by its configured name or its CAIP-2 id (`eip155:1`).

@@ -99,7 +99,7 @@ async fn sign_alone(app: &App, request: RequestId, number: i64) -> Result<Signed
     })
     .await?;
     crate::failpoint!("sign.after_store");
-    app.changed();
+    app.changed_one(request);
     let attempt = attempts
         .into_iter()
         .find(|attempt| attempt.number == number && attempt.signature.is_some())

@@ -17,7 +17,7 @@ use crate::core::time::Timestamp;
 use crate::ports::chain::BlockAt;
 use crate::ports::signer::SignerError;
 use crate::ports::store::{
-    Bound, End, KeyBinding, LaneKey, LimitExceeded, NewAttempt, NewSignatureRequest, Settlement,
+    Bound, End, KeyBinding, LaneKey, LimitExceeded, NewAttempt, NewSignatureRequest, SignatureRow,
     StoreError, Unit, unit,
 };
 use alloy::primitives::{B256, keccak256};
@@ -42,10 +42,12 @@ pub struct SignCommand {
 }
 
 /// What became of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SignOutcome {
-    /// Signed: read the resource.
-    Signed(RequestId),
+    /// Signed just now.
+    Signed(Box<SignatureRow>),
+    /// Signed before: read the resource.
+    Before(RequestId),
     /// Decided, and the HSM has not answered in time: the same key later gives the signature.
     Pending(RequestId),
 }
@@ -60,7 +62,7 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
     if let Some(key) = &command.key
         && let Some(before) = bound_before(app, &scope, key, command.body_hash).await?
     {
-        return attempt(app, before).await;
+        return attempt(app, before, None).await;
     }
     let now = app.clock.now();
     let Judged { key, payload: (kind, bytes, fees), request, verdict } =
@@ -94,9 +96,10 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
         },
         decision_json: record::decision_json(&request, &verdict),
     });
+    let new = decision.row.clone();
     match store(app, decision).await? {
-        Stored::New => attempt(app, id).await,
-        Stored::Before(before) => attempt(app, same_body(&before, command.body_hash)?).await,
+        Stored::New => attempt(app, id, Some(new)).await,
+        Stored::Before(before) => attempt(app, same_body(&before, command.body_hash)?, None).await,
         Stored::Managed => Err(AppError::NonceManaged),
         Stored::EventUsed(other) => Err(event_used(other)),
         Stored::Full(full) => {
@@ -146,9 +149,15 @@ pub(crate) async fn judge(
 }
 
 /// The decision is committed: a silent HSM is no longer an error.
-async fn attempt(app: &App, id: RequestId) -> Result<SignOutcome, AppError> {
+async fn attempt(
+    app: &App,
+    id: RequestId,
+    new: Option<NewSignatureRequest>,
+) -> Result<SignOutcome, AppError> {
     match sign::sign(app, id, 1).await {
-        Ok(Some(_)) => Ok(SignOutcome::Signed(id)),
+        Ok(Some(signed)) => Ok(new.map_or(SignOutcome::Before(id), |new| {
+            SignOutcome::Signed(Box::new(SignatureRow { new, attempt: signed.attempt }))
+        })),
         Ok(None) => Ok(SignOutcome::Pending(id)),
         Err(AppError::Signer(
             error @ (SignerError::Overloaded
@@ -330,22 +339,21 @@ async fn store_in(unit: &mut dyn Unit, it: &Decision) -> Result<End<Stored>, Sto
     {
         return Ok(End::Rollback(Stored::EventUsed(other)));
     }
-    if let Some(owner) = &it.row.owner
-        && let Some(full) = unit.reserve(owner, &it.charges, it.row.at).await?
-    {
-        return Ok(End::Rollback(Stored::Full(full)));
+    if let Some(owner) = &it.row.owner {
+        let full = if it.row.nonce.is_some() {
+            unit.reserve(owner, &it.charges, it.row.at).await?
+        } else {
+            // What has no nonce has nothing to wait for: it counts from now.
+            unit.spend(owner, &it.charges, it.row.at).await?
+        };
+        if let Some(full) = full {
+            return Ok(End::Rollback(Stored::Full(full)));
+        }
     }
     unit.insert_signature(&it.row).await?;
     if !unit.insert_attempt(&it.attempt).await? {
         return Err(StoreError::Corrupt("a new request has an attempt".to_owned()));
     }
     unit.append_leaf(&record::decided(&it.attempt, &it.decision_json)?).await?;
-    // What has no nonce has nothing to wait for: it counts from now.
-    if it.row.nonce.is_none()
-        && let Some(owner) = &it.row.owner
-    {
-        let settlement = Settlement { value_moved: true, fee_paid: None };
-        unit.settle(owner, settlement, it.row.at).await?;
-    }
     Ok(End::Commit(Stored::New))
 }

@@ -184,12 +184,16 @@ pub async fn create(
     let outcome = tokio::spawn(async move { sign_for(&app, command).await })
         .await
         .map_err(Problem::internal)??;
-    let (id, code) = match outcome {
-        SignOutcome::Signed(id) => (id, StatusCode::CREATED),
-        SignOutcome::Pending(id) => (id, StatusCode::ACCEPTED),
+    let (row, code) = match outcome {
+        SignOutcome::Signed(row) => (*row, StatusCode::CREATED),
+        SignOutcome::Before(id) => {
+            (reading::signature(&state.app, id, None).await?, StatusCode::CREATED)
+        }
+        SignOutcome::Pending(id) => {
+            (reading::signature(&state.app, id, None).await?, StatusCode::ACCEPTED)
+        }
     };
-    let row = reading::signature(&state.app, id, None).await?;
-    let location = format!("/v1/signatures/{id}");
+    let location = format!("/v1/signatures/{}", row.new.id);
     Ok((code, [(LOCATION, location)], Json(show::signature(&row))).into_response())
 }
 

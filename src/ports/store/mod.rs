@@ -223,6 +223,10 @@ pub trait Unit: Send {
         reason: &str,
     ) -> Result<(), StoreError>;
 
+    /// The lanes of a chain, each with how many of its transactions have a nonce and are not mined, and how
+    /// many wait for one.
+    async fn loads(&mut self, chain: ChainId) -> Result<Vec<LaneLoad>, StoreError>;
+
     // -- decisions and signatures -------------------------------------------------------------------
 
     /// Stores a decision: the exact bytes that may be signed. `false` if that attempt exists already.
@@ -272,6 +276,15 @@ pub trait Unit: Send {
     /// Holds what is asked of each limit, for `owner`, or says which limit has no room; then the unit
     /// must be rolled back. An owner that holds already is charged the increase only.
     async fn reserve(
+        &mut self,
+        owner: &str,
+        charges: &[Charge],
+        now: Timestamp,
+    ) -> Result<Option<LimitExceeded>, StoreError>;
+
+    /// Spends what is asked of each limit at once, for a new `owner` that has nothing to wait for, or says
+    /// which limit has no room; then the unit must be rolled back.
+    async fn spend(
         &mut self,
         owner: &str,
         charges: &[Charge],

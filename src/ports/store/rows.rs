@@ -175,6 +175,21 @@ pub struct Lane {
     pub version: i64,
 }
 
+/// How much work a lane has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneLoad {
+    /// The account.
+    pub address: Address,
+    /// Who gives the nonces.
+    pub mode: NonceMode,
+    /// Whether it stands still.
+    pub halted: bool,
+    /// Transactions that have a nonce and are not mined.
+    pub flying: i64,
+    /// Transactions that wait for a nonce.
+    pub queued: i64,
+}
+
 /// A decision to be stored: these bytes may be signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewAttempt {

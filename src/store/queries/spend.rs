@@ -27,6 +27,8 @@ statements! {
         DO UPDATE SET value = excluded.value, fee = excluded.fee";
     SETTLE_ENTRY = "UPDATE limit_entries SET value = $3, fee = $4, settled_at = $5 \
         WHERE limit_id = $1 AND owner = $2 AND settled_at IS NULL";
+    SPEND_ENTRY = "INSERT INTO limit_entries (limit_id, owner, kind, value, fee, settled_at) \
+        VALUES ($1, $2, $3, $4, $5, $6)";
     HELD_BY = "SELECT limit_id FROM limit_entries WHERE owner = $1 AND settled_at IS NULL \
         ORDER BY limit_id";
     ALL_LIMITS = "SELECT * FROM limits ORDER BY label";
@@ -161,6 +163,16 @@ pub(super) async fn reserve(
     charges: &[Charge],
     now: Timestamp,
 ) -> Result<Option<LimitExceeded>, StoreError> {
+    for charge in in_order(tx, charges)? {
+        if let Some(full) = reserve_one(tx, owner, charge, now).await? {
+            return Ok(Some(full));
+        }
+    }
+    Ok(None)
+}
+
+/// In the order of ids, in which limits are locked.
+fn in_order<'c>(tx: &mut Tx, charges: &'c [Charge]) -> Result<Vec<&'c Charge>, StoreError> {
     let mut ordered: Vec<&Charge> = charges.iter().collect();
     ordered.sort_by_key(|charge| charge.limit);
     // The second would be taken for another version of the first, and be held at no price.
@@ -168,10 +180,32 @@ pub(super) async fn reserve(
     {
         return Err(tx.corrupt("a limit is charged twice by one request"));
     }
-    for charge in ordered {
-        if let Some(full) = reserve_one(tx, owner, charge, now).await? {
-            return Ok(Some(full));
-        }
+    Ok(ordered)
+}
+
+/// A reservation and its settlement in one: for what has no nonce to wait for.
+pub(super) async fn spend(
+    tx: &mut Tx,
+    owner: &str,
+    charges: &[Charge],
+    now: Timestamp,
+) -> Result<Option<LimitExceeded>, StoreError> {
+    for charge in in_order(tx, charges)? {
+        let id = charge.limit.0.as_slice();
+        let mut sums = lock_or_open(tx, charge).await?;
+        age(tx, id, &mut sums, now).await?;
+        let weighed = weigh(&sums, None, charge)?;
+        // Where it could be held, the sum with what is spent was taken: this one too does not overflow.
+        let room = weighed.held.and_then(|_| sums.spent.checked_add(weighed.asked));
+        let Some(spent) = room else {
+            return Ok(Some(weighed.exceeded(charge)));
+        };
+        sums.spent = spent;
+        save(tx, id, &sums).await?;
+        let (kind, _, _) = parts_of(charge);
+        let (value, fee) = (weighed.value.to_be_bytes(), weighed.fee.to_be_bytes());
+        let entry = values![id, owner, kind, value.as_slice(), fee.as_slice(), now.millis()];
+        tx.execute(SPEND_ENTRY, entry).await?;
     }
     Ok(None)
 }
@@ -191,13 +225,7 @@ async fn reserve_one(
     }
     let weighed = weigh(&sums, before.as_ref(), charge)?;
     let Some(held) = weighed.held else {
-        return Ok(Some(LimitExceeded {
-            label: charge.label.clone(),
-            grant: charge.grant.as_str().to_owned(),
-            used: weighed.used,
-            asked: weighed.asked,
-            max: charge.max,
-        }));
+        return Ok(Some(weighed.exceeded(charge)));
     };
     sums.held = held;
     save(tx, id, &sums).await?;
@@ -219,6 +247,18 @@ struct Weighed {
     asked: Amount,
     /// The limit's `held` after it; `None` if there is no room.
     held: Option<Amount>,
+}
+
+impl Weighed {
+    fn exceeded(&self, charge: &Charge) -> LimitExceeded {
+        LimitExceeded {
+            label: charge.label.clone(),
+            grant: charge.grant.as_str().to_owned(),
+            used: self.used,
+            asked: self.asked,
+            max: charge.max,
+        }
+    }
 }
 
 /// Versions of one nonce exclude each other on the chain: the largest of each part is held.

@@ -11,10 +11,10 @@ use crate::core::policy::verdict::EventUse;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::ports::store::{
-    AttemptRow, Bound, Filter, KeyBinding, Lane, LaneKey, LimitExceeded, LimitNow, LimitRow,
-    LimitUse, LogBatch, LogHead, LogLeaf, NewAttempt, NewEvent, NewKey, NewSignatureRequest,
-    NewTransaction, Settlement, SignatureRow, SignedAttempt, StatusChange, StoreError,
-    TransactionRow, Unit, WaitingLeaf,
+    AttemptRow, Bound, Filter, KeyBinding, Lane, LaneKey, LaneLoad, LimitExceeded, LimitNow,
+    LimitRow, LimitUse, LogBatch, LogHead, LogLeaf, NewAttempt, NewEvent, NewKey,
+    NewSignatureRequest, NewTransaction, Settlement, SignatureRow, SignedAttempt, StatusChange,
+    StoreError, TransactionRow, Unit, WaitingLeaf,
 };
 use alloy::primitives::{Address, B256};
 use async_trait::async_trait;
@@ -134,6 +134,10 @@ impl Unit for Tx {
         kept!(self, lanes::halt_lane(self, chain, address, reason))
     }
 
+    async fn loads(&mut self, chain: ChainId) -> Result<Vec<LaneLoad>, StoreError> {
+        kept!(self, lanes::loads(self, chain))
+    }
+
     async fn insert_attempt(&mut self, row: &NewAttempt) -> Result<bool, StoreError> {
         kept!(self, attempts::insert_attempt(self, row))
     }
@@ -193,6 +197,15 @@ impl Unit for Tx {
         now: Timestamp,
     ) -> Result<Option<LimitExceeded>, StoreError> {
         kept!(self, spend::reserve(self, owner, charges, now))
+    }
+
+    async fn spend(
+        &mut self,
+        owner: &str,
+        charges: &[Charge],
+        now: Timestamp,
+    ) -> Result<Option<LimitExceeded>, StoreError> {
+        kept!(self, spend::spend(self, owner, charges, now))
     }
 
     async fn settle(
