@@ -18,7 +18,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub enum EvaluateCommand {
     /// As `POST /v1/transactions`.
-    Transaction(AcceptCommand),
+    Transaction(Box<AcceptCommand>),
     /// As `POST /v1/signatures`.
     Signature(SignCommand),
 }

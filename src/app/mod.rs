@@ -33,6 +33,8 @@ use crate::ports::store::Store;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 
 /// Everything a use case may reach: ports, the policy in force, and what the configuration says.
 pub struct App {
@@ -75,6 +77,19 @@ impl App {
     /// Wakes the callers that wait for a change of this one.
     pub fn changed_one(&self, request: RequestId) {
         let _ = self.changes.send(Some(request));
+    }
+
+    /// Waits for a change that may be of this request. Who hears of every one would read as often as all
+    /// others change.
+    pub async fn change_of(changes: &mut Receiver<Option<RequestId>>, request: RequestId) {
+        loop {
+            match changes.recv().await {
+                Ok(Some(other)) if other != request => {}
+                // One of ours, one that is not named, or some were missed.
+                Ok(_) | Err(RecvError::Lagged(_)) => return,
+                Err(RecvError::Closed) => return std::future::pending().await,
+            }
+        }
     }
 
     /// A chain by its configured name or its CAIP-2 id (`eip155:1`).

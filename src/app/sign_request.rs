@@ -3,7 +3,7 @@
 
 use crate::app::accept::{admissible, bound_before, deny, event_used, facts, same_body, summary};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, record, sign};
+use crate::app::{App, AppError, read, record, sign};
 use crate::core::evm::message::{message_bytes, typed_data_bytes};
 use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::RequestId;
@@ -22,9 +22,13 @@ use crate::ports::store::{
 };
 use alloy::primitives::{B256, keccak256};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How far above the account's next nonce a caller may sign: each holds spend until it is final.
 const NONCES_AHEAD_MAX: u64 = 256;
+
+/// How long a caller waits for a signature that another part of this process is making.
+const ELSEWHERE: Duration = Duration::from_secs(2);
 
 /// A caller's request for a signature, parsed.
 #[derive(Debug, Clone)]
@@ -158,7 +162,7 @@ async fn attempt(
         Ok(Some(signed)) => Ok(new.map_or(SignOutcome::Before(id), |new| {
             SignOutcome::Signed(Box::new(SignatureRow { new, attempt: signed.attempt }))
         })),
-        Ok(None) => Ok(SignOutcome::Pending(id)),
+        Ok(None) => elsewhere(app, id).await,
         Err(AppError::Signer(
             error @ (SignerError::Overloaded
             | SignerError::Unavailable(_)
@@ -170,6 +174,18 @@ async fn attempt(
         }
         Err(error) => Err(error),
     }
+}
+
+/// The job that signs what was left unsigned has taken it up at this very moment.
+async fn elsewhere(app: &App, id: RequestId) -> Result<SignOutcome, AppError> {
+    let mut changes = app.changes.subscribe();
+    let signed = async {
+        while read::signature(app, id, None).await?.attempt.signature.is_none() {
+            App::change_of(&mut changes, id).await;
+        }
+        Ok(SignOutcome::Before(id))
+    };
+    tokio::time::timeout(ELSEWHERE, signed).await.unwrap_or(Ok(SignOutcome::Pending(id)))
 }
 
 fn payload(intent: &Intent) -> Result<(PayloadKind, Vec<u8>, Fees), AppError> {

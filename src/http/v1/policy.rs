@@ -35,12 +35,8 @@ pub async fn create(
         EvaluateCommand::Signature(signatures::command(&state.app, principal, None, body)?)
     } else {
         let parsed = json::from_slice(&body.bytes)?;
-        EvaluateCommand::Transaction(transactions::command(
-            principal,
-            String::new(),
-            parsed,
-            &body.sha256,
-        )?)
+        let command = transactions::command(principal, String::new(), parsed, &body.sha256)?;
+        EvaluateCommand::Transaction(Box::new(command))
     };
     Ok(Json(shown(&evaluate(&state.app, command).await?)?))
 }

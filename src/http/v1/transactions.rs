@@ -25,8 +25,6 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
 
 /// How long `POST` waits for the first attempt unless told otherwise.
 const WAIT_MS: i64 = 1_000;
@@ -202,7 +200,7 @@ async fn wait_until(
     let waiting = async {
         while !done(&found) {
             // Another server process may be the one that works on it: look now and then all the same.
-            let changed = told_of(&mut changes, id);
+            let changed = App::change_of(&mut changes, id);
             let _ = tokio::time::timeout(Duration::from_millis(500), changed).await;
             if let Ok(newer) = reading::transaction(app, id, None).await {
                 found = newer;
@@ -211,19 +209,6 @@ async fn wait_until(
     };
     let _ = tokio::time::timeout(limit, waiting).await;
     found
-}
-
-/// Waits for a change that may be of this transaction. Who hears of every one would read as often as all
-/// others change.
-async fn told_of(changes: &mut Receiver<Option<RequestId>>, id: RequestId) {
-    loop {
-        match changes.recv().await {
-            Ok(Some(other)) if other != id => {}
-            // One of ours, one that is not named, or some were missed.
-            Ok(_) | Err(RecvError::Lagged(_)) => return,
-            Err(RecvError::Closed) => return std::future::pending().await,
-        }
-    }
 }
 
 /// Whose transactions a caller may read: all of them, or its own.
