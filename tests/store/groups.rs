@@ -167,7 +167,7 @@ async fn more_units_than_a_group_takes_are_all_done() {
 }
 
 #[tokio::test]
-async fn nobody_is_locked_out_while_a_commit_is_made_and_nobody_is_let_in() {
+async fn the_lock_is_kept_until_a_unit_that_is_being_written_is_done() {
     let Database { store, url, _folder } = Database::sqlite().await;
     let gate = Gate::new(&store);
     gate.entered().await;
@@ -186,6 +186,23 @@ async fn nobody_is_locked_out_while_a_commit_is_made_and_nobody_is_let_in() {
         async || open(&url, OpenMode::Existing).await.ok().map(drop),
     )
     .await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_held_by_another_refuses_all_who_wait_at_once_and_recovers() {
+    let Database { store, url, _folder } = Database::sqlite().await;
+    let mut other = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let begun = std::time::Instant::now();
+    let tasks: Vec<_> = (0..8).map(|n| sets(&store, format!("u{n}"))).collect();
+    for task in tasks {
+        assert!(matches!(task.await.unwrap(), Err(StoreError::Unavailable(_))));
+    }
+    // One patience of ten seconds, and not one for each.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(40), "{:?}", begun.elapsed());
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
+    sets(&store, "later".to_owned()).await.unwrap().unwrap();
+    assert!(stored(&store, "later").await && !stored(&store, "u0").await);
 }
 
 // -- in a process of its own ------------------------------------------------------------------------

@@ -123,7 +123,12 @@ impl Writer {
         let connection = match self.begin().await {
             Ok(connection) => connection,
             Err(error) => {
-                answers.push((first.answer, Outcome::Ended(Err(error.clone()))));
+                // Whoever waits behind it would wait as long again, for the same.
+                let mut refused = Some(first);
+                while let Some(job) = refused {
+                    answers.push((job.answer, Outcome::Ended(Err(error.clone()))));
+                    refused = self.jobs.try_recv().ok();
+                }
                 return Err(error);
             }
         };
