@@ -315,6 +315,7 @@ pub(crate) async fn deny(
         Box::pin(async move { Ok(End::Commit(unit.append_leaf(&leaf).await?)) })
     })
     .await;
+    crate::failpoint!("accept.after_denied");
     match stored {
         Ok(()) => AppError::Denied(reasons),
         Err(error) => error.into(),

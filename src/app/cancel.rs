@@ -43,6 +43,7 @@ pub async fn cancel(app: &App, id: RequestId, said: &Instruction) -> Result<(), 
             Found::Moved => {}
             Found::Before => return Ok(()),
             Found::Ended => {
+                crate::failpoint!("cancel.after_ended");
                 app.changed();
                 return Ok(());
             }

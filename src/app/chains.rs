@@ -163,6 +163,7 @@ pub async fn verify(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
         Box::pin(async move { Ok(End::Commit(unit.pin_chain(id, genesis).await?)) })
     })
     .await?;
+    crate::failpoint!("chains.after_pinned");
     if pinned != genesis {
         return Err(AppError::Internal(format!(
             "the nodes of `{name}` say genesis {genesis}, pinned is {pinned}"

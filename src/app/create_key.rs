@@ -84,6 +84,7 @@ async fn finish(app: &App, key: NewKey, public_key: PublicKey) -> Result<Operato
         })
     })
     .await?;
+    crate::failpoint!("create_key.after_pinned");
     let key = OperatorKey {
         id: key.id,
         cka_id: key.cka_id,

@@ -115,8 +115,16 @@ async fn follow_one(
         }
         _ => None,
     };
+    let displaced = match &row.mined {
+        Some(mined) if receipt.is_none() => {
+            let block = chain.port.block(BlockAt::Number(mined.block_number)).await?;
+            block.is_some_and(|block| block.hash != mined.block_hash)
+        }
+        _ => false,
+    };
     let look = ChainLook {
         inclusion: receipt.as_ref().map(included),
+        displaced,
         nonce_latest,
         nonce_final,
         final_number: final_number.unwrap_or(0),
@@ -327,6 +335,7 @@ async fn change(
         })
     })
     .await?;
+    crate::failpoint!("follow.after_change");
     app.changed();
     if stored {
         tracing::info!(request = %row.new.id, %status, "transaction changed");
@@ -368,6 +377,7 @@ async fn foreign(app: &App, row: &TransactionRow, now: Timestamp) -> Result<(), 
         })
     })
     .await?;
+    crate::failpoint!("follow.after_halt");
     if halted {
         tracing::error!(request = %row.new.id, reason = told, "the lane was halted");
     }

@@ -52,8 +52,15 @@ enum Allocated {
 pub async fn work(app: &App, chain: &ChainRuntime, address: Address) -> Result<Idle, AppError> {
     loop {
         match allocate(app, chain, address).await? {
+            Allocated::Idle(Idle::Halted(reason)) => {
+                crate::failpoint!("lane.after_halt");
+                return Ok(Idle::Halted(reason));
+            }
             Allocated::Idle(idle) => return Ok(idle),
-            Allocated::Ended => app.changed(),
+            Allocated::Ended => {
+                crate::failpoint!("lane.after_ended");
+                app.changed();
+            }
             Allocated::NoRoom(_) => return Ok(Idle::Contended),
             Allocated::Decided(request) => {
                 crate::failpoint!("lane.after_decided");

@@ -32,7 +32,9 @@ pub async fn send(app: &App, chain: &ChainRuntime, signed: &Signed) -> Result<()
             tracing::warn!(%request, number, ?answer, "the nodes did not take the bytes");
         }
     }
-    let kind = signed.attempt.reason.clone();
+    // Bytes that go out again are no attempt more.
+    let again = signed.attempt.sent_at.is_some();
+    let kind = if again { "resend".to_owned() } else { signed.attempt.reason.clone() };
     metrics::counter!("claviger_attempts_total", "kind" => kind).increment(1);
     let at = app.clock.now();
     let sent = sent(answer);
@@ -44,6 +46,7 @@ pub async fn send(app: &App, chain: &ChainRuntime, signed: &Signed) -> Result<()
         })
     })
     .await?;
+    crate::failpoint!("send.after_recorded");
     Ok(())
 }
 

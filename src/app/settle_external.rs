@@ -110,6 +110,7 @@ async fn settle_one(
         })
     })
     .await?;
+    crate::failpoint!("settle_external.after_settled");
     Ok(())
 }
 

@@ -32,7 +32,7 @@ pub async fn sequence(store: &dyn Store) -> Result<usize, StoreError> {
     }
     let edge = edge.into_iter().zip(nodes.into_iter().map(Hash)).collect();
     let batch = Arc::new(grow(Nodes(edge), &head, leaves)?);
-    unit(store, "append_log", move |unit| {
+    let moved = unit(store, "append_log", move |unit| {
         let batch = batch.clone();
         Box::pin(async move {
             if unit.append_log(&batch).await? {
@@ -42,7 +42,9 @@ pub async fn sequence(store: &dyn Store) -> Result<usize, StoreError> {
             }
         })
     })
-    .await
+    .await?;
+    crate::failpoint!("audit.after_append");
+    Ok(moved)
 }
 
 /// The stored nodes at the right edge of a tree of this size: one for each bit of the size that is set,

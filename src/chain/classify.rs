@@ -83,6 +83,9 @@ const SENT: &[(&str, Meaning)] = &[
     ("txpool is full", Meaning::NotNow),
     ("sub-pool is full", Meaning::NotNow),
     ("transaction pool not accepting", Meaning::NotNow),
+    ("account limit exceeded", Meaning::NotNow),
+    ("future transaction tries to replace pending", Meaning::NotNow),
+    ("address already reserved", Meaning::NotNow),
 ];
 
 /// Texts that mean the node is short of time or quota: it says nothing about what was asked.

@@ -82,6 +82,9 @@ fn an_empty_account_in_every_dialect_is_insufficient_funds() {
 fn a_full_pool_or_a_gap_is_not_permanent() {
     for text in [
         "txpool is full",                                             // geth, reth
+        "account limit exceeded: pooled 64 txs",                      // geth
+        "future transaction tries to replace pending",                // geth
+        "address already reserved",                                   // geth, reth
         "pending sub-pool is full",                                   // Erigon
         "NonceGap, Future nonce. Expected nonce: 3",                  // Nethermind
         "Nonce too high",                                             // Besu

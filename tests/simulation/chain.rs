@@ -74,6 +74,12 @@ impl Chain {
         })
     }
 
+    /// The block with this number, as a node at this height knows it.
+    pub fn hash_at(&self, number: u64, height: u64) -> Option<B256> {
+        let known = self.blocks.get(number as usize).filter(|_| number <= height);
+        known.map(|block| block.hash)
+    }
+
     pub fn market(&self) -> Market {
         Market { base_fee: self.base_fee, tips: vec![5] }
     }

@@ -237,9 +237,17 @@ impl World {
                 })
             });
         }
+        // A node that is not as far as that block says nothing about it.
+        let seen_at = self.lag();
+        let displaced = inclusion.is_none()
+            && self.rows[index].mined.is_some_and(|found| {
+                let there = self.chain.hash_at(found.block_number, seen_at);
+                there.is_some_and(|hash| hash != found.block_hash)
+            });
         let has_market = !(self.faults && self.random.one_in(5));
         let look = ChainLook {
             inclusion,
+            displaced,
             nonce_latest,
             nonce_final: Some(self.chain.nonce_at(final_number)),
             final_number,

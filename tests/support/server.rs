@@ -27,6 +27,7 @@ use tempfile::TempDir;
 
 /// No single step takes longer on a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(60);
+const READY: &str = "\"message\":\"ready\"";
 pub const BIN: &str = env!("CARGO_BIN_EXE_claviger");
 
 /// A set-up on disk: configuration, token, database, bundle. Survives the servers that run on it.
@@ -67,6 +68,24 @@ impl SetUp {
 
     /// Starts a server and waits until it is ready.
     pub async fn start(&self, envs: &[(&str, &str)]) -> Server {
+        let mut program = self.spawn(envs);
+        program.wait_for_line(READY, LIMIT).await;
+        self.server(program).await
+    }
+
+    /// Starts a server that may reach its fail point before it is ready: `None` if it did.
+    pub async fn try_start(&self, envs: &[(&str, &str)]) -> Option<Server> {
+        let mut program = self.spawn(envs);
+        let ready = poll_until(LIMIT, "ready or crashed", async || {
+            let crashed = program.try_exit_status().is_some();
+            if program.stderr().contains(READY) { Some(true) } else { crashed.then_some(false) }
+        })
+        .await;
+        assert!(ready || program.stderr().contains("a fail point stops"), "{}", program.tail());
+        if ready { Some(self.server(program).await) } else { None }
+    }
+
+    fn spawn(&self, envs: &[(&str, &str)]) -> Program {
         let mut envs: Vec<(String, String)> =
             envs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         for (key, value) in [
@@ -80,12 +99,20 @@ impl SetUp {
         }
         let config = self.config().display().to_string();
         let args = ["serve".to_owned(), "--config".to_owned(), config];
-        let mut program = Program::spawn("claviger", BIN, args, envs);
-        program.wait_for_line("\"message\":\"ready\"", LIMIT).await;
+        Program::spawn("claviger", BIN, args, envs)
+    }
+
+    async fn server(&self, mut program: Program) -> Server {
         let client = address(&mut program, "client").await;
         let admin = address(&mut program, "admin").await;
+        let metrics = address(&mut program, "metrics").await;
         let http = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
-        Server { program, client, admin, http, key: self.dir().join("issuer.p8") }
+        Server { program, client, admin, metrics, http, key: self.dir().join("issuer.p8") }
+    }
+
+    /// The database's URL.
+    pub fn store_url(&self) -> &str {
+        &self.store_url
     }
 
     /// The database itself, while no server holds it.
@@ -105,6 +132,7 @@ pub struct Server {
     pub program: Program,
     client: String,
     admin: String,
+    metrics: String,
     http: reqwest::Client,
     key: PathBuf,
 }
@@ -154,6 +182,12 @@ impl Server {
 
     pub fn token(&self, sub: &str, role: Role) -> String {
         token(&self.key, sub, role)
+    }
+
+    /// What Prometheus would read.
+    pub async fn metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.metrics);
+        self.http.get(url).send().await.unwrap().text().await.unwrap()
     }
 
     /// Calls; `None` if the connection broke before an answer came.

@@ -76,6 +76,9 @@ pub struct Inclusion {
 pub struct ChainLook {
     /// The receipt of whichever attempt is mined in a canonical block.
     pub inclusion: Option<Inclusion>,
+    /// Another block stands where it was last seen mined. A node that has no receipt, or no block at that
+    /// height, is only behind.
+    pub displaced: bool,
     /// The account's nonce at the head: how many of its transactions are mined.
     pub nonce_latest: u64,
     /// The account's nonce at the newest final block; `None` if it was not needed or not to be had.
@@ -133,17 +136,29 @@ pub fn step(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) 
         return included(tx, look, found);
     }
     if tx.mined_in.is_some() {
-        // The count says that it is mined still: the node that has no receipt is behind.
-        if look.nonce_latest <= tx.nonce {
+        if look.displaced {
             return Step::Reopen(unmined(tx));
         }
         let is_final = look.nonce_final.is_some_and(|used| used > tx.nonce);
-        return if is_final { Step::ForeignNonce } else { Step::Wait };
+        return if is_final { Step::ForeignNonce } else { unseen(now, tx, look, pace) };
     }
     if look.nonce_final.is_some_and(|used| used > tx.nonce) {
         return Step::ForeignNonce;
     }
     resend(now, tx, look, pace)
+}
+
+/// Mined, as far as we know, and this node has neither its receipt nor another block in its place: it is
+/// behind, or its chain became shorter. The same bytes again hurt nobody, and nothing new is signed.
+fn unseen(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) -> Step {
+    let wanted = look.nonce_latest <= tx.nonce;
+    let due = |sent_at: Timestamp| now.since(sent_at) >= pace.rebroadcast_after_ms;
+    match sendable(now, tx, pace) {
+        Some(newest) if wanted && newest.sent_at.is_none_or(due) => {
+            Step::Rebroadcast(newest.number)
+        }
+        _ => Step::Wait,
+    }
 }
 
 const fn unmined(tx: &TransactionView) -> Status {

@@ -58,6 +58,7 @@ fn cancelling(attempts: Vec<AttemptView>) -> TransactionView {
 fn look() -> ChainLook {
     ChainLook {
         inclusion: None,
+        displaced: false,
         nonce_latest: 5,
         nonce_final: Some(5),
         final_number: 10,
@@ -138,8 +139,17 @@ fn a_vanished_block_reopens_and_a_foreign_final_nonce_is_told() {
     let mut tx = sent(0, Some(0));
     tx.status = Status::Mined;
     tx.mined_in = Some(B256::repeat_byte(9));
-    assert_eq!(step(at(1), &tx, &look(), PACE), Step::Reopen(Status::Submitted));
+    assert_eq!(step(at(1), &tx, &look(), PACE), Step::Wait, "the node is behind");
+    let later = step(at(9000), &tx, &look(), PACE);
+    assert_eq!(later, Step::Rebroadcast(1), "never a replacement");
     let foreign = ChainLook { nonce_final: Some(6), nonce_latest: 6, ..look() };
+    assert_eq!(step(at(1), &tx, &foreign, PACE), Step::ForeignNonce);
+    let behind = ChainLook { nonce_final: None, ..foreign.clone() };
+    assert_eq!(step(at(1), &tx, &behind, PACE), Step::Wait, "only the receipt is behind");
+    for look in [look(), foreign.clone()] {
+        let look = ChainLook { displaced: true, ..look };
+        assert_eq!(step(at(1), &tx, &look, PACE), Step::Reopen(Status::Submitted), "{look:?}");
+    }
     let sent = sent(0, Some(0));
     assert_eq!(step(at(1), &sent, &foreign, PACE), Step::ForeignNonce);
     let unknown = ChainLook { nonce_final: None, ..foreign };
@@ -182,15 +192,16 @@ fn a_no_op_is_outbid_by_another_until_its_own_cap() {
 fn whichever_is_mined_wins_and_a_no_op_is_never_told_as_mined() {
     let mut tx = cancelling(vec![attempt(1, 0, Some(0)), no_op(2, 0, Some(0))]);
     let won = |attempt| ChainLook { inclusion: Some(included(attempt, 10)), ..look() };
+    let gone = ChainLook { displaced: true, ..look() };
     assert_eq!(step(at(1), &tx, &won(2), PACE), Step::Mined(included(2, 10), Status::Cancelling));
     assert_eq!(step(at(1), &tx, &won(1), PACE), Step::Mined(included(1, 10), Status::Mined));
     tx.mined_in = Some(B256::repeat_byte(9));
     let end = |attempt, status| Step::End { inclusion: included(attempt, 10), status };
     assert_eq!(step(at(2), &tx, &won(2), PACE), end(2, Status::Cancelled));
-    assert_eq!(step(at(2), &tx, &look(), PACE), Step::Reopen(Status::Cancelling));
+    assert_eq!(step(at(2), &tx, &gone, PACE), Step::Reopen(Status::Cancelling));
     tx.status = Status::Mined;
     assert_eq!(step(at(2), &tx, &won(1), PACE), end(1, Status::Finalized));
-    assert_eq!(step(at(2), &tx, &look(), PACE), Step::Reopen(Status::Cancelling));
+    assert_eq!(step(at(2), &tx, &gone, PACE), Step::Reopen(Status::Cancelling));
 }
 
 #[test]

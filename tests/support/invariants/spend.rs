@@ -1,0 +1,157 @@
+//! I8: limits, added up again from their entries, the decisions and what was paid on the chain.
+
+use super::database::{EntryRow, LimitRow, TransactionRow};
+use super::{Found, NO_OP, World, amount};
+use ethers_core::types::U256;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Decisions and settlements take their time before their commit: what is this close may be in either order.
+const CLOSE_MS: i64 = 5_000;
+
+/// What a decision charged one limit.
+#[derive(Clone, Debug)]
+struct Charge {
+    limit: Vec<u8>,
+    value: U256,
+    fee: U256,
+    is_count: bool,
+    max: U256,
+}
+
+pub(super) fn check(world: &World, found: &mut Found) {
+    for limit in &world.db.limits {
+        sums(world, limit, found);
+    }
+    for row in &world.db.transactions {
+        for charge in charges(row) {
+            owed(world, row, &charge, found);
+            room(world, row, &charge, found);
+        }
+    }
+}
+
+fn entries<'a>(world: &'a World, limit: &'a [u8]) -> impl Iterator<Item = &'a EntryRow> {
+    world.db.entries.iter().filter(move |entry| entry.limit_id == limit)
+}
+
+fn total(entry: &EntryRow) -> U256 {
+    amount(&entry.value) + amount(&entry.fee)
+}
+
+/// The kept sums are the sums of the entries.
+fn sums(world: &World, limit: &LimitRow, found: &mut Found) {
+    let sum = |settled: bool| {
+        let counted = entries(world, &limit.id).filter(|e| e.settled_at.is_some() == settled);
+        counted.fold(U256::zero(), |sum, entry| sum + total(entry))
+    };
+    let (held, spent) = (sum(false), sum(true));
+    let kept = (amount(&limit.held), amount(&limit.spent));
+    if kept != (held, spent) {
+        let what = format!("kept is {kept:?} (held, spent), the entries make {held} and {spent}");
+        found.say("I8", &limit.label, what);
+    }
+}
+
+fn charges(row: &TransactionRow) -> Vec<Charge> {
+    let decision: Value = serde_json::from_str(&row.decision).unwrap_or_default();
+    let number =
+        |value: &Value| U256::from_dec_str(value.as_str().unwrap_or_default()).unwrap_or_default();
+    let charges = decision["charges"].as_array().into_iter().flatten();
+    let read = charges.map(|charge| {
+        let asked = &charge["asked"];
+        let is_count = asked.get("count").is_some();
+        Charge {
+            limit: hex::decode(charge["limit"].as_str().unwrap_or_default()).unwrap_or_default(),
+            value: if is_count { U256::one() } else { number(&asked["value"]) },
+            fee: number(&asked["fee"]),
+            is_count,
+            max: number(&charge["max"]),
+        }
+    });
+    read.collect()
+}
+
+/// What one request holds or has spent, compared with what it is and with what it paid.
+fn owed(world: &World, row: &TransactionRow, charge: &Charge, found: &mut Found) {
+    let mut say = |what: String| found.say("I8", &row.id, format!("{}: {what}", row.status));
+    let native = row.data.is_empty() && !charge.is_count;
+    let fee_max = U256::from(row.gas) * amount(&row.cap_fee);
+    if native
+        && !((charge.value.is_zero() || charge.value == amount(&row.value))
+            && (charge.fee.is_zero() || charge.fee == fee_max))
+    {
+        say(format!("charged {} and {}, for fees up to {fee_max}", charge.value, charge.fee));
+    }
+    let entry = entries(world, &charge.limit).find(|entry| entry.owner == row.id);
+    let ended = ["finalized", "reverted", "failed", "rejected", "cancelled", "expired"];
+    if !ended.contains(&row.status.as_str()) {
+        let holds = entry.is_some_and(|entry| {
+            entry.settled_at.is_none()
+                && amount(&entry.value) >= charge.value
+                && amount(&entry.fee) >= charge.fee
+        });
+        if !holds {
+            say(format!("holds {entry:?}, charged was {} and {}", charge.value, charge.fee));
+        }
+        return;
+    }
+    if row.nonce.is_none() {
+        if entry.is_some() {
+            say(format!("ended without a nonce and holds {entry:?}"));
+        }
+        return;
+    }
+    let Some(mined) = world.mined_of(&row.id).find(|mined| mined.is_final) else { return };
+    let moved = mined.success && world.reason(&mined.hash) != NO_OP;
+    // A settled entry leaves when its span has passed; no test lives that long.
+    let Some(entry) = entry.filter(|entry| entry.settled_at.is_some()) else {
+        say("its nonce is final and nothing of it counts as spent".to_owned());
+        return;
+    };
+    let value = if moved || charge.is_count { charge.value } else { U256::zero() };
+    let fee = if charge.fee.is_zero() { U256::zero() } else { mined.paid.min(charge.fee) };
+    if (amount(&entry.value), amount(&entry.fee)) != (value, fee) {
+        say(format!("settled is {entry:?}, due are {value} and a fee of {fee}"));
+    }
+}
+
+/// When this request was accepted there was room for it. Nothing is counted for more than it was for
+/// certain.
+fn room(world: &World, row: &TransactionRow, charge: &Charge, found: &mut Found) {
+    let seq: BTreeMap<&str, i64> =
+        world.db.transactions.iter().map(|row| (row.id.as_str(), row.seq)).collect();
+    let mut sum = U256::zero();
+    for entry in entries(world, &charge.limit) {
+        if entry.owner == row.id {
+            sum += charge.value + charge.fee;
+            continue;
+        }
+        let earlier = match seq.get(entry.owner.as_str()) {
+            Some(seq) => *seq < row.seq,
+            None => world.db.signatures.iter().any(|signature| {
+                signature.owner.as_ref() == Some(&entry.owner)
+                    && signature.created_at < row.created_at
+            }),
+        };
+        if !earlier {
+            continue;
+        }
+        let still_held =
+            entry.settled_at.is_some_and(|settled| settled > row.created_at + CLOSE_MS);
+        sum += if still_held { reserved(world, entry) } else { total(entry) };
+    }
+    if sum > charge.max {
+        let what = format!("with it {sum} were held and spent, the limit is {}", charge.max);
+        found.say("I8", &row.id, what);
+    }
+}
+
+/// What an entry held before it was settled.
+fn reserved(world: &World, entry: &EntryRow) -> U256 {
+    let charged = world
+        .db
+        .transaction(&entry.owner)
+        .and_then(|row| charges(row).into_iter().find(|charge| charge.limit == entry.limit_id));
+    charged.map_or_else(|| total(entry), |charge| charge.value + charge.fee)
+}
