@@ -3,7 +3,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 
-.PHONY: help setup-demo setup-test build test demo clean
+.PHONY: help setup-demo setup-test build test demo bench clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,9 @@ test: ## Sets up, checks the sources and runs every test
 
 demo: ## Shows a payment end to end; BUS=rabbitmq, KEEP=1 leaves it running, BREAK=watcher or policy breaks it
 	@BUS="$(BUS)" KEEP="$(KEEP)" BREAK="$(BREAK)" scripts/demo.sh
+
+bench: ## Measures how much of the HSM's speed reaches a caller; BENCH_SECONDS=5
+	@BENCH_SECONDS="$(BENCH_SECONDS)" BENCH_ONLY="$(BENCH_ONLY)" scripts/bench.sh
 
 clean: ## Removes what was built and what the demo left; keeps the installed tools
 	@. scripts/env.sh; cargo clean; rm -rf .demo .run

@@ -294,6 +294,10 @@ async fn a_charge_needs_its_event_final_true_and_unused() {
     let used = server.ask(who, "again", &again).await;
     assert_eq!((used.status, used.code()), (409, "conflict"), "{:#}", used.body);
     assert_eq!(used.body["resource"], done.id());
+    let url = format!("{}/v1/policy/evaluate", server.client_url());
+    let token = server.token(who, Role::Client);
+    let told = server.try_call(Method::POST, url, &token, None, Some(&again)).await.unwrap();
+    assert_eq!(told.body["resource"], done.id(), "an evaluation says so too: {:#}", told.body);
     assert_eq!(server.list().await.len(), 1);
 }
 

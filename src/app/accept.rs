@@ -1,7 +1,8 @@
 //! Accept a transaction: facts, verdict, then one unit that binds the key, holds the spend and queues the
 //! row. What was answered 2xx is never lost.
 
-use crate::app::{App, AppError, ChainRuntime, chains, record, signers};
+use crate::app::signers::{self, Purpose};
+use crate::app::{App, AppError, ChainRuntime, chains, record};
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::{DATA_BYTES_MAX, intrinsic_gas};
 use crate::core::id::RequestId;
@@ -79,24 +80,14 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
         return Ok(Accepted::Before(before));
     }
     let now = app.clock.now();
-    if command.not_after.is_some_and(|limit| limit <= now) {
-        return Err(AppError::invalid("not_after", "is in the past"));
-    }
-    let chain = app
-        .chain(&command.chain)
-        .ok_or_else(|| AppError::invalid("chain", "is not configured here"))?;
-    let keys = signers::named(app, &command.signer).await?;
-    let key = signers::least_busy(app, chain, keys).await?;
-    chains::verify(app, chain).await?;
-    let (request, estimate) = judged_request(app, chain, &command, &key).await?;
-    let verdict = evaluate(&app.bundle, &request, now);
+    let Judged { key, request, verdict, sendable } =
+        judge(app, &command, Purpose::Accept, now).await?;
     let id = RequestId::new(app.entropy.uuid());
     if verdict.outcome != Outcome::Allow {
         let reasons = verdict.reasons.clone();
         return Err(deny(app, id, &request, &verdict, reasons, now).await);
     }
-    estimate?;
-    mineable(chain, &request, &verdict, now).await?;
+    sendable?;
     let row = new_transaction(id, &command, &key, &request, &verdict, now)?;
     let binding = KeyBinding { scope, key: command.key, body_hash: command.body_hash, request: id };
     match store(app, binding, row, &verdict, now).await? {
@@ -108,6 +99,47 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
             Err(deny(app, id, &request, &verdict, reasons, now).await)
         }
     }
+}
+
+/// A request with what policy says to it.
+pub(crate) struct Judged {
+    /// The key that would sign.
+    pub(crate) key: OperatorKey,
+    /// The request with its facts.
+    pub(crate) request: PolicyRequest,
+    /// The verdict.
+    pub(crate) verdict: Verdict,
+    /// Whether nodes would take what policy allows; told only after it has.
+    pub(crate) sendable: Result<(), AppError>,
+}
+
+/// Chooses the key, reads the facts, evaluates. Writes nothing but, to accept, the pin of a new chain.
+///
+/// # Errors
+/// An invalid field, or something that is not available.
+pub(crate) async fn judge(
+    app: &App,
+    command: &AcceptCommand,
+    purpose: Purpose,
+    now: Timestamp,
+) -> Result<Judged, AppError> {
+    if command.not_after.is_some_and(|limit| limit <= now) {
+        return Err(AppError::invalid("not_after", "is in the past"));
+    }
+    let chain = app
+        .chain(&command.chain)
+        .ok_or_else(|| AppError::invalid("chain", "is not configured here"))?;
+    let keys = signers::named(app, &command.signer).await?;
+    let key = signers::least_busy(app, chain, keys, purpose).await?;
+    let (request, estimate) = judged_request(app, chain, command, &key, purpose).await?;
+    let verdict = evaluate(&app.bundle, &request, now);
+    let sendable = match estimate {
+        Ok(()) if verdict.outcome == Outcome::Allow => {
+            mineable(chain, &request, &verdict, now).await
+        }
+        estimate => estimate,
+    };
+    Ok(Judged { key, request, verdict, sendable })
 }
 
 /// What no node would ever take must not get a nonce: it would block every later one.
@@ -184,6 +216,7 @@ async fn judged_request(
     chain: &ChainRuntime,
     command: &AcceptCommand,
     key: &OperatorKey,
+    purpose: Purpose,
 ) -> Result<(PolicyRequest, Result<(), AppError>), AppError> {
     let cap = chain.settings.cap;
     let caller = Fees {
@@ -191,7 +224,7 @@ async fn judged_request(
         max_priority_fee: command.max_priority_fee.unwrap_or(u128::MAX).min(cap.max_priority_fee),
     };
     let fees = Fees { max_priority_fee: caller.max_priority_fee.min(caller.max_fee), ..caller };
-    let facts = facts(app, chain, command.to, command.source).await?;
+    let facts = facts(app, chain, command.to, command.source, purpose).await?;
     let (gas, estimate) = match command.gas {
         Some(gas) => (gas, Ok(())),
         None => estimate(chain, command, key.address).await?,
@@ -252,8 +285,12 @@ pub(crate) async fn facts(
     chain: &ChainRuntime,
     to: Option<Address>,
     source: Option<EventSource>,
+    purpose: Purpose,
 ) -> Result<Facts, AppError> {
-    chains::verify(app, chain).await?;
+    match purpose {
+        Purpose::Accept => chains::verify(app, chain).await?,
+        Purpose::Tell => chains::compare(app, chain).await?,
+    }
     let code = match to {
         None => None,
         Some(address) => {

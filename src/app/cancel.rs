@@ -44,11 +44,11 @@ pub async fn cancel(app: &App, id: RequestId, said: &Instruction) -> Result<(), 
             Found::Before => return Ok(()),
             Found::Ended => {
                 crate::failpoint!("cancel.after_ended");
-                app.changed();
+                app.changed_one(id);
                 return Ok(());
             }
             Found::Begun => {
-                app.changed();
+                app.changed_one(id);
                 crate::failpoint!("cancel.after_begun");
                 // Said is said: if it cannot be followed up now, the next look does.
                 if let Err(error) = follow::follow_up(app, id).await {

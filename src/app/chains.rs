@@ -152,6 +152,24 @@ pub async fn verify(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
     if chain.is_verified() {
         return Ok(());
     }
+    identify(app, chain, true).await?;
+    chain.verified.store(true, Ordering::Release);
+    Ok(())
+}
+
+/// The same comparison, for what must leave no trace: a chain that is seen for the first time is not
+/// pinned.
+///
+/// # Errors
+/// As [`verify`].
+pub async fn compare(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
+    if chain.is_verified() {
+        return Ok(());
+    }
+    identify(app, chain, false).await
+}
+
+async fn identify(app: &App, chain: &ChainRuntime, pin: bool) -> Result<(), AppError> {
     let (id, genesis) = chain.port.identity().await?;
     let (name, expected) = (&chain.settings.name, chain.settings.id);
     if id != expected {
@@ -160,7 +178,10 @@ pub async fn verify(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
         )));
     }
     let pinned = unit(&*app.store, "pin_chain", move |unit| {
-        Box::pin(async move { Ok(End::Commit(unit.pin_chain(id, genesis).await?)) })
+        Box::pin(async move {
+            let pinned = unit.pin_chain(id, genesis).await?;
+            Ok(if pin { End::Commit(pinned) } else { End::Rollback(pinned) })
+        })
     })
     .await?;
     crate::failpoint!("chains.after_pinned");
@@ -169,6 +190,5 @@ pub async fn verify(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
             "the nodes of `{name}` say genesis {genesis}, pinned is {pinned}"
         )));
     }
-    chain.verified.store(true, Ordering::Release);
     Ok(())
 }

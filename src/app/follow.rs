@@ -336,7 +336,7 @@ async fn change(
     })
     .await?;
     crate::failpoint!("follow.after_change");
-    app.changed();
+    app.changed_one(row.new.id);
     if stored {
         tracing::info!(request = %row.new.id, %status, "transaction changed");
     }

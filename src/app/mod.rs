@@ -9,10 +9,12 @@ pub mod cancel;
 pub mod chains;
 pub mod create_key;
 pub mod error;
+pub mod evaluate;
 pub mod follow;
 pub mod lane;
 pub mod outbid;
 pub mod read;
+pub mod read_limits;
 pub mod record;
 pub mod recover;
 pub mod rejudge;
@@ -34,6 +36,8 @@ use crate::ports::store::Store;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 
 /// Everything a use case may reach: ports, the policy in force, and what the configuration says.
 pub struct App {
@@ -55,8 +59,9 @@ pub struct App {
     pub signing: Mutex<HashSet<(RequestId, i64)>>,
     /// Whose turn it is among equally busy keys.
     pub turn: AtomicUsize,
-    /// Told after each change of a transaction in this process, for callers that wait.
-    pub changes: tokio::sync::watch::Sender<u64>,
+    /// Told after each change of a transaction in this process, for callers that wait: which one, or none
+    /// in particular.
+    pub changes: tokio::sync::broadcast::Sender<Option<RequestId>>,
 }
 
 impl std::fmt::Debug for App {
@@ -66,9 +71,28 @@ impl std::fmt::Debug for App {
 }
 
 impl App {
-    /// Wakes callers that wait for a change.
+    /// Wakes all callers that wait for a change.
     pub fn changed(&self) {
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        // Nobody may be waiting.
+        let _ = self.changes.send(None);
+    }
+
+    /// Wakes the callers that wait for a change of this one.
+    pub fn changed_one(&self, request: RequestId) {
+        let _ = self.changes.send(Some(request));
+    }
+
+    /// Waits for a change that may be of this request. Who hears of every one would read as often as all
+    /// others change.
+    pub async fn change_of(changes: &mut Receiver<Option<RequestId>>, request: RequestId) {
+        loop {
+            match changes.recv().await {
+                Ok(Some(other)) if other != request => {}
+                // One of ours, one that is not named, or some were missed.
+                Ok(_) | Err(RecvError::Lagged(_)) => return,
+                Err(RecvError::Closed) => return std::future::pending().await,
+            }
+        }
     }
 
     /// A chain by its pinned id: names may change, what was asked for a chain stays of that chain.

@@ -76,7 +76,7 @@ pub async fn outbid(
     if !decided {
         return Ok(false);
     }
-    app.changed();
+    app.changed_one(row.new.id);
     crate::failpoint!("outbid.after_decided");
     if let Some(signed) = sign::sign(app, row.new.id, number).await? {
         send::send(app, chain, &signed).await?;

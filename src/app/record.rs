@@ -138,6 +138,12 @@ fn effect(effect: &Effect) -> Value {
     }
 }
 
+/// What a request would do, as leaves and the API say it.
+#[must_use]
+pub fn effects(effects: &[Effect]) -> Value {
+    list(effects, effect)
+}
+
 fn charge(charge: &Charge) -> Value {
     let asked = match charge.kind {
         ChargeKind::Amount { value, fee } => map([("value", value.into()), ("fee", fee.into())]),
@@ -202,7 +208,7 @@ fn decision(request: &PolicyRequest, verdict: &Verdict) -> Fields {
         ("bundle", format!("{:#x}", verdict.bundle).into()),
         ("outcome", verdict.outcome.name().into()),
         ("grants", list(&verdict.grants, |grant| grant.into())),
-        ("effects", list(&verdict.effects, effect)),
+        ("effects", effects(&verdict.effects)),
         ("charges", list(&verdict.charges, charge)),
     ])
 }

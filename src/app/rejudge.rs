@@ -2,6 +2,7 @@
 //! or where it has waited: a grant that was removed or has expired signs nothing.
 
 use crate::app::accept::facts;
+use crate::app::signers::Purpose;
 use crate::app::{App, AppError, ChainRuntime, record};
 use crate::core::audit::EncodedLeaf;
 use crate::core::intent::Intent;
@@ -50,7 +51,7 @@ pub async fn rejudge(
         group: key.group,
         key: key.id,
         address: key.address,
-        facts: facts(app, chain, intent.to, intent.source).await?,
+        facts: facts(app, chain, intent.to, intent.source, Purpose::Accept).await?,
         intent: Intent::Transaction(Box::new(intent)),
     };
     let verdict = evaluate(&app.bundle, &request, now);

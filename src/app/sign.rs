@@ -111,7 +111,7 @@ async fn sign_alone(
     })
     .await?;
     crate::failpoint!("sign.after_store");
-    app.changed();
+    app.changed_one(request);
     let attempt = attempts
         .into_iter()
         .find(|attempt| attempt.number == number && attempt.signature.is_some())

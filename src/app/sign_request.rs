@@ -2,7 +2,8 @@
 //! for the signature of a digest.
 
 use crate::app::accept::{admissible, bound_before, deny, event_used, facts, same_body, summary};
-use crate::app::{App, AppError, record, sign, signers};
+use crate::app::signers::{self, Purpose};
+use crate::app::{App, AppError, read, record, sign};
 use crate::core::evm::message::{message_bytes, typed_data_bytes};
 use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::RequestId;
@@ -16,14 +17,18 @@ use crate::core::time::Timestamp;
 use crate::ports::chain::BlockAt;
 use crate::ports::signer::SignerError;
 use crate::ports::store::{
-    Bound, End, KeyBinding, LaneKey, LimitExceeded, NewAttempt, NewSignatureRequest, Settlement,
+    Bound, End, KeyBinding, LaneKey, LimitExceeded, NewAttempt, NewSignatureRequest, SignatureRow,
     StoreError, Unit, unit,
 };
 use alloy::primitives::{B256, keccak256};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How far above the account's next nonce a caller may sign: each holds spend until it is final.
 const NONCES_AHEAD_MAX: u64 = 256;
+
+/// How long a caller waits for a signature that another part of this process is making.
+const ELSEWHERE: Duration = Duration::from_secs(2);
 
 /// A caller's request for a signature, parsed.
 #[derive(Debug, Clone)]
@@ -41,10 +46,12 @@ pub struct SignCommand {
 }
 
 /// What became of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SignOutcome {
-    /// Signed: read the resource.
-    Signed(RequestId),
+    /// Signed just now.
+    Signed(Box<SignatureRow>),
+    /// Signed before: read the resource.
+    Before(RequestId),
     /// Decided, and the HSM has not answered in time: the same key later gives the signature.
     Pending(RequestId),
 }
@@ -59,22 +66,11 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
     if let Some(key) = &command.key
         && let Some(before) = bound_before(app, &scope, key, command.body_hash).await?
     {
-        return attempt(app, before).await;
+        return attempt(app, before, None).await;
     }
     let now = app.clock.now();
-    let mut keys = signers::named(app, &command.signer).await?;
-    keys.sort_by_key(|key| key.created_at);
-    let key = keys.into_iter().next().ok_or(AppError::NotFound)?;
-    let (kind, bytes, fees) = payload(&command.intent)?;
-    let request = PolicyRequest {
-        principal: command.principal.clone(),
-        group: key.group.clone(),
-        key: key.id,
-        address: key.address,
-        facts: facts_of(app, &command.intent, &key).await?,
-        intent: command.intent.clone(),
-    };
-    let verdict = evaluate(&app.bundle, &request, now);
+    let Judged { key, payload: (kind, bytes, fees), request, verdict } =
+        judge(app, &command, Purpose::Accept, now).await?;
     let id = RequestId::new(app.entropy.uuid());
     if verdict.outcome != Outcome::Allow {
         let reasons = verdict.reasons.clone();
@@ -104,9 +100,10 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
         },
         decision_json: record::decision_json(&request, &verdict),
     });
+    let new = decision.row.clone();
     match store(app, decision).await? {
-        Stored::New => attempt(app, id).await,
-        Stored::Before(before) => attempt(app, same_body(&before, command.body_hash)?).await,
+        Stored::New => attempt(app, id, Some(new)).await,
+        Stored::Before(before) => attempt(app, same_body(&before, command.body_hash)?, None).await,
         Stored::Managed => Err(AppError::NonceManaged),
         Stored::EventUsed(other) => Err(event_used(other)),
         Stored::Full(full) => {
@@ -116,11 +113,56 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
     }
 }
 
+/// A request with what policy says to it.
+pub(crate) struct Judged {
+    /// The key that would sign.
+    pub(crate) key: OperatorKey,
+    /// What would be signed: kind, exact bytes, fees.
+    pub(crate) payload: (PayloadKind, Vec<u8>, Fees),
+    /// The request with its facts.
+    pub(crate) request: PolicyRequest,
+    /// The verdict.
+    pub(crate) verdict: Verdict,
+}
+
+/// Chooses the key, encodes, reads the facts, evaluates. Writes nothing but, to accept, the pin of a new
+/// chain.
+///
+/// # Errors
+/// An invalid field, a managed nonce, or something that is not available.
+pub(crate) async fn judge(
+    app: &App,
+    command: &SignCommand,
+    purpose: Purpose,
+    now: Timestamp,
+) -> Result<Judged, AppError> {
+    let mut keys = signers::named(app, &command.signer).await?;
+    keys.sort_by_key(|key| key.created_at);
+    let key = keys.into_iter().next().ok_or(AppError::NotFound)?;
+    let payload = payload(&command.intent)?;
+    let request = PolicyRequest {
+        principal: command.principal.clone(),
+        group: key.group.clone(),
+        key: key.id,
+        address: key.address,
+        facts: facts_of(app, &command.intent, &key, purpose).await?,
+        intent: command.intent.clone(),
+    };
+    let verdict = evaluate(&app.bundle, &request, now);
+    Ok(Judged { key, payload, request, verdict })
+}
+
 /// The decision is committed: a silent HSM is no longer an error.
-async fn attempt(app: &App, id: RequestId) -> Result<SignOutcome, AppError> {
+async fn attempt(
+    app: &App,
+    id: RequestId,
+    new: Option<NewSignatureRequest>,
+) -> Result<SignOutcome, AppError> {
     match sign::sign(app, id, 1).await {
-        Ok(Some(_)) => Ok(SignOutcome::Signed(id)),
-        Ok(None) => Ok(SignOutcome::Pending(id)),
+        Ok(Some(signed)) => Ok(new.map_or(SignOutcome::Before(id), |new| {
+            SignOutcome::Signed(Box::new(SignatureRow { new, attempt: signed.attempt }))
+        })),
+        Ok(None) => elsewhere(app, id).await,
         Err(AppError::Signer(
             error @ (SignerError::Overloaded
             | SignerError::Unavailable(_)
@@ -136,6 +178,18 @@ async fn attempt(app: &App, id: RequestId) -> Result<SignOutcome, AppError> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// The job that signs what was left unsigned has taken it up at this very moment.
+async fn elsewhere(app: &App, id: RequestId) -> Result<SignOutcome, AppError> {
+    let mut changes = app.changes.subscribe();
+    let signed = async {
+        while read::signature(app, id, None).await?.attempt.signature.is_none() {
+            App::change_of(&mut changes, id).await;
+        }
+        Ok(SignOutcome::Before(id))
+    };
+    tokio::time::timeout(ELSEWHERE, signed).await.unwrap_or(Ok(SignOutcome::Pending(id)))
 }
 
 fn payload(intent: &Intent) -> Result<(PayloadKind, Vec<u8>, Fees), AppError> {
@@ -166,7 +220,12 @@ fn exact(tx: &TransactionIntent) -> Result<(u64, Fees), AppError> {
 }
 
 /// Facts from the chain, read only once the account is known to be its caller's to number.
-async fn facts_of(app: &App, intent: &Intent, key: &OperatorKey) -> Result<Facts, AppError> {
+async fn facts_of(
+    app: &App,
+    intent: &Intent,
+    key: &OperatorKey,
+    purpose: Purpose,
+) -> Result<Facts, AppError> {
     let Intent::Transaction(tx) = intent else {
         return Ok(Facts::default());
     };
@@ -191,13 +250,24 @@ async fn facts_of(app: &App, intent: &Intent, key: &OperatorKey) -> Result<Facts
             format!("is more than {NONCES_AHEAD_MAX} above the account's next, {next}"),
         ));
     }
-    facts(app, chain, tx.to, tx.source).await
+    facts(app, chain, tx.to, tx.source, purpose).await
 }
 
 fn lane_of(request: &PolicyRequest, key: &OperatorKey) -> Option<LaneKey> {
     match &request.intent {
         Intent::Transaction(tx) => {
             Some(LaneKey { chain: tx.chain.id, address: key.address, key: key.id, mode: key.mode })
+        }
+        Intent::Message { .. } | Intent::TypedData { .. } => None,
+    }
+}
+
+/// Every version for one nonce shares one reservation: only one of them can be mined.
+pub(crate) fn shared_owner(request: &PolicyRequest) -> Option<String> {
+    match &request.intent {
+        Intent::Transaction(tx) => {
+            let nonce = tx.nonce?;
+            Some(format!("{}:{:#x}:{nonce}", tx.chain.id, request.address))
         }
         Intent::Message { .. } | Intent::TypedData { .. } => None,
     }
@@ -216,11 +286,7 @@ fn row(
         Intent::Message { .. } | Intent::TypedData { .. } => None,
     };
     let chain = request.intent.chain().map(|chain| chain.id);
-    // Every version for one nonce shares one reservation: only one of them can be mined.
-    let owner = match (chain, nonce) {
-        (Some(chain), Some(nonce)) => format!("{chain}:{:#x}:{nonce}", key.address),
-        _ => id.to_string(),
-    };
+    let owner = shared_owner(request).unwrap_or_else(|| id.to_string());
     NewSignatureRequest {
         id,
         principal: request.principal.clone(),
@@ -266,7 +332,7 @@ async fn store(app: &App, decision: Arc<Decision>) -> Result<Stored, AppError> {
     Ok(stored)
 }
 
-async fn same_owner(
+pub(crate) async fn same_owner(
     unit: &mut dyn Unit,
     other: RequestId,
     owner: Option<&str>,
@@ -293,22 +359,21 @@ async fn store_in(unit: &mut dyn Unit, it: &Decision) -> Result<End<Stored>, Sto
     {
         return Ok(End::Rollback(Stored::EventUsed(other)));
     }
-    if let Some(owner) = &it.row.owner
-        && let Some(full) = unit.reserve(owner, &it.charges, it.row.at).await?
-    {
-        return Ok(End::Rollback(Stored::Full(full)));
+    if let Some(owner) = &it.row.owner {
+        let full = if it.row.nonce.is_some() {
+            unit.reserve(owner, &it.charges, it.row.at).await?
+        } else {
+            // What has no nonce has nothing to wait for: it counts from now.
+            unit.spend(owner, &it.charges, it.row.at).await?
+        };
+        if let Some(full) = full {
+            return Ok(End::Rollback(Stored::Full(full)));
+        }
     }
     unit.insert_signature(&it.row).await?;
     if !unit.insert_attempt(&it.attempt).await? {
         return Err(StoreError::Corrupt("a new request has an attempt".to_owned()));
     }
     unit.append_leaf(&record::decided(&it.attempt, &it.decision_json)?).await?;
-    // What has no nonce has nothing to wait for: it counts from now.
-    if it.row.nonce.is_none()
-        && let Some(owner) = &it.row.owner
-    {
-        let settlement = Settlement { value_moved: true, fee_paid: None, fee_from_value: false };
-        unit.settle(owner, settlement, it.row.at).await?;
-    }
     Ok(End::Commit(Stored::New))
 }

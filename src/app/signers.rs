@@ -51,6 +51,15 @@ pub fn parse_address(text: &str) -> Option<Address> {
     Address::parse_checksummed(text, None).ok()
 }
 
+/// Why a request is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be accepted.
+    Accept,
+    /// To be told only: nothing is kept, not even whose turn it is.
+    Tell,
+}
+
 /// The managed key of a set with the least work waiting on this chain. Equals take turns, so that requests
 /// which arrive together, before any of them is stored, do not all meet on one lane.
 ///
@@ -60,34 +69,37 @@ pub async fn least_busy(
     app: &App,
     chain: &ChainRuntime,
     keys: Vec<OperatorKey>,
+    purpose: Purpose,
 ) -> Result<OperatorKey, AppError> {
     let id = chain.settings.id;
     let mut keys = keys;
-    let turn = app.turn.fetch_add(1, Ordering::Relaxed);
+    let turn = match purpose {
+        Purpose::Accept => app.turn.fetch_add(1, Ordering::Relaxed),
+        // The key that the next request would get.
+        Purpose::Tell => app.turn.load(Ordering::Relaxed),
+    };
     let first = turn.checked_rem(keys.len()).unwrap_or(0);
     keys.rotate_left(first);
-    let best = look(&*app.store, "least_busy", move |unit| {
-        let keys = keys.clone();
-        Box::pin(async move {
-            let mut best: Option<(i64, OperatorKey)> = None;
-            for key in keys {
-                let lane = unit.lane(id, key.address).await?;
-                let mode = lane.as_ref().map_or(key.mode, |lane| lane.mode);
-                if mode != NonceMode::Managed {
-                    continue;
-                }
-                // A halted lane takes new work only if there is no other.
-                let halted = lane.is_some_and(|lane| lane.halted.is_some());
-                let (flying, queued) = unit.in_flight(id, key.address).await?;
-                let load = if halted { i64::MAX } else { flying.saturating_add(queued) };
-                if best.as_ref().is_none_or(|(least, _)| load < *least) {
-                    best = Some((load, key));
-                }
-            }
-            Ok(best)
-        })
-    })
-    .await?;
+    let loads =
+        look(&*app.store, "least_busy", move |unit| Box::pin(async move { unit.loads(id).await }))
+            .await?;
+    let mut best: Option<(i64, OperatorKey)> = None;
+    for key in keys {
+        // An account without a lane has not been used on this chain.
+        let lane = loads.iter().find(|lane| lane.address == key.address);
+        if lane.map_or(key.mode, |lane| lane.mode) != NonceMode::Managed {
+            continue;
+        }
+        let load = match lane {
+            None => 0,
+            // A halted lane takes new work only if there is no other.
+            Some(lane) if lane.halted => i64::MAX,
+            Some(lane) => lane.flying.saturating_add(lane.queued),
+        };
+        if best.as_ref().is_none_or(|(least, _)| load < *least) {
+            best = Some((load, key));
+        }
+    }
     best.map(|(_, key)| key).ok_or_else(|| {
         AppError::invalid(
             "signer",

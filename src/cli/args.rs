@@ -265,4 +265,14 @@ pub enum PolicyCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Run a bundle's cases and print each with what the bundle decides; fails if one does not hold,
+    /// or there is none.
+    #[command(after_help = "Example:\n  claviger policy test ./dev/policies")]
+    Test {
+        /// The bundle's folder.
+        dir: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }

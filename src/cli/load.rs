@@ -5,6 +5,7 @@ use crate::config::file;
 use crate::config::policies::read_dir;
 use crate::config::server::ServerConfig;
 use crate::core::policy::Bundle;
+use crate::core::policy::bundle::TestReport;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -30,6 +31,15 @@ pub fn config(path: &Path) -> Result<ServerConfig, Failure> {
 pub fn bundle(dir: &Path) -> Result<Bundle, Failure> {
     let files = read_dir(dir).map_err(|e| Failure::of("policies", e))?;
     Bundle::load(&files).map_err(|e| Failure::new(format!("{}/{e}", dir.display())))
+}
+
+/// What the test cases of the bundle in a folder come to.
+///
+/// # Errors
+/// When it cannot be read, or does not load for another reason than its cases.
+pub fn bundle_cases(dir: &Path) -> Result<TestReport, Failure> {
+    let files = read_dir(dir).map_err(|e| Failure::of("policies", e))?;
+    Bundle::test(&files).map_err(|e| Failure::new(format!("{}/{e}", dir.display())))
 }
 
 /// What the bundle and the configuration say differently: issuers, groups, chains that one of them does not

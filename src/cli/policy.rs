@@ -1,7 +1,9 @@
-//! `claviger policy check DIR`
+//! `claviger policy check DIR`, `claviger policy test DIR`
 
 use crate::cli::{Failure, load, print};
-use serde_json::json;
+use crate::core::policy::Reason;
+use crate::core::policy::bundle::{CaseReport, TestReport};
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// Loads a bundle, which runs its cases, and prints what it grants.
@@ -35,4 +37,89 @@ pub fn check(dir: &Path, as_json: bool) -> Result<(), Failure> {
     }));
     print::table(&rows);
     Ok(())
+}
+
+/// Runs a bundle's cases and prints one line for each: whether it holds, what it expects, what the
+/// bundle decided, and why.
+///
+/// # Errors
+/// When the bundle cannot be read, a case does not hold, or there is none.
+pub fn test(dir: &Path, as_json: bool) -> Result<(), Failure> {
+    let report = load::bundle_cases(dir)?;
+    let failed = report.failed();
+    if as_json {
+        print::json(&shown(&report));
+    } else {
+        print::line(&format!("bundle {} {:#x}", report.version, report.hash));
+        let mut rows = vec![["", "CASE", "EXPECTED", "GOT", "WHY"].map(str::to_owned).to_vec()];
+        rows.extend(report.cases.iter().map(row));
+        if !report.cases.is_empty() {
+            print::table(&rows);
+        }
+    }
+    if report.cases.is_empty() {
+        let dir = dir.display();
+        return Err(Failure::new(format!("{dir} has no test case: add a [[case]] to cases.toml")));
+    }
+    let all = report.cases.len();
+    if failed > 0 {
+        return Err(Failure::new(format!("{failed} of {all} case(s) failed")));
+    }
+    if !as_json {
+        print::line(&format!("{all} case(s) pass"));
+    }
+    Ok(())
+}
+
+fn row(case: &CaseReport) -> Vec<String> {
+    let mark = if case.problem.is_none() { "ok" } else { "FAILED" };
+    vec![mark.to_owned(), case.name.clone(), case.expected.clone(), got(case).to_owned(), why(case)]
+}
+
+/// The outcome; a case that cannot be read has none.
+fn got(case: &CaseReport) -> &'static str {
+    case.got.map_or("error", |outcome| outcome.name())
+}
+
+/// What is wrong with the case; else the grants that cover it, or the nearest refusal.
+fn why(case: &CaseReport) -> String {
+    if let Some(problem) = &case.problem {
+        return problem.clone();
+    }
+    if case.reasons.is_empty() {
+        let grants = case.grants.iter().map(|id| id.as_str());
+        return grants.collect::<Vec<_>>().join(", ");
+    }
+    case.reasons.iter().take(2).map(in_words).collect::<Vec<_>>().join("; ")
+}
+
+fn in_words(reason: &Reason) -> String {
+    let grant = reason.grant.as_ref().map_or_else(String::new, |id| format!("{id}: "));
+    format!("{grant}{} expected {}, is {}", reason.field, reason.expected, reason.actual)
+}
+
+fn shown(report: &TestReport) -> Value {
+    let cases: Vec<Value> = report
+        .cases
+        .iter()
+        .map(|case| {
+            json!({
+                "name": case.name,
+                "line": case.line,
+                "holds": case.problem.is_none(),
+                "expected": case.expected,
+                "got": got(case),
+                "grants": case.grants,
+                "reasons": case.reasons,
+                "problem": case.problem,
+            })
+        })
+        .collect();
+    json!({
+        "version": report.version,
+        "hash": format!("{:#x}", report.hash),
+        "passed": report.cases.len().saturating_sub(report.failed()),
+        "failed": report.failed(),
+        "cases": cases,
+    })
 }

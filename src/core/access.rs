@@ -72,6 +72,8 @@ pub enum Action {
     ReadKeys,
     /// Read the audit log.
     ReadAudit,
+    /// Read how full windows are: a client those of the grants that name it.
+    ReadLimits,
 }
 
 /// Whether a bearer of this role may do this. The only table of its kind.
@@ -82,6 +84,7 @@ pub const fn may(role: Role, action: Action) -> bool {
         Action::ReadAll | Action::ReadKeys => matches!(role, Role::Operator | Role::Auditor),
         Action::CreateKey | Action::Intervene => matches!(role, Role::Operator),
         Action::ReadAudit => matches!(role, Role::Auditor),
+        Action::ReadLimits => matches!(role, Role::Client | Role::Operator | Role::Auditor),
     }
 }
 
@@ -99,6 +102,7 @@ mod tests {
             Action::CreateKey,
             Action::ReadKeys,
             Action::ReadAudit,
+            Action::ReadLimits,
         ];
         for role in Role::ALL {
             assert!(all.iter().any(|action| !may(role, *action)), "{role} is root");

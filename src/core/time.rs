@@ -69,6 +69,18 @@ pub fn duration_ms(text: &str) -> Option<i64> {
     count.checked_mul(ms).filter(|ms| *ms > 0)
 }
 
+/// A duration in words, in the largest unit up to hours that gives a whole number: `24h`, `90s`.
+#[must_use]
+pub fn duration_text(ms: i64) -> String {
+    let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+    let whole = |unit: i64| ms.checked_rem(unit) == Some(0);
+    let (count, unit) = units
+        .into_iter()
+        .find(|(unit, _)| whole(*unit))
+        .map_or((Some(ms), "ms"), |(unit, name)| (ms.checked_div(unit), name));
+    format!("{}{unit}", count.unwrap_or(ms))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +101,9 @@ mod tests {
         assert_eq!(duration_ms("24h"), Some(86_400_000));
         for bad in ["", "30", "s", "0s", "-1s", "1d", "1.5s", " 1s", "99999999999999999999s"] {
             assert_eq!(duration_ms(bad), None, "{bad}");
+        }
+        for text in ["250ms", "1s", "90s", "15m", "24h", "168h"] {
+            assert_eq!(duration_text(duration_ms(text).unwrap()), text);
         }
     }
 }

@@ -1,13 +1,20 @@
-//! SQLite: the embedded default. One writer, WAL, `synchronous=FULL`, one server process.
+//! SQLite: the embedded default. One writer, WAL, `synchronous=FULL`, one server process. Commits are
+//! grouped, see [`group`].
+
+mod group;
 
 use super::{CREATED, OpenMode, unavailable};
 use crate::ports::store::{End, Erased, Store, StoreError, Work};
 use async_trait::async_trait;
+use group::{Job, Outcome, Writer};
+use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
 
 type Db = sqlx::Sqlite;
 
@@ -25,16 +32,24 @@ use queries::Tx;
 #[cfg(test)]
 pub(super) use queries::all_statements;
 
-/// Waits for the writer before it, not in the middle.
-const BEGIN: &str = "BEGIN IMMEDIATE";
+/// How many units may wait for the writer; beyond that, callers wait to be let in.
+const WAITING_MAX: usize = 1_024;
 
-/// An open SQLite database. Holds the lock file for as long as it lives.
+/// How long they do.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An open SQLite database. Holds the lock file for as long as it lives, and until a commit that is being
+/// made is done.
 #[derive(Debug)]
 pub struct SqliteStore {
-    writer: sqlx::Pool<Db>,
+    jobs: mpsc::Sender<Job>,
     readers: sqlx::Pool<Db>,
-    lock: File,
+    _lock: Arc<LockFile>,
 }
+
+/// The lock on the file beside the database.
+#[derive(Debug)]
+struct LockFile(File);
 
 impl SqliteStore {
     /// Opens `sqlite:PATH`.
@@ -52,31 +67,28 @@ impl SqliteStore {
         let path = options.get_filename().to_owned();
         check_presence(&path, mode)?;
         // By its real name: a link must not lead around the lock.
-        let lock = lock(&path.canonicalize().unwrap_or_else(|_| path.to_path_buf()))?;
-        let writer = SqlitePoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(Duration::from_secs(20))
-            .connect_with(options.clone())
-            .await
-            .map_err(|e| unavailable(&e))?;
+        let lock = Arc::new(lock(&path.canonicalize().unwrap_or_else(|_| path.to_path_buf()))?);
+        let writer = options.connect().await.map_err(|e| unavailable(&e))?;
+        let options = options.create_if_missing(false);
         let readers = SqlitePoolOptions::new()
             .max_connections(2)
-            .acquire_timeout(Duration::from_secs(20))
-            .connect_with(options.create_if_missing(false).pragma("query_only", "ON"))
+            // A file does not hang up.
+            .test_before_acquire(false)
+            .acquire_timeout(PATIENCE)
+            .connect_with(options.clone().pragma("query_only", "ON"))
             .await
             .map_err(|e| unavailable(&e))?;
-        let store = Self { writer, readers, lock };
+        let (jobs, waiting) = mpsc::channel(WAITING_MAX);
+        let mut writer = Writer::new(options, writer, waiting, Arc::downgrade(&lock));
+        let store = Self { jobs, readers, _lock: lock };
         if mode == OpenMode::Existing {
             queries::check_created(&store).await?;
         }
-        sqlx::migrate!("migrations/server/sqlite")
-            .run(&store.writer)
-            .await
-            .map_err(|e| unavailable(&e))?;
+        writer.migrate().await?;
         if mode == OpenMode::Create {
-            let tx = store.writer.begin_with(BEGIN).await.map_err(|e| unavailable(&e))?;
-            queries::mark_created(Tx::new(tx, "mark_created")).await?;
+            writer.mark_created().await?;
         }
+        tokio::spawn(writer.run());
         Ok(store)
     }
 }
@@ -95,7 +107,7 @@ fn check_presence(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
 }
 
 /// A second server on the same file would give the same nonces: it is refused.
-fn lock(path: &Path) -> Result<File, StoreError> {
+fn lock(path: &Path) -> Result<LockFile, StoreError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let name = PathBuf::from(name);
@@ -111,21 +123,32 @@ fn lock(path: &Path) -> Result<File, StoreError> {
             path.display()
         ))
     })?;
-    Ok(file)
+    Ok(LockFile(file))
 }
 
-impl Drop for SqliteStore {
+impl Drop for LockFile {
     fn drop(&mut self) {
         // Said, not left to closing the file: a child that is just being started may hold a copy of it.
-        let _ = self.lock.unlock();
+        let _ = self.0.unlock();
     }
 }
 
 #[async_trait]
 impl Store for SqliteStore {
     async fn run(&self, name: &'static str, work: Work) -> Result<End<Erased>, StoreError> {
-        let tx = self.writer.begin_with(BEGIN).await.map_err(|e| unavailable(&e))?;
-        Tx::new(tx, name).finish(work).await
+        let (answer, answered) = oneshot::channel();
+        let job = Job { name, work, answer };
+        let told = |why: &str| StoreError::Unavailable(format!("{name}: {why}"));
+        match tokio::time::timeout(PATIENCE, self.jobs.send(job)).await {
+            Err(_elapsed) => return Err(told("too many wait for the writer")),
+            Ok(Err(_closed)) => return Err(told("the writer has ended")),
+            Ok(Ok(())) => {}
+        }
+        match answered.await {
+            Ok(Outcome::Ended(ended)) => ended,
+            Ok(Outcome::Panicked(panic)) => std::panic::resume_unwind(panic),
+            Err(_gone) => Err(told("the writer has ended")),
+        }
     }
 
     async fn look(&self, name: &'static str, work: Work) -> Result<End<Erased>, StoreError> {

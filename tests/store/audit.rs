@@ -17,6 +17,7 @@ on_both!(
     two_sequencers_put_every_leaf_into_the_log_once,
     a_batch_for_another_size_changes_nothing,
     a_leaf_that_does_not_wait_is_not_logged,
+    batches_of_every_length_are_logged_whole,
     events_of_a_subject_come_in_order,
     units_that_keep_the_same_texts_do_not_block_each_other,
     a_checkpoint_of_a_size_is_kept_once_and_the_largest_is_the_newest,
@@ -148,6 +149,23 @@ async fn a_leaf_that_does_not_wait_is_not_logged(store: Arc<dyn Store>) {
     assert!(matches!(nodes, Err(StoreError::Corrupt(_))), "{nodes:?}");
     assert_eq!(sequence(&*store).await.unwrap(), 1);
     assert_eq!(read!(store, [], |unit| unit.log_nodes(&[0]).await?).len(), 1);
+}
+
+/// Several rows are written by one statement, and what is left by one each.
+async fn batches_of_every_length_are_logged_whole(store: Arc<dyn Store>) {
+    let mut all = 0;
+    for length in [1, 7, 8, 9, 16, 27] {
+        for n in all..all + length {
+            append(&store, leaf(n)).await;
+        }
+        assert_eq!(sequence(&*store).await.unwrap(), length);
+        all += length;
+        let logged = leaves(&store, 0, 100).await;
+        let expected: Vec<_> = (0..all).map(|n| leaf(n).bytes).collect();
+        assert_eq!(logged.iter().map(|leaf| leaf.bytes.clone()).collect::<Vec<_>>(), expected);
+        assert_eq!(head(&store).await.root.to_vec(), root(&logged));
+        assert_eq!(read!(store, [], |unit| unit.waiting_leaf_count().await?), 0);
+    }
 }
 
 async fn events_of_a_subject_come_in_order(store: Arc<dyn Store>) {

@@ -119,6 +119,10 @@ async fn work_of_a_lane_is_counted_and_ordered(store: Arc<dyn Store>) {
     assert_eq!(read!(store, [], |unit| unit.in_flight(CHAIN, one).await?), (2, 1));
     assert_eq!(read!(store, [], |unit| unit.in_flight(CHAIN, two).await?), (0, 1));
     assert_eq!(read!(store, [], |unit| unit.in_flight(OTHER_CHAIN, one).await?), (0, 0));
+    let loads = read!(store, [], |unit| unit.loads(CHAIN).await?);
+    let loads: Vec<_> = loads.iter().map(|lane| (lane.address, lane.flying, lane.queued)).collect();
+    assert_eq!(loads, [(one, 2, 1)], "the other has no lane yet");
+    assert!(read!(store, [], |unit| unit.loads(OTHER_CHAIN).await?).is_empty());
     let owed = read!(store, [], |unit| unit.owed(CHAIN, one).await?);
     let owed: Vec<_> = owed.iter().map(|row| (row.new.id, row.nonce)).collect();
     assert_eq!(owed, [(request(5), Some(0)), (request(3), Some(2))]);

@@ -21,6 +21,7 @@ mod fixtures;
 
 mod attempts;
 mod audit;
+mod groups;
 mod keys;
 mod lanes;
 mod nonces;

@@ -25,6 +25,8 @@ on_both!(
     what_is_settled_is_not_settled_released_or_held_again,
     a_limit_charged_twice_by_one_request_is_refused,
     sums_do_not_wrap,
+    room_is_what_a_reservation_would_find_and_changes_nothing,
+    what_is_spent_at_once_is_as_a_reservation_that_was_settled,
     of_two_hundred_at_once_ten_fit,
     charges_in_any_order_do_not_block_each_other,
     settlements_and_reservations_at_once_lose_nothing,
@@ -333,4 +335,76 @@ async fn settlements_and_reservations_at_once_lose_nothing(store: Arc<dyn Store>
     assert_eq!(limit(&store, 1).await, (3 * passed, 40));
     assert_eq!(limit(&store, 2).await, (passed, 20));
     assert!(passed <= 6, "{passed}");
+}
+
+async fn room_is_what_a_reservation_would_find_and_changes_nothing(store: Arc<dyn Store>) {
+    let now = async |millis: i64| {
+        let rows = read!(store, [], |unit| unit.limits_now(at(millis)).await?);
+        let all = rows.iter().map(|row| (row.held.units().to(), row.spent.units().to()));
+        all.collect::<Vec<(u64, u64)>>()
+    };
+    let room = async |owner: &str, charges: &[Charge], millis: i64| {
+        let (owner, charges) = (owner.to_owned(), charges.to_vec());
+        let found =
+            read!(store, [owner, charges], |unit| unit.room(&owner, &charges, at(millis)).await?);
+        let all = found.iter().map(|it| (it.used.units().to(), it.asked.units().to(), it.fits));
+        all.collect::<Vec<(u64, u64, bool)>>()
+    };
+    // A limit that was never charged.
+    let first = [amount(1, 60, 10, 100), amount(2, 101, 0, 100)];
+    assert_eq!(room("a", &first, 0).await, [(0, 70, true), (0, 101, false)]);
+    assert!(now(0).await.is_empty(), "it was not opened");
+    assert!(reserve(&store, "a", &first[..1], 0).await.unwrap().is_none());
+    // Another owner, the same one, and the same one with more than there is.
+    assert_eq!(room("b", &[amount(1, 31, 0, 100)], 1).await, [(70, 31, false)]);
+    assert_eq!(room("b", &[amount(1, 30, 0, 100)], 1).await, [(70, 30, true)]);
+    assert_eq!(room("a", &[amount(1, 60, 20, 100)], 1).await, [(70, 10, true)]);
+    assert_eq!(room("a", &[amount(1, 91, 10, 100)], 1).await, [(70, 31, false)]);
+    settle(&store, "a", true, None, 10).await;
+    assert_eq!(now(11).await, [(0, 70)]);
+    assert_eq!(room("b", &[amount(1, 31, 0, 100)], 11).await, [(70, 31, false)]);
+    // Past its span it is gone for whoever looks, and still stored.
+    assert_eq!(now(10 + MINUTE).await, [(0, 0)]);
+    assert_eq!(room("b", &[amount(1, 31, 0, 100)], 10 + MINUTE).await, [(0, 31, true)]);
+    assert_eq!(limit(&store, 1).await, (0, 70));
+    assert_eq!(now(9 + MINUTE).await, [(0, 70)], "a look does not age it");
+}
+
+async fn what_is_spent_at_once_is_as_a_reservation_that_was_settled(store: Arc<dyn Store>) {
+    let spend = async |owner: &str, charges: &[Charge], now: i64| {
+        let (owner, charges) = (owner.to_owned(), charges.to_vec());
+        unit(&*store, "spend", move |unit| {
+            let (owner, charges) = (owner.clone(), charges.clone());
+            Box::pin(async move {
+                Ok(match unit.spend(&owner, &charges, at(now)).await? {
+                    None => End::Commit(None),
+                    full => End::Rollback(full),
+                })
+            })
+        })
+        .await
+    };
+    let both = [amount(1, 60, 10, 100), count(2, 2)];
+    assert_eq!(spend("a", &both, 0).await.unwrap(), None);
+    assert_eq!((limit(&store, 1).await, limit(&store, 2).await), ((0, 70), (0, 1)));
+    // What is held counts for it, and it counts for what is held.
+    assert!(fits(&store, "b", &[amount(1, 20, 0, 100)], 1).await);
+    let full = spend("c", &[amount(1, 11, 0, 100)], 1).await.unwrap().unwrap();
+    assert_eq!((full.used.units().to::<u64>(), full.asked.units().to::<u64>()), (90, 11));
+    assert!(!fits(&store, "c", &[amount(1, 11, 0, 100)], 1).await);
+    assert_eq!(spend("c", &[amount(1, 10, 0, 100), count(2, 2)], 1).await.unwrap(), None);
+    // The second limit is full: neither is charged.
+    let full = spend("d", &[amount(1, 0, 0, 100), count(2, 2)], 2).await.unwrap();
+    assert!(full.is_some_and(|full| full.label == "limit 2"));
+    assert_eq!((limit(&store, 1).await, limit(&store, 2).await), ((20, 80), (0, 2)));
+    // It leaves after its span, and is not settled or released once more.
+    settle(&store, "a", true, None, 3).await;
+    release(&store, "a").await;
+    assert_eq!(limit(&store, 1).await, (20, 80));
+    assert!(fits(&store, "e", &[amount(1, 70, 0, 100)], MINUTE).await);
+    assert_eq!(limit(&store, 1).await, (90, 10));
+    let twice = [count(3, 5), count(3, 5)];
+    assert!(matches!(spend("f", &twice, 0).await, Err(StoreError::Corrupt(_))));
+    assert!(spend("a", &[amount(4, 1, 0, 9)], 0).await.unwrap().is_none());
+    assert!(spend("a", &[amount(4, 1, 0, 9)], 0).await.is_err(), "an owner spends once");
 }

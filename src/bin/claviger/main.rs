@@ -37,6 +37,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Tx(command) => block_on(1, tx::run(command, &SystemClock, &SystemEntropy)),
         Command::Audit(command) => block_on(1, audit::run(command)),
         Command::Policy(PolicyCommand::Check { dir, json }) => policy::check(dir, *json),
+        Command::Policy(PolicyCommand::Test { dir, json }) => policy::test(dir, *json),
     }
 }
 

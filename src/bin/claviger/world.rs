@@ -132,7 +132,7 @@ pub fn app(
         bundle,
         signing: Mutex::default(),
         turn: AtomicUsize::new(0),
-        changes: tokio::sync::watch::Sender::new(0),
+        changes: tokio::sync::broadcast::Sender::new(1_024),
     }))
 }
 

@@ -2,7 +2,9 @@
 
 pub mod health;
 pub mod interventions;
+pub mod limits;
 pub mod parse;
+pub mod policy;
 pub mod show;
 pub mod signatures;
 pub mod transactions;
@@ -20,6 +22,8 @@ pub fn router(state: HttpState) -> Router {
         .route("/v1/transactions/{id}/speed-up", post(interventions::speed_up))
         .route("/v1/signatures", post(signatures::create))
         .route("/v1/signatures/{id}", get(signatures::read))
+        .route("/v1/policy/evaluate", post(policy::create))
+        .route("/v1/limits", get(limits::list))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .with_state(state)

@@ -5,6 +5,7 @@ use crate::app::{App, read as reading};
 use crate::core::access::Action;
 use crate::core::id::RequestId;
 use crate::core::intent::{ChainRef, FeeAsk, Fees, Intent, TransactionIntent, TxType};
+use crate::core::principal::Principal;
 use crate::http::body::JsonBody;
 use crate::http::caller::Caller;
 use crate::http::idempotency::IdempotencyKey;
@@ -12,11 +13,13 @@ use crate::http::problem::Problem;
 use crate::http::query::PathId;
 use crate::http::state::HttpState;
 use crate::http::v1::{parse, show};
+use crate::ports::store::SignatureRow;
 use alloy::dyn_abi::TypedData;
+use alloy::primitives::B256;
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::http::header::LOCATION;
+use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -148,6 +151,22 @@ fn fees(body: &TransactionBody) -> Result<(TxType, Fees), Problem> {
     }
 }
 
+/// The use case's command of a body; with the idempotency key and what it is bound to, if there is one.
+///
+/// # Errors
+/// When a field is not as it must be.
+pub(super) fn command(
+    app: &App,
+    principal: Principal,
+    key: Option<(String, B256)>,
+    body: SignBody,
+) -> Result<SignCommand, Problem> {
+    let signer = body.signer.clone();
+    let (key, body_hash) = key.unzip();
+    let body_hash = body_hash.unwrap_or_default();
+    Ok(SignCommand { principal, key, body_hash, signer, intent: intent(app, body)? })
+}
+
 /// `POST /v1/signatures`
 ///
 /// # Errors
@@ -159,35 +178,35 @@ pub async fn create(
     body: JsonBody<SignBody>,
 ) -> Result<Response, Problem> {
     caller.require(Action::Request)?;
-    let body_hash = parse::body_hash("signatures", &body.sha256);
-    let signer = body.value.signer.clone();
-    let command = SignCommand {
-        principal: caller.principal.clone(),
-        key: key.map(|key| key.as_str().to_owned()),
-        body_hash,
-        signer,
-        intent: intent(&state.app, body.value)?,
-    };
+    let JsonBody { value, sha256, .. } = body;
+    let key = key.map(|key| (key.as_str().to_owned(), parse::body_hash("signatures", &sha256)));
+    let command = command(&state.app, caller.principal.clone(), key, value)?;
     let app = Arc::clone(&state.app);
     let outcome = tokio::spawn(async move { sign_for(&app, command).await })
         .await
         .map_err(Problem::internal)??;
     let (id, code) = match outcome {
-        SignOutcome::Signed(id) => (id, StatusCode::CREATED),
+        SignOutcome::Signed(row) => return Ok(shown(StatusCode::CREATED, &row)),
+        SignOutcome::Before(id) => (id, StatusCode::CREATED),
         SignOutcome::Pending(id) => (id, StatusCode::ACCEPTED),
     };
-    let location = format!("/v1/signatures/{id}");
-    let row = match reading::signature(&state.app, id, None).await {
-        Ok(row) => row,
+    match reading::signature(&state.app, id, None).await {
+        Ok(row) => Ok(shown(code, &row)),
         // Decided is decided: the same key, or the resource, gives the signature later.
         Err(error) => {
             tracing::warn!(request = %id, %error, "decided, and could not be read back");
-            let known = json!({ "id": id.to_string() });
-            let code = StatusCode::ACCEPTED;
-            return Ok((code, [(LOCATION, location)], Json(known)).into_response());
+            let known = (location(id), Json(json!({ "id": id.to_string() })));
+            Ok((StatusCode::ACCEPTED, known.0, known.1).into_response())
         }
-    };
-    Ok((code, [(LOCATION, location)], Json(show::signature(&row))).into_response())
+    }
+}
+
+fn location(id: RequestId) -> [(HeaderName, String); 1] {
+    [(LOCATION, format!("/v1/signatures/{id}"))]
+}
+
+fn shown(code: StatusCode, row: &SignatureRow) -> Response {
+    (code, location(row.new.id), Json(show::signature(row))).into_response()
 }
 
 /// `GET /v1/signatures/{id}`

@@ -85,12 +85,16 @@ pub struct ListQuery {
     cursor: Option<String>,
 }
 
-fn command(
+/// The use case's command of a body.
+///
+/// # Errors
+/// When a field is not as it must be.
+pub(super) fn command(
     principal: Principal,
-    key: &IdempotencyKey,
-    body: JsonBody<CreateBody>,
+    key: String,
+    it: CreateBody,
+    sha256: &[u8; 32],
 ) -> Result<AcceptCommand, Problem> {
-    let JsonBody { value: it, sha256, .. } = body;
     let metadata_json = Value::Object(it.metadata).to_string();
     if metadata_json.len() > METADATA_BYTES_MAX {
         return Err(Problem::invalid("metadata", "is longer than 8 KiB"));
@@ -103,8 +107,8 @@ fn command(
     };
     Ok(AcceptCommand {
         principal,
-        key: key.as_str().to_owned(),
-        body_hash: parse::body_hash("transactions", &sha256),
+        key,
+        body_hash: parse::body_hash("transactions", sha256),
         chain: it.chain,
         signer: it.signer,
         tx_type: it.tx_type.as_deref().map(|text| parse::tx_type("type", text)).transpose()?,
@@ -144,7 +148,8 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     caller.require(Action::Request)?;
     let wait = wait_ms(query.wait.as_deref(), WAIT_MS)?;
-    let command = command(caller.principal.clone(), &key, body)?;
+    let JsonBody { value, sha256, .. } = body;
+    let command = command(caller.principal.clone(), key.as_str().to_owned(), value, &sha256)?;
     let app = Arc::clone(&state.app);
     // A caller that hangs up must not stop half-way through.
     let accepted = tokio::spawn(async move { accept(&app, command).await })
@@ -203,7 +208,8 @@ async fn wait_until(
     let waiting = async {
         while !done(&found) {
             // Another server process may be the one that works on it: look now and then all the same.
-            let _ = tokio::time::timeout(Duration::from_millis(500), changes.changed()).await;
+            let changed = App::change_of(&mut changes, id);
+            let _ = tokio::time::timeout(Duration::from_millis(500), changed).await;
             if let Ok(newer) = reading::transaction(app, id, None).await {
                 found = newer;
             }

@@ -237,6 +237,10 @@ pub trait Unit: Send {
         reason: &str,
     ) -> Result<(), StoreError>;
 
+    /// The lanes of a chain, each with how many of its transactions have a nonce and are not mined, and how
+    /// many wait for one.
+    async fn loads(&mut self, chain: ChainId) -> Result<Vec<LaneLoad>, StoreError>;
+
     // -- decisions and signatures -------------------------------------------------------------------
 
     /// Stores a decision: the exact bytes that may be signed. `false` if that attempt exists already.
@@ -293,6 +297,15 @@ pub trait Unit: Send {
         now: Timestamp,
     ) -> Result<Option<LimitExceeded>, StoreError>;
 
+    /// Spends what is asked of each limit at once, for a new `owner` that has nothing to wait for, or says
+    /// which limit has no room; then the unit must be rolled back.
+    async fn spend(
+        &mut self,
+        owner: &str,
+        charges: &[Charge],
+        now: Timestamp,
+    ) -> Result<Option<LimitExceeded>, StoreError>;
+
     /// Turns what `owner` holds into spend, counted from `now` for each limit's span.
     async fn settle(
         &mut self,
@@ -306,6 +319,17 @@ pub trait Unit: Send {
 
     /// State of all limits.
     async fn limits(&mut self) -> Result<Vec<LimitRow>, StoreError>;
+
+    /// What [`Self::reserve`] would find for each of the charges, in their order. Changes nothing.
+    async fn room(
+        &mut self,
+        owner: &str,
+        charges: &[Charge],
+        now: Timestamp,
+    ) -> Result<Vec<LimitUse>, StoreError>;
+
+    /// All limits by label, with what is spent within their spans as of `now`. Changes nothing.
+    async fn limits_now(&mut self, now: Timestamp) -> Result<Vec<LimitNow>, StoreError>;
 
     // -- keys and chains ----------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ use crate::core::id::{ChainId, ChainName, GroupName, KeyId, RequestId};
 use crate::core::intent::{Fees, TransactionIntent};
 use crate::core::key::{CkaId, NonceMode};
 use crate::core::permit::{PayloadKind, RawSignature};
+use crate::core::policy::LimitId;
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::{Ending, Status};
@@ -176,6 +177,21 @@ pub struct Lane {
     pub halted: Option<String>,
     /// Compare-and-swap counter.
     pub version: i64,
+}
+
+/// How much work a lane has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneLoad {
+    /// The account.
+    pub address: Address,
+    /// Who gives the nonces.
+    pub mode: NonceMode,
+    /// Whether it stands still.
+    pub halted: bool,
+    /// Transactions that have a nonce and are not mined.
+    pub flying: i64,
+    /// Transactions that wait for a nonce.
+    pub queued: i64,
 }
 
 /// A decision to be stored: these bytes may be signed.
@@ -363,6 +379,34 @@ pub struct LimitRow {
     pub spent: Amount,
     /// The span, in milliseconds.
     pub span_ms: i64,
+}
+
+/// What a charge would find in its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitUse {
+    /// Held and spent within the span.
+    pub used: Amount,
+    /// What would be held more.
+    pub asked: Amount,
+    /// Whether there is room for it.
+    pub fits: bool,
+}
+
+/// A limit's state at a moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitNow {
+    /// Which limit.
+    pub id: LimitId,
+    /// In words.
+    pub label: String,
+    /// The grant whose window it is.
+    pub grant: String,
+    /// The span, in milliseconds.
+    pub span_ms: i64,
+    /// Held by what is not final.
+    pub held: Amount,
+    /// Spent within the span that ends at that moment.
+    pub spent: Amount,
 }
 
 /// A key whose making begins.

@@ -15,6 +15,13 @@ statements! {
     DROP_WAITING = "DELETE FROM audit_outbox WHERE seq = $1";
     INSERT_LEAF = "INSERT INTO audit_leaves (idx, kind, subject, leaf) VALUES ($1, $2, $3, $4)";
     INSERT_NODE = "INSERT INTO audit_nodes (idx, hash) VALUES ($1, $2)";
+    DROP_EIGHT_WAITING = "DELETE FROM audit_outbox \
+        WHERE seq IN ($1, $2, $3, $4, $5, $6, $7, $8)";
+    INSERT_EIGHT_LEAVES = "INSERT INTO audit_leaves (idx, kind, subject, leaf) VALUES \
+        ($1, $2, $3, $4), ($5, $6, $7, $8), ($9, $10, $11, $12), ($13, $14, $15, $16), \
+        ($17, $18, $19, $20), ($21, $22, $23, $24), ($25, $26, $27, $28), ($29, $30, $31, $32)";
+    INSERT_EIGHT_NODES = "INSERT INTO audit_nodes (idx, hash) VALUES ($1, $2), ($3, $4), \
+        ($5, $6), ($7, $8), ($9, $10), ($11, $12), ($13, $14), ($15, $16)";
     LOG_HEAD = "SELECT size, root FROM audit_head WHERE only_row = 1";
     MOVE_HEAD = "UPDATE audit_head SET size = $2, root = $3 WHERE only_row = 1 AND size = $1";
     LOG_NODE = "SELECT hash FROM audit_nodes WHERE idx = $1";
@@ -28,6 +35,9 @@ statements! {
     CHECKPOINTS = "SELECT size, root, note FROM audit_checkpoints WHERE size >= $1 \
         ORDER BY size LIMIT $2";
 }
+
+/// How many rows the statements for several write at once: a statement costs more than its rows.
+const CHUNK: usize = 8;
 
 #[derive(FromRow)]
 struct WaitingColumns {
@@ -122,21 +132,55 @@ pub(super) async fn append_log(tx: &mut Tx, batch: &LogBatch) -> Result<bool, St
     if tx.execute(MOVE_HEAD, head).await? != 1 {
         return Ok(false);
     }
-    for (index, leaf) in (batch.size_before..size).zip(&batch.leaves) {
-        let rows = tx.execute(DROP_WAITING, values![leaf.seq]).await?;
-        exactly_one(tx, "drop_waiting", rows)?;
-        let values = values![
-            to_i64(index)?,
-            leaf.kind.as_str(),
-            leaf.subject.as_str(),
-            leaf.bytes.as_slice(),
-        ];
-        tx.execute(INSERT_LEAF, values).await?;
+    let leaves: Vec<_> = (batch.size_before..size).zip(&batch.leaves).collect();
+    for some in leaves.chunks(CHUNK) {
+        move_leaves(tx, some).await?;
     }
-    for (index, hash) in &batch.nodes {
-        tx.execute(INSERT_NODE, values![to_i64(*index)?, hash.as_slice()]).await?;
+    for some in batch.nodes.chunks(CHUNK) {
+        insert_nodes(tx, some).await?;
     }
     Ok(true)
+}
+
+/// Out of the outbox and into the log: a whole chunk in two statements.
+async fn move_leaves(tx: &mut Tx, leaves: &[(u64, &WaitingLeaf)]) -> Result<(), StoreError> {
+    let whole = leaves.len() == CHUNK;
+    let (mut gone, mut rows) = (Vec::with_capacity(CHUNK), Vec::with_capacity(CHUNK));
+    for (index, leaf) in leaves {
+        gone.push(values![leaf.seq]);
+        let (kind, subject) = (leaf.kind.as_str(), leaf.subject.as_str());
+        rows.push(values![to_i64(*index)?, kind, subject, leaf.bytes.as_slice()]);
+    }
+    let (one, all) = if whole {
+        ((DROP_EIGHT_WAITING, vec![gone.concat()]), (INSERT_EIGHT_LEAVES, vec![rows.concat()]))
+    } else {
+        ((DROP_WAITING, gone), (INSERT_LEAF, rows))
+    };
+    for (statement, values) in [one, all] {
+        let mut touched = 0_u64;
+        for values in values {
+            touched = touched.saturating_add(tx.execute(statement, values).await?);
+        }
+        if usize::try_from(touched) != Ok(leaves.len()) {
+            return Err(tx.corrupt("a leaf that was to be logged did not wait for it"));
+        }
+    }
+    Ok(())
+}
+
+async fn insert_nodes(tx: &mut Tx, nodes: &[(u64, [u8; 32])]) -> Result<(), StoreError> {
+    let mut rows = Vec::with_capacity(CHUNK);
+    for (index, hash) in nodes {
+        rows.push(values![to_i64(*index)?, hash.as_slice()]);
+    }
+    if rows.len() == CHUNK {
+        tx.execute(INSERT_EIGHT_NODES, rows.concat()).await?;
+        return Ok(());
+    }
+    for row in rows {
+        tx.execute(INSERT_NODE, row).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn log_head(tx: &mut Tx) -> Result<LogHead, StoreError> {

@@ -6,7 +6,7 @@ use super::statement::{Tx, values};
 use crate::core::id::ChainId;
 use crate::core::key::NonceMode;
 use crate::core::time::Timestamp;
-use crate::ports::store::{Lane, LaneKey, StoreError, TransactionRow};
+use crate::ports::store::{Lane, LaneKey, LaneLoad, StoreError, TransactionRow};
 use alloy::primitives::Address;
 use sqlx::FromRow;
 
@@ -27,6 +27,11 @@ statements! {
     OWED = "SELECT * FROM transactions WHERE chain_id = $1 \
         AND status IN ('submitted', 'cancelling') AND mined_hash IS NULL AND address = $2 \
         ORDER BY nonce";
+    LOADS = "SELECT address, mode, halted, (SELECT COUNT(*) FROM transactions \
+        WHERE transactions.chain_id = lanes.chain_id AND transactions.address = lanes.address \
+        AND status IN ('submitted', 'cancelling') AND mined_hash IS NULL) AS flying, (SELECT COUNT(*) FROM transactions \
+        WHERE transactions.chain_id = lanes.chain_id AND transactions.address = lanes.address \
+        AND status = 'queued') AS queued FROM lanes WHERE chain_id = $1 ORDER BY address";
     TAKE_NONCE = "UPDATE lanes SET next_nonce = next_nonce + 1, version = version + 1 \
         WHERE chain_id = $1 AND address = $2 AND version = $3 AND halted IS NULL \
         AND mode = 'managed'";
@@ -48,6 +53,15 @@ struct LaneColumns {
     next_nonce: i64,
     halted: Option<String>,
     version: i64,
+}
+
+#[derive(FromRow)]
+struct LoadColumns {
+    address: Vec<u8>,
+    mode: String,
+    halted: Option<String>,
+    flying: i64,
+    queued: i64,
 }
 
 #[derive(FromRow)]
@@ -179,4 +193,20 @@ pub(super) async fn halt_lane(
     let values = values![to_i64(chain.get())?, account.as_slice(), reason];
     let rows = tx.execute(HALT_LANE, values).await?;
     exactly_one(tx, "halt_lane", rows)
+}
+
+/// One statement for all lanes, because each request for a transaction asks.
+pub(super) async fn loads(tx: &mut Tx, chain: ChainId) -> Result<Vec<LaneLoad>, StoreError> {
+    let rows = tx.all::<LoadColumns>(LOADS, values![to_i64(chain.get())?]).await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(LaneLoad {
+                address: address(&row.address)?,
+                mode: NonceMode::from_name(&row.mode).ok_or_else(|| corrupt("a lane's mode"))?,
+                halted: row.halted.is_some(),
+                flying: row.flying,
+                queued: row.queued,
+            })
+        })
+        .collect()
 }

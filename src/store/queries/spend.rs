@@ -7,9 +7,9 @@
 use super::column::{amount, corrupt, exactly_one};
 use super::statement::{Tx, values};
 use crate::core::amount::Amount;
-use crate::core::policy::{Charge, ChargeKind};
+use crate::core::policy::{Charge, ChargeKind, LimitId};
 use crate::core::time::Timestamp;
-use crate::ports::store::{LimitExceeded, LimitRow, Settlement, StoreError};
+use crate::ports::store::{LimitExceeded, LimitNow, LimitRow, LimitUse, Settlement, StoreError};
 use sqlx::FromRow;
 
 statements! {
@@ -27,9 +27,14 @@ statements! {
         DO UPDATE SET value = excluded.value, fee = excluded.fee";
     SETTLE_ENTRY = "UPDATE limit_entries SET value = $3, fee = $4, settled_at = $5 \
         WHERE limit_id = $1 AND owner = $2 AND settled_at IS NULL";
+    SPEND_ENTRY = "INSERT INTO limit_entries (limit_id, owner, kind, value, fee, settled_at) \
+        VALUES ($1, $2, $3, $4, $5, $6)";
     HELD_BY = "SELECT limit_id FROM limit_entries WHERE owner = $1 AND settled_at IS NULL \
         ORDER BY limit_id";
     ALL_LIMITS = "SELECT * FROM limits ORDER BY label";
+    READ_LIMIT = "SELECT * FROM limits WHERE id = $1";
+    AGED = "SELECT kind, value, fee, settled_at FROM limit_entries \
+        WHERE limit_id = $1 AND settled_at <= $2";
 }
 
 #[derive(FromRow)]
@@ -53,6 +58,14 @@ struct LimitIdColumn {
     limit_id: Vec<u8>,
 }
 
+#[derive(FromRow)]
+struct LimitNowColumns {
+    id: Vec<u8>,
+    grant_id: String,
+    #[sqlx(flatten)]
+    limit: LimitColumns,
+}
+
 const AMOUNT: &str = "amount";
 const COUNT: &str = "count";
 
@@ -61,6 +74,19 @@ struct Sums {
     held: Amount,
     spent: Amount,
     span_ms: i64,
+}
+
+impl LimitColumns {
+    fn sums(&self) -> Result<Sums, StoreError> {
+        Ok(Sums { held: amount(&self.held)?, spent: amount(&self.spent)?, span_ms: self.span_ms })
+    }
+}
+
+impl Sums {
+    /// What was settled then or before has left the span.
+    fn gone_before(&self, now: Timestamp) -> i64 {
+        now.plus_millis(self.span_ms.saturating_neg()).millis()
+    }
 }
 
 impl EntryColumns {
@@ -83,10 +109,7 @@ fn parts_of(charge: &Charge) -> (&'static str, Amount, Amount) {
 
 async fn lock(tx: &mut Tx, id: &[u8]) -> Result<Option<Sums>, StoreError> {
     let row = tx.one::<LimitColumns>(LOCK_LIMIT, values![id]).await?;
-    row.map(|row| {
-        Ok(Sums { held: amount(&row.held)?, spent: amount(&row.spent)?, span_ms: row.span_ms })
-    })
-    .transpose()
+    row.map(|row| row.sums()).transpose()
 }
 
 async fn lock_or_open(tx: &mut Tx, charge: &Charge) -> Result<Sums, StoreError> {
@@ -112,8 +135,20 @@ async fn save(tx: &mut Tx, id: &[u8], sums: &Sums) -> Result<(), StoreError> {
 
 /// Takes what left the span out of `spent`.
 async fn age(tx: &mut Tx, id: &[u8], sums: &mut Sums, now: Timestamp) -> Result<(), StoreError> {
-    let before = now.plus_millis(sums.span_ms.saturating_neg()).millis();
-    for entry in tx.all::<EntryColumns>(DROP_AGED, values![id, before]).await? {
+    let before = sums.gone_before(now);
+    let aged = tx.all::<EntryColumns>(DROP_AGED, values![id, before]).await?;
+    without(tx, sums, &aged)
+}
+
+/// The same as of `now`, and nothing is written.
+async fn aged(tx: &mut Tx, id: &[u8], sums: &mut Sums, now: Timestamp) -> Result<(), StoreError> {
+    let before = sums.gone_before(now);
+    let aged = tx.all::<EntryColumns>(AGED, values![id, before]).await?;
+    without(tx, sums, &aged)
+}
+
+fn without(tx: &mut Tx, sums: &mut Sums, aged: &[EntryColumns]) -> Result<(), StoreError> {
+    for entry in aged {
         match sums.spent.checked_sub(entry.total()?) {
             Some(rest) => sums.spent = rest,
             None => return Err(tx.corrupt("a limit has spent less than its entries")),
@@ -128,6 +163,16 @@ pub(super) async fn reserve(
     charges: &[Charge],
     now: Timestamp,
 ) -> Result<Option<LimitExceeded>, StoreError> {
+    for charge in in_order(tx, charges)? {
+        if let Some(full) = reserve_one(tx, owner, charge, now).await? {
+            return Ok(Some(full));
+        }
+    }
+    Ok(None)
+}
+
+/// In the order of ids, in which limits are locked.
+fn in_order<'c>(tx: &mut Tx, charges: &'c [Charge]) -> Result<Vec<&'c Charge>, StoreError> {
     let mut ordered: Vec<&Charge> = charges.iter().collect();
     ordered.sort_by_key(|charge| charge.limit);
     // The second would be taken for another version of the first, and be held at no price.
@@ -135,10 +180,32 @@ pub(super) async fn reserve(
     {
         return Err(tx.corrupt("a limit is charged twice by one request"));
     }
-    for charge in ordered {
-        if let Some(full) = reserve_one(tx, owner, charge, now).await? {
-            return Ok(Some(full));
-        }
+    Ok(ordered)
+}
+
+/// A reservation and its settlement in one: for what has no nonce to wait for.
+pub(super) async fn spend(
+    tx: &mut Tx,
+    owner: &str,
+    charges: &[Charge],
+    now: Timestamp,
+) -> Result<Option<LimitExceeded>, StoreError> {
+    for charge in in_order(tx, charges)? {
+        let id = charge.limit.0.as_slice();
+        let mut sums = lock_or_open(tx, charge).await?;
+        age(tx, id, &mut sums, now).await?;
+        let weighed = weigh(&sums, None, charge)?;
+        // Where it could be held, the sum with what is spent was taken: this one too does not overflow.
+        let room = weighed.held.and_then(|_| sums.spent.checked_add(weighed.asked));
+        let Some(spent) = room else {
+            return Ok(Some(weighed.exceeded(charge)));
+        };
+        sums.spent = spent;
+        save(tx, id, &sums).await?;
+        let (kind, _, _) = parts_of(charge);
+        let (value, fee) = (weighed.value.to_be_bytes(), weighed.fee.to_be_bytes());
+        let entry = values![id, owner, kind, value.as_slice(), fee.as_slice(), now.millis()];
+        tx.execute(SPEND_ENTRY, entry).await?;
     }
     Ok(None)
 }
@@ -156,12 +223,55 @@ async fn reserve_one(
     if before.as_ref().is_some_and(|entry| entry.settled_at.is_some()) {
         return Err(tx.corrupt("a settled reservation was asked for again"));
     }
-    let (kind, value, fee) = parts_of(charge);
-    let (old_value, old_fee) = match &before {
+    let weighed = weigh(&sums, before.as_ref(), charge)?;
+    let Some(held) = weighed.held else {
+        return Ok(Some(weighed.exceeded(charge)));
+    };
+    sums.held = held;
+    save(tx, id, &sums).await?;
+    let (kind, _, _) = parts_of(charge);
+    let (value, fee) = (weighed.value.to_be_bytes(), weighed.fee.to_be_bytes());
+    let entry = values![id, owner, kind, value.as_slice(), fee.as_slice()];
+    tx.execute(HOLD_ENTRY, entry).await?;
+    Ok(None)
+}
+
+/// A charge against a limit's sums.
+struct Weighed {
+    /// The parts of the entry, if it is held.
+    value: Amount,
+    fee: Amount,
+    /// Held and spent before.
+    used: Amount,
+    /// What is asked more than this owner holds already.
+    asked: Amount,
+    /// The limit's `held` after it; `None` if there is no room.
+    held: Option<Amount>,
+}
+
+impl Weighed {
+    fn exceeded(&self, charge: &Charge) -> LimitExceeded {
+        LimitExceeded {
+            label: charge.label.clone(),
+            grant: charge.grant.as_str().to_owned(),
+            used: self.used,
+            asked: self.asked,
+            max: charge.max,
+        }
+    }
+}
+
+/// Versions of one nonce exclude each other on the chain: the largest of each part is held.
+fn weigh(
+    sums: &Sums,
+    before: Option<&EntryColumns>,
+    charge: &Charge,
+) -> Result<Weighed, StoreError> {
+    let (_, value, fee) = parts_of(charge);
+    let (old_value, old_fee) = match before {
         Some(entry) => entry.parts()?,
         None => (Amount::ZERO, Amount::ZERO),
     };
-    // Versions of one nonce exclude each other on the chain: the largest of each part is held.
     let (value, fee) = (value.max(old_value), fee.max(old_fee));
     let held = (|| {
         let old = old_value.checked_add(old_fee)?;
@@ -169,25 +279,35 @@ async fn reserve_one(
         let asked = new.checked_sub(old)?;
         Some((sums.held.checked_add(asked)?, asked))
     })();
-    let used = sums.held.checked_add(sums.spent);
+    let used = sums.held.checked_add(sums.spent).unwrap_or(charge.max);
+    let asked = held.map_or_else(Amount::default, |(_, asked)| asked);
     let fits = held
         .and_then(|(held, asked)| Some((held, asked, held.checked_add(sums.spent)?)))
         .filter(|(_, asked, total)| asked.is_zero() || *total <= charge.max);
-    let Some((held, _, _)) = fits else {
-        return Ok(Some(LimitExceeded {
-            label: charge.label.clone(),
-            grant: charge.grant.as_str().to_owned(),
-            used: used.unwrap_or(charge.max),
-            asked: held.map_or_else(Amount::default, |(_, asked)| asked),
-            max: charge.max,
-        }));
-    };
-    sums.held = held;
-    save(tx, id, &sums).await?;
-    let (value, fee) = (value.to_be_bytes(), fee.to_be_bytes());
-    let entry = values![id, owner, kind, value.as_slice(), fee.as_slice()];
-    tx.execute(HOLD_ENTRY, entry).await?;
-    Ok(None)
+    Ok(Weighed { value, fee, used, asked, held: fits.map(|(held, _, _)| held) })
+}
+
+/// What [`reserve`] would find, without a lock and without a trace.
+pub(super) async fn room(
+    tx: &mut Tx,
+    owner: &str,
+    charges: &[Charge],
+    now: Timestamp,
+) -> Result<Vec<LimitUse>, StoreError> {
+    let mut found = Vec::with_capacity(charges.len());
+    for charge in charges {
+        let id = charge.limit.0.as_slice();
+        let row = tx.one::<LimitColumns>(READ_LIMIT, values![id]).await?;
+        let empty = Sums { held: Amount::ZERO, spent: Amount::ZERO, span_ms: charge.span_ms };
+        let mut sums = row.map_or(Ok(empty), |row| row.sums())?;
+        aged(tx, id, &mut sums, now).await?;
+        let before = tx.one::<EntryColumns>(ENTRY, values![id, owner]).await?;
+        let before = before.filter(|entry| entry.settled_at.is_none());
+        let weighed = weigh(&sums, before.as_ref(), charge)?;
+        let (used, asked, fits) = (weighed.used, weighed.asked, weighed.held.is_some());
+        found.push(LimitUse { used, asked, fits });
+    }
+    Ok(found)
 }
 
 /// The limits that an owner holds, in the order of their ids.
@@ -272,4 +392,23 @@ pub(super) async fn limits(tx: &mut Tx) -> Result<Vec<LimitRow>, StoreError> {
             })
         })
         .collect()
+}
+
+pub(super) async fn limits_now(tx: &mut Tx, now: Timestamp) -> Result<Vec<LimitNow>, StoreError> {
+    let rows = tx.all::<LimitNowColumns>(ALL_LIMITS, values![]).await?;
+    let mut found = Vec::with_capacity(rows.len());
+    for row in rows {
+        let mut sums = row.limit.sums()?;
+        aged(tx, &row.id, &mut sums, now).await?;
+        let id = row.id.try_into().map_err(|_| corrupt("the id of a limit"))?;
+        found.push(LimitNow {
+            id: LimitId(id),
+            label: row.limit.label,
+            grant: row.grant_id,
+            span_ms: sums.span_ms,
+            held: sums.held,
+            spent: sums.spent,
+        });
+    }
+    Ok(found)
 }

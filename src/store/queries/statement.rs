@@ -5,7 +5,9 @@ use crate::ports::store::{End, Erased, StoreError, Work};
 use crate::store::Named;
 use sqlx::FromRow;
 use sqlx::query::Query;
+use tokio::sync::OwnedMutexGuard;
 
+type Connection = <Db as sqlx::Database>::Connection;
 type Row = <Db as sqlx::Database>::Row;
 type Arguments = <Db as sqlx::Database>::Arguments;
 
@@ -67,11 +69,44 @@ macro_rules! values {
 }
 pub(super) use values;
 
-/// One open transaction. The first error is kept; a unit that met one cannot be committed, whatever its
-/// closure did about it: PostgreSQL would answer `Ok` with nothing stored, SQLite would store the rest.
+/// Where the statements of a unit run.
+#[derive(Debug)]
+enum On {
+    /// In a transaction of its own, which ends with it.
+    Own(sqlx::Transaction<'static, Db>),
+    /// In a transaction that others use before and after it. Whoever lends it keeps or undoes the unit.
+    Lent(OwnedMutexGuard<Connection>),
+}
+
+impl On {
+    fn connection(&mut self) -> &mut Connection {
+        match self {
+            Self::Own(transaction) => &mut *transaction,
+            Self::Lent(connection) => &mut *connection,
+        }
+    }
+
+    async fn commit(self) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Own(transaction) => transaction.commit().await,
+            Self::Lent(_) => Ok(()),
+        }
+    }
+
+    /// Nothing is stored whatever this would answer.
+    async fn rollback(self) {
+        if let Self::Own(transaction) = self {
+            let _ = transaction.rollback().await;
+        }
+    }
+}
+
+/// One open transaction. The first error is kept, and after it no statement runs; a unit that met one
+/// cannot be committed, whatever its closure did about it: PostgreSQL would answer `Ok` with nothing
+/// stored, SQLite would store the rest.
 #[derive(Debug)]
 pub(in super::super) struct Tx {
-    inner: sqlx::Transaction<'static, Db>,
+    on: On,
     unit: &'static str,
     first_error: Option<StoreError>,
 }
@@ -79,18 +114,27 @@ pub(in super::super) struct Tx {
 impl Tx {
     /// Wraps a transaction that was just begun.
     pub(in super::super) const fn new(
-        inner: sqlx::Transaction<'static, Db>,
+        transaction: sqlx::Transaction<'static, Db>,
         unit: &'static str,
     ) -> Self {
-        Self { inner, unit, first_error: None }
+        Self { on: On::Own(transaction), unit, first_error: None }
+    }
+
+    /// A unit in a transaction that is not its own: only if it ends in `End::Commit` may the lender keep
+    /// what it did.
+    #[allow(dead_code, reason = "only SQLite has one writer, and so groups")]
+    pub(in super::super) const fn lent(
+        connection: OwnedMutexGuard<Connection>,
+        unit: &'static str,
+    ) -> Self {
+        Self { on: On::Lent(connection), unit, first_error: None }
     }
 
     /// Runs the closure, then commits or rolls back as it says.
     pub(in super::super) async fn finish(mut self, work: Work) -> Result<End<Erased>, StoreError> {
         let answer = work(&mut self).await;
         if let Some(error) = self.first_error.take() {
-            // Nothing is stored whatever the rollback answers; the first error is what is told.
-            let _ = self.inner.rollback().await;
+            self.on.rollback().await;
             return Err(error);
         }
         match answer {
@@ -99,7 +143,7 @@ impl Tx {
                 Ok(End::Commit(value))
             }
             other => {
-                let _ = self.inner.rollback().await;
+                self.on.rollback().await;
                 other
             }
         }
@@ -107,13 +151,13 @@ impl Tx {
 
     /// Commits, for a caller that has met no error. Dropped instead, it keeps nothing.
     pub(super) async fn commit(self) -> Result<(), StoreError> {
-        self.inner.commit().await.map_err(|e| told("commit", self.unit, &e))
+        self.on.commit().await.map_err(|e| told("commit", self.unit, &e))
     }
 
     /// Runs the closure and keeps nothing.
     pub(in super::super) async fn peek(mut self, work: Work) -> Result<End<Erased>, StoreError> {
         let answer = work(&mut self).await;
-        let _ = self.inner.rollback().await;
+        self.on.rollback().await;
         self.first_error.map_or(answer, Err)
     }
 
@@ -123,7 +167,8 @@ impl Tx {
         statement: Named,
         values: Vec<Value>,
     ) -> Result<u64, StoreError> {
-        let answer = bound(statement, values).execute(&mut *self.inner).await;
+        self.usable()?;
+        let answer = bound(statement, values).execute(self.on.connection()).await;
         self.checked(statement, answer.map(|done| done.rows_affected()))
     }
 
@@ -136,7 +181,8 @@ impl Tx {
     where
         T: for<'r> FromRow<'r, Row> + Send + Unpin,
     {
-        let answer = bound(statement, values).fetch_all(&mut *self.inner).await;
+        self.usable()?;
+        let answer = bound(statement, values).fetch_all(self.on.connection()).await;
         let answer = answer.and_then(|rows| rows.iter().map(T::from_row).collect());
         self.checked(statement, answer)
     }
@@ -150,7 +196,8 @@ impl Tx {
     where
         T: for<'r> FromRow<'r, Row> + Send + Unpin,
     {
-        let answer = bound(statement, values).fetch_optional(&mut *self.inner).await;
+        self.usable()?;
+        let answer = bound(statement, values).fetch_optional(self.on.connection()).await;
         let answer = answer.and_then(|row| row.as_ref().map(T::from_row).transpose());
         self.checked(statement, answer)
     }
@@ -165,6 +212,12 @@ impl Tx {
     /// Keeps the error of an operation, if it is one.
     pub(super) fn kept<T>(&mut self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
         answer.inspect_err(|error| self.keep(error))
+    }
+
+    /// After an error SQLite may have undone the transaction by itself, and would store at once whatever
+    /// comes next.
+    fn usable(&self) -> Result<(), StoreError> {
+        self.first_error.clone().map_or(Ok(()), Err)
     }
 
     fn keep(&mut self, error: &StoreError) {

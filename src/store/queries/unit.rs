@@ -12,10 +12,10 @@ use crate::core::policy::verdict::EventUse;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::ports::store::{
-    AttemptRow, Bound, DecisionSummary, Filter, KeyBinding, Lane, LaneKey, LimitExceeded, LimitRow,
-    LogBatch, LogHead, LogLeaf, NewAttempt, NewEvent, NewKey, NewSignatureRequest, NewTransaction,
-    Sent, Settlement, SignatureRow, SignedAttempt, SignedCheckpoint, StatusChange, StoreError,
-    TransactionRow, Unit, WaitingLeaf,
+    AttemptRow, Bound, DecisionSummary, Filter, KeyBinding, Lane, LaneKey, LaneLoad, LimitExceeded,
+    LimitNow, LimitRow, LimitUse, LogBatch, LogHead, LogLeaf, NewAttempt, NewEvent, NewKey,
+    NewSignatureRequest, NewTransaction, Sent, Settlement, SignatureRow, SignedAttempt,
+    SignedCheckpoint, StatusChange, StoreError, TransactionRow, Unit, WaitingLeaf,
 };
 use alloy::primitives::{Address, B256};
 use async_trait::async_trait;
@@ -149,6 +149,10 @@ impl Unit for Tx {
         kept!(self, lanes::halt_lane(self, chain, address, reason))
     }
 
+    async fn loads(&mut self, chain: ChainId) -> Result<Vec<LaneLoad>, StoreError> {
+        kept!(self, lanes::loads(self, chain))
+    }
+
     async fn insert_attempt(&mut self, row: &NewAttempt) -> Result<bool, StoreError> {
         kept!(self, attempts::insert_attempt(self, row))
     }
@@ -211,6 +215,15 @@ impl Unit for Tx {
         kept!(self, spend::reserve(self, owner, charges, now))
     }
 
+    async fn spend(
+        &mut self,
+        owner: &str,
+        charges: &[Charge],
+        now: Timestamp,
+    ) -> Result<Option<LimitExceeded>, StoreError> {
+        kept!(self, spend::spend(self, owner, charges, now))
+    }
+
     async fn settle(
         &mut self,
         owner: &str,
@@ -226,6 +239,19 @@ impl Unit for Tx {
 
     async fn limits(&mut self) -> Result<Vec<LimitRow>, StoreError> {
         kept!(self, spend::limits(self))
+    }
+
+    async fn room(
+        &mut self,
+        owner: &str,
+        charges: &[Charge],
+        now: Timestamp,
+    ) -> Result<Vec<LimitUse>, StoreError> {
+        kept!(self, spend::room(self, owner, charges, now))
+    }
+
+    async fn limits_now(&mut self, now: Timestamp) -> Result<Vec<LimitNow>, StoreError> {
+        kept!(self, spend::limits_now(self, now))
     }
 
     async fn begin_key(&mut self, key: &NewKey) -> Result<bool, StoreError> {

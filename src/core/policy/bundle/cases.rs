@@ -10,9 +10,11 @@ use super::{At, Bundle, BundleError, line_of};
 use crate::core::access::Role;
 use crate::core::amount::Amount;
 use crate::core::evm::decode::abi::encode;
-use crate::core::id::{ChainId, ChainName, GroupName, KeyId};
+use crate::core::id::{ChainId, ChainName, GrantId, GroupName, KeyId};
 use crate::core::intent::{ChainRef, EventSource, FeeAsk, Fees, Intent, TransactionIntent, TxType};
-use crate::core::policy::{CodeFact, EventFact, Facts, Outcome, PolicyRequest, Verdict, evaluate};
+use crate::core::policy::{
+    CodeFact, EventFact, Facts, Outcome, PolicyRequest, Reason, Verdict, evaluate,
+};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use alloy::dyn_abi::DynSolValue;
@@ -23,30 +25,65 @@ use std::collections::BTreeSet;
 use toml::Spanned;
 use uuid::Uuid;
 
-/// Runs all cases. Returns their names.
-pub(super) fn run(
-    bundle: &Bundle,
-    cases: &[Spanned<RawCase>],
-    text: &str,
-) -> Result<Vec<String>, BundleError> {
-    let mut names = BTreeSet::new();
-    for case in cases {
-        let at = At { file: "cases.toml", line: line_of(text, case.span().start) };
-        let case = case.get_ref();
-        let error = |problem: String| at.error(format!("case `{}`: {problem}", case.name));
-        if case.name.trim().is_empty() || !names.insert(case.name.clone()) {
-            return Err(error("names are not empty, and each is there once".to_owned()));
-        }
-        run_one(bundle, case).map_err(error)?;
-    }
-    if names.is_empty() {
-        let at = At { file: "cases.toml", line: 1 };
-        return Err(at.error("there is no case: leave the file out if there is none"));
-    }
-    Ok(cases.iter().map(|case| case.get_ref().name.clone()).collect())
+/// What one case came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaseReport {
+    /// Its name.
+    pub name: String,
+    /// Where it begins in `cases.toml`, from 1.
+    pub line: usize,
+    /// What it expects, as written.
+    pub expected: String,
+    /// What the bundle decided; `None` if the case itself cannot be read.
+    pub got: Option<Outcome>,
+    /// The grants that covered it.
+    pub grants: Vec<GrantId>,
+    /// Why the bundle denied it.
+    pub reasons: Vec<Reason>,
+    /// What is wrong with the case, or with what the bundle made of it; `None` if it holds.
+    pub problem: Option<String>,
 }
 
-fn run_one(bundle: &Bundle, case: &RawCase) -> Result<(), String> {
+/// Runs all cases, in their order.
+pub(super) fn run(bundle: &Bundle, cases: &[Spanned<RawCase>], text: &str) -> Vec<CaseReport> {
+    let mut names = BTreeSet::new();
+    let mut reports = Vec::with_capacity(cases.len());
+    for case in cases {
+        let line = line_of(text, case.span().start);
+        let case = case.get_ref();
+        let mut report = CaseReport {
+            name: case.name.clone(),
+            line,
+            expected: case.expect.clone(),
+            got: None,
+            grants: Vec::new(),
+            reasons: Vec::new(),
+            problem: None,
+        };
+        report.problem = if case.name.trim().is_empty() || !names.insert(case.name.as_str()) {
+            Some("names are not empty, and each is there once".to_owned())
+        } else {
+            run_one(bundle, case, &mut report).err()
+        };
+        reports.push(report);
+    }
+    reports
+}
+
+/// Why the cases keep the bundle from loading, if they do.
+pub(super) fn refusal(reports: &[CaseReport]) -> Option<BundleError> {
+    let file = "cases.toml";
+    if reports.is_empty() {
+        let problem = "there is no case: leave the file out if there is none";
+        return Some(At { file, line: 1 }.error(problem));
+    }
+    reports.iter().find_map(|report| {
+        let problem = report.problem.as_ref()?;
+        Some(At { file, line: report.line }.error(format!("case `{}`: {problem}", report.name)))
+    })
+}
+
+fn run_one(bundle: &Bundle, case: &RawCase, report: &mut CaseReport) -> Result<(), String> {
     let expected = match case.expect.as_str() {
         "allow" if case.reason_field.is_none() => Outcome::Allow,
         "deny" if case.grant.is_none() => Outcome::Deny,
@@ -63,6 +100,9 @@ fn run_one(bundle: &Bundle, case: &RawCase) -> Result<(), String> {
         .ok_or_else(|| format!("now: `{}` is not RFC 3339", case.now))?;
     let request = read_request(bundle, case)?;
     let verdict = evaluate(bundle, &request, now);
+    report.got = Some(verdict.outcome);
+    report.grants.clone_from(&verdict.grants);
+    report.reasons.clone_from(&verdict.reasons);
     if verdict.outcome != expected {
         let (expected, actual) = (expected.name(), verdict.outcome.name());
         return Err(format!("expected {expected}, but it is {actual}{}", why(&verdict)));

@@ -17,6 +17,7 @@ use crate::core::access::Role;
 use crate::core::id::{ChainName, GroupName};
 use abi::ContractAbi;
 use alloy::primitives::B256;
+pub use cases::CaseReport;
 use grant::{Grant, SignerRef};
 use registry::Registry;
 use serde::de::DeserializeOwned;
@@ -44,6 +45,28 @@ struct IssuerRule {
     roles: BTreeSet<Role>,
     subjects: Vec<String>,
 }
+
+/// What the test cases of a bundle came to.
+#[derive(Clone, Debug)]
+pub struct TestReport {
+    /// SHA-256 over the bundle's files.
+    pub hash: B256,
+    /// What its authors call this version.
+    pub version: String,
+    /// Each case, in the order of the file; empty where there is none.
+    pub cases: Vec<CaseReport>,
+}
+
+impl TestReport {
+    /// How many cases do not hold.
+    #[must_use]
+    pub fn failed(&self) -> usize {
+        self.cases.iter().filter(|case| case.problem.is_some()).count()
+    }
+}
+
+/// A bundle's files: path below its folder, and bytes.
+type Files = BTreeMap<String, Vec<u8>>;
 
 /// Why a bundle does not load: file, and what is wrong in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +98,30 @@ impl Bundle {
     /// # Errors
     /// When anything is missing, unknown, contradictory, or a test case fails.
     pub fn load(files: &BTreeMap<String, Vec<u8>>) -> Result<Self, BundleError> {
+        let (mut bundle, reports) = Self::read(files)?;
+        if let Some(reports) = reports {
+            if let Some(refusal) = cases::refusal(&reports) {
+                return Err(refusal);
+            }
+            bundle.cases = reports.into_iter().map(|report| report.name).collect();
+        }
+        Ok(bundle)
+    }
+
+    /// Runs the test cases of a bundle and tells what each came to, also of a bundle that one of
+    /// them keeps from loading.
+    ///
+    /// # Errors
+    /// When the bundle cannot be read for another reason than its cases.
+    pub fn test(files: &BTreeMap<String, Vec<u8>>) -> Result<TestReport, BundleError> {
+        let (bundle, reports) = Self::read(files)?;
+        let cases = reports.unwrap_or_default();
+        Ok(TestReport { hash: bundle.hash, version: bundle.version, cases })
+    }
+
+    /// The bundle, and what its cases came to where it has the file. It may not decide anything
+    /// before they all hold.
+    fn read(files: &Files) -> Result<(Self, Option<Vec<CaseReport>>), BundleError> {
         refuse_unknown_files(files)?;
         let (head, _) = required::<BundleFile>(files, "bundle.toml")?;
         let book = optional::<BookFile>(files, "book.toml")?;
@@ -107,11 +154,12 @@ impl Bundle {
             bundle.grants.push(grant);
         }
         bundle.grants.sort_by(|a, b| a.id.cmp(&b.id));
-        if files.contains_key("cases.toml") {
-            let (cases, text) = required::<CasesFile>(files, "cases.toml")?;
-            bundle.cases = cases::run(&bundle, &cases.case, text)?;
+        if !files.contains_key("cases.toml") {
+            return Ok((bundle, None));
         }
-        Ok(bundle)
+        let (cases, text) = required::<CasesFile>(files, "cases.toml")?;
+        let reports = cases::run(&bundle, &cases.case, text);
+        Ok((bundle, Some(reports)))
     }
 
     /// SHA-256 over the bundle's files.

@@ -9,6 +9,7 @@
 mod event;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub mod in_force;
 mod matching;
 #[cfg(test)]
 mod properties;

@@ -6,10 +6,11 @@
 
 use super::matching::{judge_selectors, selects};
 use crate::core::amount::Amount;
-use crate::core::id::{ChainName, GrantId};
+use crate::core::id::{ChainName, GrantId, GroupName, KeyId};
 use crate::core::intent::Intent;
 use crate::core::policy::bundle::grant::{Action, ChainRule, Grant, Holds, Rules, Scope, Window};
 use crate::core::policy::{Bundle, Charge, ChargeKind, Effect, LimitId, PolicyRequest};
+use crate::core::principal::Principal;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 
@@ -25,7 +26,9 @@ pub(super) fn charges(bundle: &Bundle, request: &PolicyRequest, effects: &[Effec
 }
 
 fn charges_of(grant: &Grant, request: &PolicyRequest, effects: &[Effect]) -> Vec<Charge> {
-    let slot = Slot { grant: &grant.id, request };
+    let whose =
+        Whose { group: request.group.as_ref(), key: request.key, principal: &request.principal };
+    let slot = Slot { grant: &grant.id, whose };
     match (&grant.rules, &request.intent) {
         (Rules::Message { windows, .. }, Intent::Message { .. }) => {
             windows.iter().map(|window| slot.count(window)).collect()
@@ -121,7 +124,7 @@ fn fee_of(effects: &[Effect]) -> Amount {
     fees.fold(Amount::ZERO, saturating_add)
 }
 
-fn unit_of(action: &Action, chain: &ChainName) -> String {
+pub(super) fn unit_of(action: &Action, chain: &ChainName) -> String {
     match action {
         Action::TokenTransfer { address, .. } => {
             format!("asset:{chain}:0x{}", hex::encode(address))
@@ -132,19 +135,31 @@ fn unit_of(action: &Action, chain: &ChainName) -> String {
     }
 }
 
-/// A grant's windows for one request.
-struct Slot<'a> {
-    grant: &'a GrantId,
-    request: &'a PolicyRequest,
+/// Whose spending may be counted: of a request, the group and key that would sign, and who asks.
+#[derive(Clone, Copy)]
+pub(super) struct Whose<'a> {
+    pub group: Option<&'a GroupName>,
+    pub key: KeyId,
+    pub principal: &'a Principal,
+}
+
+/// A grant's windows for one holder.
+pub(super) struct Slot<'a> {
+    pub grant: &'a GrantId,
+    pub whose: Whose<'a>,
+}
+
+/// One counter: its id, its label, and whose spending it counts.
+pub(super) struct Counter {
+    pub limit: LimitId,
+    pub label: String,
+    pub scope: &'static str,
+    pub instance: String,
 }
 
 impl Slot<'_> {
     fn count(&self, window: &Window) -> Charge {
-        let max = match window.holds {
-            Holds::Count(count) => Amount::from(count),
-            Holds::Amount(max) => max,
-        };
-        self.charge(window, "count", "count", max, ChargeKind::Count)
+        self.charge(window, "count", "count", holds(window), ChargeKind::Count)
     }
 
     fn charge(
@@ -155,34 +170,35 @@ impl Slot<'_> {
         max: Amount,
         kind: ChargeKind,
     ) -> Charge {
-        let (scope, value) = self.scope(window.scope);
-        Charge {
-            limit: limit_id(&[
-                self.grant.as_str(),
-                what,
-                unit,
-                &window.span_ms.to_string(),
-                scope,
-                &value,
-            ]),
-            label: format!(
-                "{}: {what} ({unit}) in {} per {scope} {value}",
-                self.grant, window.span
-            ),
-            grant: self.grant.clone(),
-            kind,
-            max,
-            span_ms: window.span_ms,
-        }
+        let Counter { limit, label, .. } = self.counter(window, what, unit);
+        Charge { limit, label, grant: self.grant.clone(), kind, max, span_ms: window.span_ms }
+    }
+
+    /// The counter of a window for this holder.
+    pub fn counter(&self, window: &Window, what: &str, unit: &str) -> Counter {
+        let (scope, instance) = self.scope(window.scope);
+        let span_ms = window.span_ms.to_string();
+        let limit = limit_id(&[self.grant.as_str(), what, unit, &span_ms, scope, &instance]);
+        let span = &window.span;
+        let label = format!("{}: {what} ({unit}) in {span} per {scope} {instance}", self.grant);
+        Counter { limit, label, scope, instance }
     }
 
     /// Whose spending: kind and value. A key without a group is a group of its own.
     fn scope(&self, scope: Scope) -> (&'static str, String) {
-        match (scope, &self.request.group) {
+        match (scope, self.whose.group) {
             (Scope::Group, Some(group)) => ("group", group.to_string()),
-            (Scope::Group, None) | (Scope::Key, _) => ("key", self.request.key.to_string()),
-            (Scope::Principal, _) => ("principal", self.request.principal.scope()),
+            (Scope::Group, None) | (Scope::Key, _) => ("key", self.whose.key.to_string()),
+            (Scope::Principal, _) => ("principal", self.whose.principal.scope()),
         }
+    }
+}
+
+/// How much a window holds.
+pub(super) fn holds(window: &Window) -> Amount {
+    match window.holds {
+        Holds::Count(count) => Amount::from(count),
+        Holds::Amount(max) => max,
     }
 }
 

@@ -1,0 +1,152 @@
+//! Say what would be decided, and leave no trace: the real doors' own judgement, and then only looking.
+//! Nothing is recorded, bound, held, claimed or pinned.
+
+use crate::app::accept::{self, AcceptCommand, event_used};
+use crate::app::sign_request::{self, SignCommand, same_owner, shared_owner};
+use crate::app::signers::Purpose;
+use crate::app::{App, AppError, record};
+use crate::core::id::RequestId;
+use crate::core::intent::Intent;
+use crate::core::key::NonceMode;
+use crate::core::policy::{Charge, Outcome, PolicyRequest, Reason, Verdict};
+use crate::core::time::Timestamp;
+use crate::ports::store::{End, LimitExceeded, LimitUse, StoreError, Unit, look, unit};
+use alloy::primitives::Address;
+use std::sync::Arc;
+
+/// What is to be judged: the command that the real door would be given.
+#[derive(Debug, Clone)]
+pub enum EvaluateCommand {
+    /// As `POST /v1/transactions`.
+    Transaction(Box<AcceptCommand>),
+    /// As `POST /v1/signatures`.
+    Signature(SignCommand),
+}
+
+/// What would be decided now.
+#[derive(Debug, Clone)]
+pub struct Evaluation {
+    /// Deny also where policy allows and a window is full.
+    pub outcome: Outcome,
+    /// What policy says.
+    pub verdict: Verdict,
+    /// Why not: the verdict's reasons, or the full windows.
+    pub reasons: Vec<Reason>,
+    /// What each window would be charged, and what it holds now.
+    pub limits: Vec<(Charge, LimitUse)>,
+    /// The account that would sign.
+    pub address: Address,
+}
+
+/// Judges a command as its door would.
+///
+/// # Errors
+/// Whatever the door would answer beside a denial: an invalid field, a managed nonce, an event that
+/// another request has answered, a transaction that nodes would not take, something not available.
+pub async fn evaluate(app: &App, command: EvaluateCommand) -> Result<Evaluation, AppError> {
+    let now = app.clock.now();
+    let (request, verdict) = match &command {
+        EvaluateCommand::Transaction(command) => {
+            let judged = accept::judge(app, command, Purpose::Tell, now).await?;
+            if judged.verdict.outcome == Outcome::Allow {
+                judged.sendable?;
+            }
+            (judged.request, judged.verdict)
+        }
+        EvaluateCommand::Signature(command) => {
+            let judged = sign_request::judge(app, command, Purpose::Tell, now).await?;
+            if let Intent::Transaction(tx) = &judged.request.intent
+                && judged.verdict.outcome == Outcome::Allow
+            {
+                accept::admissible(tx)?;
+            }
+            (judged.request, judged.verdict)
+        }
+    };
+    let address = request.address;
+    if verdict.outcome != Outcome::Allow {
+        let (outcome, reasons) = (verdict.outcome, verdict.reasons.clone());
+        return Ok(Evaluation { outcome, verdict, reasons, limits: Vec::new(), address });
+    }
+    unused(app, &request, &verdict).await?;
+    let uses = room(app, &request, &verdict, now).await?;
+    let limits: Vec<(Charge, LimitUse)> = verdict.charges.iter().cloned().zip(uses).collect();
+    let full = limits.iter().filter(|(_, found)| !found.fits);
+    let reasons: Vec<Reason> = full.map(|(charge, found)| window_reason(charge, found)).collect();
+    let outcome = if reasons.is_empty() { Outcome::Allow } else { Outcome::Deny };
+    Ok(Evaluation { outcome, verdict, reasons, limits, address })
+}
+
+fn window_reason(charge: &Charge, found: &LimitUse) -> Reason {
+    record::window_reason(&LimitExceeded {
+        label: charge.label.clone(),
+        grant: charge.grant.as_str().to_owned(),
+        used: found.used,
+        asked: found.asked,
+        max: charge.max,
+    })
+}
+
+/// What the windows hold now. Versions of one nonce share what is held, as at the real door.
+async fn room(
+    app: &App,
+    request: &PolicyRequest,
+    verdict: &Verdict,
+    now: Timestamp,
+) -> Result<Vec<LimitUse>, AppError> {
+    // Without a nonce of the caller's, the request would be a new owner, who holds nothing.
+    let owner = shared_owner(request).unwrap_or_default();
+    let asked = Arc::new((owner, verdict.charges.clone()));
+    let lane = match &request.intent {
+        Intent::Transaction(tx) if tx.nonce.is_some() => Some((tx.chain.id, request.address)),
+        Intent::Transaction(_) | Intent::Message { .. } | Intent::TypedData { .. } => None,
+    };
+    let (mode, uses) = look(&*app.store, "evaluate", move |unit| {
+        let asked = asked.clone();
+        Box::pin(async move {
+            let lane = match lane {
+                Some((chain, address)) => unit.lane(chain, address).await?,
+                None => None,
+            };
+            let (owner, charges) = &*asked;
+            Ok((lane.map(|lane| lane.mode), unit.room(owner, charges, now).await?))
+        })
+    })
+    .await?;
+    if mode.is_some_and(|mode| mode != NonceMode::External) {
+        return Err(AppError::NonceManaged);
+    }
+    Ok(uses)
+}
+
+/// Whether the event that the request answers is free. The claim is tried, and never kept.
+async fn unused(app: &App, request: &PolicyRequest, verdict: &Verdict) -> Result<(), AppError> {
+    let Some(event) = verdict.event_use.clone() else {
+        return Ok(());
+    };
+    let id = RequestId::new(app.entropy.uuid());
+    let tried = Arc::new((event, shared_owner(request)));
+    let other = unit(&*app.store, "evaluate_event", move |unit| {
+        let tried = tried.clone();
+        Box::pin(async move {
+            let (event, owner) = &*tried;
+            let other = unit.claim_event(event, id).await?;
+            Ok(End::Rollback(another(unit, other, owner.as_deref()).await?))
+        })
+    })
+    .await?;
+    other.map_or(Ok(()), |other| Err(event_used(other)))
+}
+
+/// The request that has the event, unless it is another version of the same nonce.
+async fn another(
+    unit: &mut dyn Unit,
+    other: Option<RequestId>,
+    owner: Option<&str>,
+) -> Result<Option<RequestId>, StoreError> {
+    let Some(other) = other else {
+        return Ok(None);
+    };
+    let same = owner.is_some() && same_owner(unit, other, owner).await?;
+    Ok((!same).then_some(other))
+}
