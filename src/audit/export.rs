@@ -4,7 +4,7 @@
 //! is wrong with it is the verifier's work. Where the database lacks something, the export ends there and
 //! says so.
 
-use crate::audit::checkpoint::{Checkpoint, base64_root};
+use crate::audit::checkpoint::{Checkpoint, Verifier, base64_root};
 use crate::audit::layout::{
     CHECKPOINT, HISTORY, LEVELS, TEXTS, TILE_LEVELS, WIDTH, complete, entries, tile,
 };
@@ -63,20 +63,28 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> ExportError {
     move |error| ExportError::File { path: path.to_owned(), error }
 }
 
-/// Writes the log into a new folder, up to the newest signed checkpoint: of those in the database and
-/// `recorded`, the signer's own, which nobody with the database alone can take away. `progress` is told
-/// how many leaves of how many are done.
+/// What is known of the log's signer outside the database.
+pub struct Signer {
+    /// Its public key.
+    pub verifier: Verifier,
+    /// Its own record of the last checkpoint, if it can be read.
+    pub recorded: Option<Checkpoint>,
+}
+
+/// Writes the log into a new folder, up to the newest signed checkpoint: of the database's newest and the
+/// signer's record, which nobody with the database alone can forge or take away. Without a signer the
+/// database's is believed. `progress` is told how many leaves of how many are done.
 ///
 /// # Errors
 /// When nothing is signed, the folder is not empty, or something cannot be read or written. What was
 /// written until then has no `checkpoint` and is no export.
 pub async fn export(
     store: &dyn Store,
-    recorded: Option<Checkpoint>,
+    signer: Option<Signer>,
     out: &Path,
     progress: &mut (dyn FnMut(u64, u64) + Send),
 ) -> Result<Exported, ExportError> {
-    let newest = newest(store, recorded).await?;
+    let newest = newest(store, signer).await?;
     make_folder(out)?;
     let checkpoints = history(store, newest.size, out).await?;
     let mut writer = LogWriter::new(out, newest.size);
@@ -107,18 +115,23 @@ pub async fn export(
     Ok(Exported { size: newest.size, root, checkpoints, texts: writer.texts, ends_at })
 }
 
-async fn newest(
-    store: &dyn Store,
-    recorded: Option<Checkpoint>,
-) -> Result<SignedCheckpoint, ExportError> {
+async fn newest(store: &dyn Store, signer: Option<Signer>) -> Result<Checkpoint, ExportError> {
     let stored = look(store, "newest_checkpoint", |unit| {
         Box::pin(async move { unit.newest_checkpoint().await })
     })
     .await?;
-    let recorded = recorded
-        // The signer's record begins with the empty log, before anything is released.
-        .filter(|recorded| recorded.size > 0)
-        .map(|Checkpoint { size, root, note }| SignedCheckpoint { size, root, note });
+    let (stored, recorded) = match signer {
+        // What does not verify is in the history, as evidence, and does not say where the log ends.
+        Some(Signer { verifier, recorded }) => {
+            (stored.and_then(|stored| verifier.open(&stored.note).ok()), recorded)
+        }
+        None => {
+            let as_told = |SignedCheckpoint { size, root, note }| Checkpoint { size, root, note };
+            (stored.map(as_told), None)
+        }
+    };
+    // The signer's record begins with the empty log, before anything is released.
+    let recorded = recorded.filter(|recorded| recorded.size > 0);
     stored.into_iter().chain(recorded).max_by_key(|one| one.size).ok_or(ExportError::NotSigned)
 }
 

@@ -185,6 +185,9 @@ struct Pass {
     /// The largest size at which the log is known to be what was signed.
     good: u64,
     decided: Decided,
+    /// What is wrong with the history itself. It names no leaf, so the pass goes on without it to find
+    /// one: an intruder who spoils the history must not hide what else was done.
+    doubt: Option<Mismatch>,
     found: Verified,
 }
 
@@ -222,6 +225,7 @@ impl Pass {
             edge: Edge::default(),
             good: 0,
             decided: Decided::default(),
+            doubt: None,
             found,
         })
     }
@@ -291,7 +295,7 @@ impl Pass {
     fn checkpoints(&mut self) -> Result<(), VerifyError> {
         let size = self.edge.size();
         let mut due = Vec::new();
-        while let Some(signed) = self.history.next_at(size, &self.verifier)? {
+        while let Some(signed) = self.signed_at(size)? {
             self.found.history = self.found.history.saturating_add(1);
             due.push(Expected { checkpoint: signed, source: files::HISTORY_NAME.to_owned() });
         }
@@ -316,6 +320,20 @@ impl Pass {
         Ok(())
     }
 
+    /// The next of the history, if it is of at most this size and the history can be trusted.
+    fn signed_at(&mut self, size: u64) -> Result<Option<Checkpoint>, VerifyError> {
+        if self.doubt.is_some() {
+            return Ok(None);
+        }
+        match self.history.next_at(size, &self.verifier) {
+            Err(VerifyError::Mismatch(doubt)) => {
+                self.doubt = Some(doubt);
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
     fn rewritten(&self, source: &str, signed: &[u8; 32], root: &[u8; 32]) -> Mismatch {
         let size = self.edge.size();
         let why = format!(
@@ -330,7 +348,6 @@ impl Pass {
 
     fn end(mut self) -> Result<Verified, VerifyError> {
         let size = self.edge.size();
-        self.history.end(size)?;
         if let Some(Expected { checkpoint, source }) = self.expected.pop() {
             let why = format!(
                 "it is missing: {source} was signed at {} leaves, and the export ends after {size}; \
@@ -339,6 +356,10 @@ impl Pass {
             );
             return Err(Mismatch::at(size, why).into());
         }
+        if let Some(doubt) = self.doubt {
+            return Err(doubt.into());
+        }
+        self.history.end(size)?;
         if let Some(keep) = self.keep.take() {
             keep.finish()?;
         }

@@ -87,9 +87,21 @@ impl Intruder {
         self.run(&format!("DELETE FROM audit_checkpoints WHERE size >= {from}")).await;
     }
 
-    /// The head says another root.
+    /// What is there is no checkpoint any more, and a larger one is made up.
+    pub async fn garble_checkpoints(&mut self) {
+        self.run("UPDATE audit_checkpoints SET note = replace(note, 'A', 'B')").await;
+        let largest = i64::MAX;
+        let sql = format!("INSERT INTO audit_checkpoints VALUES ({largest}, zeroblob(32), 'mine')");
+        self.run(&sql).await;
+    }
+
+    /// The head says another root, or another size.
     pub async fn set_root(&mut self, root: [u8; 32]) {
         self.run(&format!("UPDATE audit_head SET root = x'{}'", hex::encode(root))).await;
+    }
+
+    pub async fn set_size(&mut self, size: i64) {
+        self.run(&format!("UPDATE audit_head SET size = {size}")).await;
     }
 
     /// The whole tree is made anew from the leaves as they are: nodes and head.

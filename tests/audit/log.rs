@@ -1,7 +1,7 @@
 //! A log of its own in this process: a database, a key, a sequencer and a signer that tests step.
 
 use crate::commands::{Ran, verify};
-use claviger::audit::export::{Exported, export};
+use claviger::audit::export::{Exported, Signer, export};
 use claviger::audit::key::{self, CheckpointKey};
 use claviger::audit::sequencer::sequence;
 use claviger::audit::signer::{CheckpointSigner, SignerError};
@@ -114,8 +114,9 @@ impl Log {
     /// Exports the log to a new folder.
     pub async fn export(&self, name: &str) -> (PathBuf, Exported) {
         let out = self.path(name);
-        let last = Some(self.signer.last());
-        let exported = export(&*self.store, last, &out, &mut |_, _| {}).await.unwrap();
+        let verifier = key::read_verifier(&self.vkey()).unwrap();
+        let signer = Signer { verifier, recorded: Some(self.signer.last()) };
+        let exported = export(&*self.store, Some(signer), &out, &mut |_, _| {}).await.unwrap();
         (out, exported)
     }
 

@@ -150,3 +150,24 @@ async fn rebuilding_the_tree_after_an_edit_is_seen_and_the_leaf_named() {
         assert!(why.contains("it is not the leaf that was kept"), "{why}");
     }
 }
+
+#[tokio::test]
+async fn spoiling_the_history_hides_nothing() {
+    let story = Story::told().await;
+    let (index, last) = (story.size / 2, story.size - 1);
+    let (mut intruder, database) = story.intruder("spoilt").await;
+    intruder.garble_checkpoints().await;
+    // Though every leaf is as it was.
+    let export = story.export(&database);
+    let (first, _, why) = story.verify(&export, &[("--against", &story.kept)]).bad();
+    assert!(first.is_none() && why.contains("`checkpoints` cannot be trusted"), "{why}");
+
+    let (mut intruder, database) = story.intruder("spoilt-and-edited").await;
+    intruder.edit_leaf(index).await;
+    intruder.rebuild().await;
+    intruder.garble_checkpoints().await;
+    let export = story.export(&database);
+    let (first, to, _) = story.verify(&export, &[("--checkpoint", &story.checkpoint)]).bad();
+    assert_eq!((first, to), (Some(0), Some(last)));
+    assert_eq!(story.verify(&export, &[("--against", &story.kept)]).bad_leaf().0, index);
+}

@@ -3,7 +3,7 @@
 use crate::world;
 use claviger::app::AppError;
 use claviger::audit::checkpoint::{Checkpoint, Verifier};
-use claviger::audit::export::{self, Exported};
+use claviger::audit::export::{self, Exported, Signer};
 use claviger::audit::key::{self, CheckpointKey};
 use claviger::audit::signer::{CheckpointSigner, SignerError, is_signed};
 use claviger::audit::verify::{self, Given, KeptLeaves, Mismatch, Verified, VerifyError};
@@ -170,18 +170,21 @@ async fn reader(config: &ServerConfig) -> Result<Arc<dyn Store>, Failure> {
     store::open(&url, OpenMode::Reading).await.map_err(|e| Failure::new(e.to_string()))
 }
 
-/// The signer's record, where it can be read: it knows of the newest checkpoint whatever was done to the
-/// database.
-fn recorded(config: &ServerConfig) -> Option<Checkpoint> {
+/// The signer's key and record, where they can be read: it knows of the newest checkpoint whatever was
+/// done to the database.
+fn known_signer(config: &ServerConfig) -> Option<Signer> {
     let (key_file, record_file) = config.audit.signing_files()?;
     let verifier = key::read_verifier(&key::vkey_file(&key_file)).ok();
-    let recorded = verifier.and_then(|verifier| record::read(&record_file, &verifier).ok());
-    if recorded.is_none() {
+    let signer = verifier.map(|verifier| {
+        let recorded = record::read(&record_file, &verifier).ok();
+        Signer { verifier, recorded }
+    });
+    if signer.as_ref().is_none_or(|signer| signer.recorded.is_none()) {
         print::note(
             "the signer's record cannot be read: the newest checkpoint is taken from the database",
         );
     }
-    recorded
+    signer
 }
 
 async fn export(args: &ExportArgs) -> Result<(), Failure> {
@@ -189,7 +192,7 @@ async fn export(args: &ExportArgs) -> Result<(), Failure> {
     let store = reader(&config).await?;
     let bar = Bar::leaves("exporting");
     let mut progress = |done, of| bar.at(done, of);
-    let exported = export::export(&*store, recorded(&config), &args.out, &mut progress).await;
+    let exported = export::export(&*store, known_signer(&config), &args.out, &mut progress).await;
     drop(bar);
     let Exported { size, root, checkpoints, texts, ends_at } =
         exported.map_err(|error| Failure::new(error.to_string()))?;
