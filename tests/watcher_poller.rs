@@ -281,11 +281,16 @@ async fn e14_heads_that_skip_blocks_leave_no_hole() {
         stage.run().await.unwrap();
         let mut wanted = Vec::new();
         for order in 0..skipped {
-            stage.chain.mine(&asked(order));
-            wanted.push(order.to_string());
+            // Of thousands of blocks, one in 101 has an event: near the ends of batches and not.
+            if skipped <= 50 || order % 101 == 0 || order == skipped - 1 {
+                stage.chain.mine(&asked(order));
+                wanted.push(order.to_string());
+            } else {
+                stage.chain.mine_empty(1);
+            }
         }
         stage.run().await.unwrap();
-        assert_eq!(orders(&stage.head), wanted);
+        assert_eq!((stage.cursor().await, orders(&stage.head)), (skipped, wanted));
     }
 }
 

@@ -227,10 +227,10 @@ fn other_finalities(plan: &ChainPlan) -> Outcome<Vec<(Finality, Arc<dyn Chain>)>
 fn broker(bus: &BusPlan) -> Option<(Settings, &str)> {
     match bus {
         BusPlan::Embedded => None,
-        BusPlan::RabbitMq { url, url_file, ca_file, exchange } => {
+        BusPlan::RabbitMq { url, url_file, exchange } => {
             let file = || Address::File(url_file.clone().unwrap_or_default());
             let address = url.clone().map_or_else(file, Address::Url);
-            Some((Settings { address, ca_file: ca_file.clone() }, exchange))
+            Some((Settings { address }, exchange))
         }
     }
 }

@@ -88,11 +88,9 @@ pub struct BusSection {
     pub kind: BusKind,
     /// RabbitMQ's address, `amqp://host:port/vhost`, where it needs no password.
     pub url: Option<Url>,
-    /// A file with RabbitMQ's address, `amqp[s]://user:password@host:port/vhost`; read again for each
+    /// A file with RabbitMQ's address, `amqp://user:password@host:port/vhost`; read again for each
     /// connection.
     pub url_file: Option<PathBuf>,
-    /// PEM certificates of the authorities that may vouch for the broker; needed for `amqps`.
-    pub ca_file: Option<PathBuf>,
     /// The topic exchange that events are published to; `claviger.events` by default.
     pub exchange: Option<String>,
 }

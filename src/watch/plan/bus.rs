@@ -20,8 +20,6 @@ pub enum BusPlan {
         url: Option<String>,
         /// The file with the URL, else.
         url_file: Option<PathBuf>,
-        /// PEM certificates of the broker's authorities.
-        ca_file: Option<PathBuf>,
         /// The exchange that events are published to.
         exchange: String,
     },
@@ -33,10 +31,10 @@ fn fail(reason: &str) -> PlanError {
 
 impl BusPlan {
     pub(super) fn new(section: BusSection, chains: &[ChainPlan]) -> Result<Self, PlanError> {
-        let BusSection { kind, url, url_file, ca_file, exchange } = section;
+        let BusSection { kind, url, url_file, exchange } = section;
         if kind == BusKind::Embedded {
-            if url.is_some() || url_file.is_some() || ca_file.is_some() || exchange.is_some() {
-                return Err(fail("url, url_file, ca_file and exchange are of kind = \"rabbitmq\""));
+            if url.is_some() || url_file.is_some() || exchange.is_some() {
+                return Err(fail("url, url_file and exchange are of kind = \"rabbitmq\""));
             }
             return Ok(Self::Embedded);
         }
@@ -53,7 +51,7 @@ impl BusPlan {
             return Err(fail("exchange is 1 to 128 of a-z, A-Z, 0-9, `-`, `_` and `.`"));
         }
         check_keys(chains)?;
-        Ok(Self::RabbitMq { url: url.map(String::from), url_file, ca_file, exchange })
+        Ok(Self::RabbitMq { url: url.map(String::from), url_file, exchange })
     }
 }
 
