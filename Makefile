@@ -20,8 +20,8 @@ build: ## Builds both programs for release
 test: ## Sets up, checks the sources and runs every test
 	@scripts/test.sh
 
-demo: ## Shows a payment end to end; KEEP=1 leaves it running, BREAK=watcher or policy breaks it
-	@KEEP="$(KEEP)" BREAK="$(BREAK)" scripts/demo.sh
+demo: ## Shows a payment end to end; BUS=rabbitmq, KEEP=1 leaves it running, BREAK=watcher or policy breaks it
+	@BUS="$(BUS)" KEEP="$(KEEP)" BREAK="$(BREAK)" scripts/demo.sh
 
 clean: ## Removes what was built and what the demo left; keeps the installed tools
 	@. scripts/env.sh; cargo clean; rm -rf .demo .run

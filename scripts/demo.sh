@@ -2,11 +2,12 @@
 # Shows a payment end to end: users request charges on a contract, the watcher sees them, the server
 # judges them, signs in the HSM, sends, and follows until the blocks are final. Everything is real
 # (a local chain, SoftHSM, SQLite, two processes), and lives in one new folder under .run/, which is
-# removed at the end. The summary is read back from the chain; what is not as it should be ends the
+# removed at the end. On the way a fee spikes, a block goes away, and the server is killed. The summary is read back from the chain; what is not as it should be ends the
 # demo with 1, and leaves the folder with the logs.
 #
 #   scripts/demo.sh            or: make demo
 #
+#   BUS=rabbitmq    puts a private RabbitMQ between the watcher's poller and its trigger
 #   KEEP=1          leaves everything running, and says where, and what to try
 #   BREAK=watcher   ends the watcher half-way, and
 #   BREAK=policy    leaves the policy's window wide open: to see that the summary notices
@@ -20,7 +21,7 @@ case "${1:-}" in
         exit 0
         ;;
     *)
-        echo "usage: [KEEP=1] [BREAK=watcher|policy] scripts/demo.sh" >&2
+        echo "usage: [BUS=rabbitmq] [KEEP=1] [BREAK=watcher|policy] scripts/demo.sh" >&2
         exit 2
         ;;
 esac
@@ -32,12 +33,22 @@ case "${BREAK:=}" in
         ;;
 esac
 
+case "${BUS:=embedded}" in
+    embedded | rabbitmq) ;;
+    *)
+        echo "demo: BUS is embedded or rabbitmq, not $BUS" >&2
+        exit 2
+        ;;
+esac
+
 cd "$(dirname "$0")/.."
 . scripts/env.sh
 . scripts/demo/lib.sh
 . scripts/demo/chain.sh
+. scripts/demo/broker.sh
 . scripts/demo/programs.sh
 . scripts/demo/orders.sh
+. scripts/demo/faults.sh
 . scripts/demo/summary.sh
 . scripts/demo/keep.sh
 
@@ -77,15 +88,18 @@ trap 'exit 129' HUP
 processor=0x5fbdb2315678afecb367f032d93f642f64180aa3
 token=0xe7f1725e7734ce288f8367e1bb143e90bb3f0512
 
-orders=(1001 1002 1003 1004 1005 1006 1007 1008)
+orders=(1001 1002 1003 1004 1005 1006 1007 1008 1009 1010)
 declare -A amount=(
     [1001]=100000000000000000 [1002]=250000000000000000 [1003]=400000000000000000
     [1004]=50000000000000000 [1005]=750000000000000000 [1006]=1500000000000000000
-    [1007]=300000000000000000 [1008]=200000000000000000
+    [1007]=300000000000000000 [1008]=200000000000000000 [1009]=600000000000000000
+    [1010]=150000000000000000
 )
-good=(1001 1002 1003 1004 1005 1007)
+good=(1001 1002 1003 1004 1005 1007 1009 1010)
 too_large=1006    # the grant says at most 1 ETH
 spiked=1007       # its first attempt is overtaken by the base fee
+reorged=1009      # the block that executes it goes away
+killed=1010       # the server is killed when it has signed it
 one_too_many=1008 # the grant's window holds as many as there are good ones
 declare -A request_hash
 
@@ -94,7 +108,7 @@ gwei_wei=1000000000
 # --- The demo -------------------------------------------------------------------------------------
 
 step "Set-up and build"
-scripts/setup.sh demo
+BUS="$BUS" scripts/setup.sh demo
 . scripts/env.sh
 say "all tools are there, after $SECONDS s"
 build
@@ -110,6 +124,11 @@ set_up_server
 
 step "The server runs, and makes three operator keys in the HSM"
 start_server
+
+if [ "$BUS" = rabbitmq ]; then
+    step "A broker"
+    start_broker
+fi
 
 step "The watcher runs, as a process of its own"
 start_watcher
@@ -131,6 +150,12 @@ show_refused "$too_large" args.amount.max
 
 step "A fee spike: two attempts with one nonce"
 fee_spike
+
+step "A reorg takes an executed charge away"
+reorg_charge
+
+step "The server is killed between a signature and its broadcast"
+kill_server
 
 step "One order more than the window holds"
 request_charges "$one_too_many"

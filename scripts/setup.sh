@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the demo or the tests need, and only what is missing:
 #
-#   scripts/setup.sh demo     SoftHSM, jq, curl, anvil
+#   scripts/setup.sh demo     SoftHSM, jq, curl, anvil; with BUS=rabbitmq RabbitMQ
 #   scripts/setup.sh test     the same, and PostgreSQL, RabbitMQ, solc, cargo-deny
 #
 # One line for each thing that is installed, silence for what is there. When all is there, no
@@ -77,6 +77,8 @@ need_packages() {
     have npm || packages+=(nodejs npm)
     if [ "$what" = test ]; then
         [ -n "$PG_BIN" ] || packages+=(postgresql)
+    fi
+    if [ "$what" = test ] || [ "${BUS:-}" = rabbitmq ]; then
         [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || packages+=(rabbitmq-server)
     fi
 }

@@ -80,6 +80,7 @@ const WORDS: &[(&str, &[&str], &str)] = &[
     ("axum", &["src/http/", "src/bin/"], "HTTP types stay at the door"),
     ("jsonwebtoken", &["src/http/", "src/issuer.rs"], "tokens stay at the door"),
     ("tlog_tiles", &["src/audit/"], "the log's tree stays in its edge"),
+    ("lapin", &["src/bus/"], "AMQP stays in its edge"),
     ("clap", &["src/cli/", "src/bin/"], "command lines stay in the programs"),
     ("reqwest", &["src/chain/", "src/http/", "src/watch/", "src/cli/"], "network stays in edges"),
     // Output.

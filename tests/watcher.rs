@@ -10,14 +10,20 @@
 )]
 
 mod support {
+    pub mod lagging_node;
     pub mod recording_server;
     pub mod services;
 }
 
+#[path = "watching/broker.rs"]
+mod broker;
+#[path = "watching/rows.rs"]
+mod rows;
+
 use serde_json::{Value, json};
 use std::process::Command;
 use std::time::Duration;
-use support::recording_server::RecordingServer;
+use support::recording_server::{Recorded, RecordingServer};
 use support::services::{Anvil, AnvilOptions, Mining, Program, poll_until, word};
 use tempfile::TempDir;
 
@@ -43,25 +49,55 @@ fn hex(text: &str) -> String {
     format!("0x{}", text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
+/// What a stage can have otherwise.
+struct Setting {
+    /// The nodes that the watcher asks; anvil itself without it.
+    rpc: Option<String>,
+    /// When the source's events may sign.
+    finality: &'static str,
+    /// The trigger's name, which names its queue.
+    trigger: String,
+    /// The section of the bus.
+    bus: String,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        let (trigger, bus) = ("charge".to_owned(), String::new());
+        Self { rpc: None, finality: "{ depth = 2 }", trigger, bus }
+    }
+}
+
 struct Stage {
     anvil: Anvil,
     server: RecordingServer,
     folder: TempDir,
+    setting: Setting,
 }
 
 impl Stage {
     async fn new() -> Self {
+        Self::with(Setting::default()).await
+    }
+
+    async fn with(setting: Setting) -> Self {
         let mining = Mining::Manual;
         let anvil = Anvil::start(AnvilOptions { mining, ..AnvilOptions::default() }).await;
+        Self::on(anvil, setting).await
+    }
+
+    async fn on(anvil: Anvil, setting: Setting) -> Self {
         place_emitter(&anvil).await;
         let stage = Self {
             anvil,
             server: RecordingServer::start().await,
             folder: tempfile::tempdir().unwrap(),
+            setting,
         };
         std::fs::write(stage.path("token"), "the-token\n").unwrap();
         std::fs::write(stage.path("watcher.toml"), stage.config()).unwrap();
-        assert!(stage.command(&["init", "--config"]).0, "init");
+        let (ok, text) = stage.command(&["init", "--config"]);
+        assert!(ok, "{text}");
         stage
     }
 
@@ -81,7 +117,7 @@ impl Stage {
             name = "local"
             chain_id = 31337
             rpc = ["{rpc}"]
-            finality = {{ depth = 2 }}
+            finality = {{ depth = 8 }}
             poll_ms = 20
             [[source]]
             name = "asked"
@@ -89,8 +125,10 @@ impl Stage {
             address = "{EMITTER}"
             event = "{EVENT}"
             from_block = 0
+            finality = {finality}
+            {bus}
             [[trigger]]
-            name = "charge"
+            name = "{trigger}"
             source = "asked"
             signer = "payments"
             function = "executeCharge(uint256 orderId, uint256 amount)"
@@ -100,7 +138,10 @@ impl Stage {
             db = self.path("watcher.db"),
             server = self.server.url(),
             token = self.path("token"),
-            rpc = self.anvil.url(),
+            rpc = self.setting.rpc.clone().unwrap_or_else(|| self.anvil.url()),
+            finality = self.setting.finality,
+            trigger = self.setting.trigger,
+            bus = self.setting.bus,
         )
     }
 
@@ -130,9 +171,9 @@ impl Stage {
     }
 
     /// Sends a request for this order; it is mined when the test says so.
-    async fn ask(&self, order: u128) {
+    async fn ask(&self, order: u128) -> String {
         let data = format!("0x{}{}", word(order), word(order * 10));
-        self.anvil.send(&self.anvil.accounts()[1], EMITTER, &data, 0).await;
+        self.anvil.send(&self.anvil.accounts()[1], EMITTER, &data, 0).await
     }
 
     async fn requests(&self, count: usize) {
@@ -141,16 +182,49 @@ impl Stage {
             .await;
     }
 
-    /// Waits until the outbox has this many rows in a state.
+    /// How many deliveries the trigger has in a state.
+    fn count(&self, state: &str) -> u64 {
+        let consumer = format!("trigger:{}", self.setting.trigger);
+        self.count_of(&consumer, state)
+    }
+
+    fn count_of(&self, consumer: &str, state: &str) -> u64 {
+        let status = self.status();
+        let rows = status["outbox"].as_array().unwrap();
+        let row = rows.iter().find(|row| row["state"] == state && row["consumer"] == consumer);
+        row.map_or(0, |row| row["count"].as_u64().unwrap())
+    }
+
+    /// Waits until the trigger has this many deliveries in a state.
     async fn outbox(&self, state: &str, count: u64) {
         let what = format!("{count} deliveries {state}");
-        poll_until(LIMIT, &what, async || {
-            let status = self.status();
-            let rows = status["outbox"].as_array().unwrap().clone();
-            let row = rows.iter().find(|row| row["state"] == state)?.clone();
-            (row["count"] == count).then_some(())
+        poll_until(LIMIT, &what, async || (self.count(state) == count).then_some(())).await;
+    }
+
+    /// Waits until the watcher has come to the head.
+    async fn at_head(&self) {
+        let head = self.anvil.block_number().await;
+        poll_until(LIMIT, &format!("the cursor at {head}"), async || {
+            (self.status()["chains"][0]["cursor"]["number"] == head).then_some(())
         })
         .await;
+    }
+
+    /// The orders that were asked for, in the order in which they came.
+    fn orders(&self) -> Vec<u128> {
+        let order = |request: &Recorded| {
+            let id = request.body["metadata"]["business_id"].as_str().unwrap().to_owned();
+            id.rsplit(':').next().unwrap().parse().unwrap()
+        };
+        self.server.requests().iter().map(order).collect()
+    }
+
+    /// Runs a watcher until a fail point stops it.
+    #[cfg(feature = "failpoints")]
+    async fn killed_at(&self, failpoint: &str) {
+        let mut watcher = self.watcher_failing_at(failpoint);
+        let status = watcher.exit_status(LIMIT).await;
+        assert!(!status.success(), "{failpoint} was not reached: {}", watcher.tail());
     }
 
     async fn stop(&self, mut watcher: Program) {
@@ -215,7 +289,7 @@ async fn a_restart_resumes_and_skipped_heads_are_covered() {
 }
 
 #[tokio::test]
-async fn a_retracted_event_is_never_requested() {
+async fn e35_an_event_retracted_before_its_request_is_never_requested() {
     let stage = Stage::new().await;
     stage.anvil.mine(5).await;
     let watcher = stage.watcher();
@@ -293,18 +367,12 @@ async fn an_absent_database_and_a_wrong_file_are_refused() {
 mod killed {
     use super::*;
 
-    async fn killed_at(stage: &Stage, failpoint: &str) {
-        let mut watcher = stage.watcher_failing_at(failpoint);
-        let status = watcher.exit_status(LIMIT).await;
-        assert!(!status.success(), "{failpoint} was not reached: {}", watcher.tail());
-    }
-
     #[tokio::test]
-    async fn after_the_commit_the_event_is_delivered_at_restart() {
+    async fn e27_after_the_outbox_commit_the_event_is_delivered_at_restart() {
         let stage = Stage::new().await;
         stage.ask(1).await;
         stage.anvil.mine(3).await;
-        killed_at(&stage, "watch.after_commit").await;
+        stage.killed_at("watch.after_commit").await;
         assert!(stage.server.requests().is_empty());
         let watcher = stage.watcher();
         stage.outbox("done", 1).await;
@@ -317,7 +385,7 @@ mod killed {
         let stage = Stage::new().await;
         stage.ask(1).await;
         stage.anvil.mine(3).await;
-        killed_at(&stage, "watch.after_deliver").await;
+        stage.killed_at("watch.after_deliver").await;
         assert_eq!(stage.server.requests().len(), 1);
         let watcher = stage.watcher();
         stage.outbox("done", 1).await;
@@ -328,13 +396,13 @@ mod killed {
     }
 
     #[tokio::test]
-    async fn in_mid_block_nothing_is_stored_and_nothing_is_lost() {
+    async fn e29_in_mid_block_cursor_and_rows_agree_and_nothing_is_lost() {
         let stage = Stage::new().await;
         for order in [1, 2, 3] {
             stage.ask(order).await;
         }
         stage.anvil.mine(3).await;
-        killed_at(&stage, "watch.mid_block").await;
+        stage.killed_at("watch.mid_block").await;
         assert_eq!(stage.status()["chains"][0]["cursor"]["number"], 0);
         assert!(stage.status()["outbox"].as_array().unwrap().is_empty());
         let watcher = stage.watcher();

@@ -17,10 +17,10 @@ use alloy::primitives::B256;
 use claviger::core::chain_view::{Link, Place};
 use claviger::core::id::ChainId;
 use claviger::core::time::Timestamp;
-use claviger::ports::bus::Kind;
+use claviger::ports::bus::{Kind, Message, PUBLISHER};
 use claviger::ports::watch_store::{
-    Advance, ChainPin, Ended, NewDelivery, NewEvent, RollBack, Settle, SourceMove, SourceState,
-    StandingEvent, WatchStore, WatchStoreError,
+    Advance, Arrived, ChainPin, Claimed, Ended, NewDelivery, NewEvent, Parked, Received, RollBack,
+    Settle, SourceMove, SourceState, StandingEvent, Unreadable, WatchStore, WatchStoreError,
 };
 use claviger::watch::store::{OpenMode, open};
 use support::services::Postgres;
@@ -315,6 +315,147 @@ async fn of_two_that_step_or_claim_at_once_one_wins(store: &dyn WatchStore) {
     assert_eq!(won, 1);
 }
 
+/// An event of block `number` that is published to a broker.
+fn published(number: u64) -> NewEvent {
+    let consumer = PUBLISHER.to_owned();
+    let deliveries = vec![NewDelivery { consumer, held: false }];
+    NewEvent { deliveries, ..event(number, 0, false) }
+}
+
+/// The same event, as the broker hands it to the trigger.
+fn arrived(number: u64, kind: Kind) -> Arrived {
+    let NewEvent { source, event_id, body, .. } = event(number, 0, false);
+    Arrived {
+        consumer: CONSUMER.to_owned(),
+        chain: CHAIN.to_owned(),
+        block_number: number,
+        message: Message { kind, source, event_id, body },
+    }
+}
+
+async fn asked(store: &dyn WatchStore, arrived: &Arrived) -> Claimed {
+    match store.receive(arrived, at(1)).await.unwrap() {
+        Received::Ask(claimed) => claimed,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn settled(store: &dyn WatchStore, arrived: &Arrived) {
+    let received = store.receive(arrived, at(2)).await.unwrap();
+    assert!(matches!(received, Received::Settled(_)), "{received:?}");
+}
+
+async fn takes_back(store: &dyn WatchStore, from: u64) {
+    let standing = store.standing_above(CHAIN, 10).await.unwrap();
+    store.roll_back(&roll_back(place(from, 0), place(10, 0), standing)).await.unwrap();
+}
+
+async fn what_comes_over_a_bus_is_asked_for_until_it_is_answered_and_never_after(
+    store: &dyn WatchStore,
+) {
+    let log = arrived(11, Kind::Log);
+    assert_eq!(store.receive(&log, at(0)).await.unwrap(), Received::TooEarly);
+    ready(store).await;
+    let blocks = [link(11, 0, 0)];
+    store.advance(&advance(place(10, 0), &blocks, vec![published(11)])).await.unwrap();
+    let first = asked(store, &log).await;
+    assert_eq!((first.attempt, &first.message), (1, &log.message));
+    let again = Ended::Retry { due: at(9), error: "busy".to_owned() };
+    assert!(store.finish(first.id, 1, &again, at(1)).await.unwrap());
+    // Handed out again, after a crash: the same row. The lane of the outbox leaves it alone.
+    let second = asked(store, &log).await;
+    assert_eq!((second.id, second.attempt), (first.id, 2));
+    assert_eq!(store.claim(CONSUMER, SOURCE, at(99), LEASE_MS).await.unwrap(), None);
+    let done = Ended::Done("tx-1".to_owned());
+    assert!(!store.finish(first.id, 1, &done, at(2)).await.unwrap(), "a late first attempt");
+    assert!(store.finish(first.id, 2, &done, at(2)).await.unwrap());
+    settled(store, &log).await;
+}
+
+async fn what_came_over_a_bus_is_parked_and_tried_again_by_the_outbox(store: &dyn WatchStore) {
+    ready(store).await;
+    let blocks = [link(11, 0, 0)];
+    store.advance(&advance(place(10, 0), &blocks, vec![published(11)])).await.unwrap();
+    let log = arrived(11, Kind::Log);
+    let claimed = asked(store, &log).await;
+    let refused = Ended::Parked("HTTP 403".to_owned());
+    assert!(store.finish(claimed.id, 1, &refused, at(1)).await.unwrap());
+    settled(store, &log).await;
+    let parked = store.parked().await.unwrap();
+    let [Parked::Delivery { delivery, body, .. }] = &parked[..] else { panic!("{parked:?}") };
+    assert_eq!((*delivery, body), (claimed.id, &log.message.body));
+    assert_eq!(store.unpark(None, at(3)).await.unwrap(), 1);
+    settled(store, &log).await;
+    let again = store.claim(CONSUMER, SOURCE, at(3), LEASE_MS).await.unwrap().unwrap();
+    assert_eq!((again.id, again.attempt, again.message), (claimed.id, 2, log.message));
+}
+
+async fn a_retraction_that_comes_over_a_bus_is_told_once_if_something_was_asked_for(
+    store: &dyn WatchStore,
+) {
+    ready(store).await;
+    let blocks = [link(11, 0, 0), link(12, 0, 0), link(13, 0, 0)];
+    let events = vec![published(11), published(12), published(13)];
+    store.advance(&advance(place(10, 0), &blocks, events)).await.unwrap();
+    for _ in blocks {
+        let claimed = store.claim(PUBLISHER, SOURCE, at(0), LEASE_MS).await.unwrap().unwrap();
+        assert!(store.finish(claimed.id, 1, &Ended::Done(String::new()), at(0)).await.unwrap());
+    }
+    // The first was answered, the second is in hand, the third has not come.
+    let first = asked(store, &arrived(11, Kind::Log)).await;
+    assert!(store.finish(first.id, 1, &Ended::Done("tx-1".to_owned()), at(1)).await.unwrap());
+    let second = asked(store, &arrived(12, Kind::Log)).await;
+    takes_back(store, 13).await;
+    let late = Ended::Retry { due: at(5), error: "busy".to_owned() };
+    assert!(!store.finish(second.id, 1, &late, at(2)).await.unwrap(), "it was cancelled");
+    settled(store, &arrived(12, Kind::Log)).await;
+    settled(store, &arrived(13, Kind::Log)).await;
+    // The outbox has the three retractions for the publisher, and none for the trigger itself.
+    assert!(store.claim(PUBLISHER, SOURCE, at(6), LEASE_MS).await.unwrap().is_some());
+    assert_eq!(store.claim(CONSUMER, SOURCE, at(6), LEASE_MS).await.unwrap(), None);
+
+    let told = asked(store, &arrived(11, Kind::Retraction)).await;
+    assert!(store.finish(told.id, 1, &Ended::Done("noted".to_owned()), at(7)).await.unwrap());
+    settled(store, &arrived(11, Kind::Retraction)).await;
+    settled(store, &arrived(13, Kind::Retraction)).await;
+    let attention = store.status().await.unwrap().attention;
+    let linked: Vec<_> = attention.iter().filter(|item| item.became.is_some()).collect();
+    assert_eq!(linked.len(), 1);
+    assert_eq!(linked[0].event_id, arrived(11, Kind::Log).message.event_id);
+    assert_eq!(linked[0].became.as_deref(), Some("tx-1"));
+}
+
+async fn an_event_that_is_told_again_over_a_bus_is_asked_for(store: &dyn WatchStore) {
+    ready(store).await;
+    let blocks = [link(11, 0, 0)];
+    store.advance(&advance(place(10, 0), &blocks, vec![published(11)])).await.unwrap();
+    let log = arrived(11, Kind::Log);
+    let first = asked(store, &log).await;
+    takes_back(store, 11).await;
+    settled(store, &log).await;
+    // The block is canonical after all, and its event is published anew.
+    store.advance(&advance(place(10, 0), &blocks, vec![published(11)])).await.unwrap();
+    let second = asked(store, &log).await;
+    assert_eq!((second.id, second.attempt), (first.id, 2));
+    assert!(store.finish(second.id, 2, &Ended::Done("tx".to_owned()), at(4)).await.unwrap());
+}
+
+async fn what_cannot_be_read_is_kept_once_with_its_bytes(store: &dyn WatchStore) {
+    let message = Unreadable {
+        consumer: CONSUMER.to_owned(),
+        digest: hash(1, 7),
+        bytes: vec![0, 255, 1].into(),
+        reason: "not UTF-8".to_owned(),
+    };
+    for now in [at(1), at(2)] {
+        store.keep_unreadable(&message, now).await.unwrap();
+    }
+    assert_eq!(store.parked().await.unwrap(), [Parked::Unreadable(message)]);
+    let attention = store.status().await.unwrap().attention;
+    assert_eq!(attention.len(), 1);
+    assert_eq!(attention[0].reason, "unreadable: not UTF-8");
+}
+
 macro_rules! on_both {
     ($($behaviour:ident),+ $(,)?) => {
         mod sqlite {
@@ -352,6 +493,11 @@ on_both!(
     a_source_is_sent_back_but_never_forward,
     halts_are_recorded,
     of_two_that_step_or_claim_at_once_one_wins,
+    what_comes_over_a_bus_is_asked_for_until_it_is_answered_and_never_after,
+    what_came_over_a_bus_is_parked_and_tried_again_by_the_outbox,
+    a_retraction_that_comes_over_a_bus_is_told_once_if_something_was_asked_for,
+    an_event_that_is_told_again_over_a_bus_is_asked_for,
+    what_cannot_be_read_is_kept_once_with_its_bytes,
 );
 
 #[tokio::test]

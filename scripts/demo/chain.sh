@@ -118,7 +118,11 @@ start_chain() {
     start anvil "$ANVIL" --host 127.0.0.1 --port "$port" --no-mining --slots-in-an-epoch 1 \
         --base-fee "$gwei_wei" --quiet
     await 20 "for anvil" answers "$rpc_url" || die "anvil does not answer"
-    local accounts
+    local node_port="$port" accounts
+    free_port
+    gate_url="http://127.0.0.1:$port"
+    start gate node scripts/demo/gate.js "$port" "$node_port"
+    await 10 "for the gate in front of it" answers "$gate_url" || die "the gate does not answer"
     accounts="$(rpc eth_accounts)"
     deployer="$(jq -r '.[0]' <<<"$accounts")"
     merchant="$(jq -r '.[1]' <<<"$accounts")"
@@ -128,8 +132,9 @@ start_chain() {
         'operators(address)' 'requested(uint256)' 'executions(uint256)' 'balances(address)' \
         'executeCharge(uint256,uint256)'
     executed_topic="$(keccak 'ChargeExecuted(uint256,address,uint256)')"
-    say "anvil at $rpc_url"
+    say "anvil at $rpc_url; the server asks it through a gate, at $gate_url"
 }
+gate_url=""
 
 answers() { (exec 3<>"/dev/tcp/127.0.0.1/${1##*:}") 2>/dev/null; }
 

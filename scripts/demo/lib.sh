@@ -99,7 +99,8 @@ pids=()
 start() { # name, command…
     local name="$1"
     shift
-    "$@" >"$run/$name.log" 2>&1 </dev/null &
+    # Appended to: what is started again goes on in its log.
+    "$@" >>"$run/$name.log" 2>&1 </dev/null &
     names+=("$name")
     pids+=("$!")
 }
@@ -133,6 +134,18 @@ stop_named() { # name
     for index in "${!names[@]}"; do
         if [ "${names[$index]}" = "$1" ]; then
             stop "$index"
+        fi
+    done
+}
+
+# Ends it as a power cut would.
+kill9_named() { # name
+    local index
+    for index in "${!names[@]}"; do
+        if [ "${names[$index]}" = "$1" ]; then
+            kill -9 "${pids[$index]}"
+            wait "${pids[$index]}" 2>/dev/null || true
+            unset "pids[$index]" "names[$index]"
         fi
     done
 }

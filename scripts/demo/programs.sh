@@ -55,7 +55,7 @@ set_up_server() {
     admin_url="http://$admin_listen"
     metrics_url="http://$metrics_listen/metrics"
     config="$run/dev/claviger.toml"
-    "$CLAVIGER_BIN" init --dir "$run/dev" --module "$SOFTHSM_MODULE" --rpc "$rpc_url" \
+    "$CLAVIGER_BIN" init --dir "$run/dev" --module "$SOFTHSM_MODULE" --rpc "$gate_url" \
         --listen "$listen" --admin-listen "$admin_listen" --metrics-listen "$metrics_listen" \
         >/dev/null
     say "claviger init: configuration, SoftHSM token, SQLite database, token issuer, policy bundle"
@@ -125,6 +125,8 @@ url = "sqlite:$run/watcher.db"
 [server]
 url = "$server_url"
 token_file = "$run/watcher.token"
+
+$(bus_section)
 
 [[chain]]
 name = "local"

@@ -36,6 +36,8 @@ summary() {
     done
     echo
     judge_totals "$sum"
+    judge_faults
+    judge_bus
 }
 
 row() { printf '        %-6s  %-10s  %-8s  %-6s  %-10s  %-8s  %-4s  %s\n' "$@"; }
@@ -102,4 +104,14 @@ log_is_sequenced() {
     curl -sS --fail --noproxy '*' --max-time 20 -H "@$run/header" \
         "$admin_url/admin/v1/audit/checkpoint" >"$run/checkpoint.json"
     jq -e '.waiting == "0"' "$run/checkpoint.json" >/dev/null
+}
+
+# The log, taken out of the database, and verified as somebody would who has only the public key.
+audit_verified() {
+    local out="$run/audit"
+    "$CLAVIGER_BIN" audit export --config "$config" --out "$out" >/dev/null ||
+        { fault "the audit log cannot be exported" && return; }
+    "$CLAVIGER_BIN" audit verify --export "$out" --key "$run/dev/audit.vkey" >"$run/verified" 2>&1 ||
+        fault "the audit log does not verify"
+    show <"$run/verified"
 }

@@ -96,3 +96,15 @@ pub async fn log_head(app: &App) -> Result<(LogHead, i64), AppError> {
     .await?;
     Ok(head)
 }
+
+/// The newest signed checkpoint of the audit log, as the signed note. `None` before the first.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn signed_checkpoint(app: &App) -> Result<Option<String>, AppError> {
+    let newest = look(&*app.store, "newest_checkpoint", |unit| {
+        Box::pin(async move { unit.newest_checkpoint().await })
+    })
+    .await?;
+    Ok(newest.map(|signed| signed.note))
+}

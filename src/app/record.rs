@@ -1,6 +1,6 @@
 //! What is written to the audit log and told as events: one place for the words.
 
-use crate::core::audit::{EncodedLeaf, Leaf, LeafKind, Value};
+use crate::core::audit::{DENIED_TEXT_MAX, EncodedLeaf, Leaf, LeafKind, Value};
 use crate::core::id::RequestId;
 use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
 use crate::core::policy::verdict::CallArgument;
@@ -12,9 +12,6 @@ use crate::ports::store::{
     Failure, LimitExceeded, NewAttempt, NewEvent, SignedAttempt, StoreError, TransactionRow,
 };
 use std::collections::BTreeMap;
-
-/// The longest text that is kept beside a `DENIED` leaf, in bytes.
-const DENIED_TEXT_MAX: usize = 32 * 1024;
 
 /// What an operator said about a transaction.
 #[derive(Debug, Clone)]

@@ -3,25 +3,13 @@
 //! Safe with several processes: the head moves by compare-and-swap on the size, so one of two wins and
 //! the other changes nothing.
 
+use crate::audit::tree::Nodes;
 use crate::ports::store::{End, LogBatch, LogHead, Store, StoreError, WaitingLeaf, look, unit};
-use std::collections::HashMap;
 use std::sync::Arc;
-use tlog_tiles::{Error, Hash, HashReader, stored_hash_index, stored_hashes, tree_hash};
+use tlog_tiles::{Error, Hash, stored_hash_index, stored_hashes, tree_hash};
 
 /// How many leaves are moved in one unit.
 const BATCH: i64 = 512;
-
-/// Nodes of the tree that are at hand: the complete subtrees at the log's right edge, and what was added.
-struct Nodes(HashMap<u64, Hash>);
-
-impl HashReader for Nodes {
-    fn read_hashes(&self, indexes: &[u64]) -> Result<Vec<Hash>, Error> {
-        indexes
-            .iter()
-            .map(|index| self.0.get(index).copied().ok_or(Error::IndexesNotInTree))
-            .collect()
-    }
-}
 
 /// Moves waiting leaves into the log, one batch. Answers how many.
 ///
@@ -75,6 +63,7 @@ fn edge(size: u64) -> Vec<u64> {
     nodes
 }
 
+/// Computes what a batch adds, from the complete subtrees at the log's right edge.
 fn grow(
     mut nodes: Nodes,
     head: &LogHead,
@@ -103,6 +92,8 @@ fn grow(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
+
     use ct_merkle::mem_backed_tree::MemoryBackedTree;
     use sha2_for_ct::Sha256;
 

@@ -4,8 +4,7 @@
 //! it is done or parked. A row is done only when its consumer says so; a crash between the two delivers
 //! it again.
 
-use crate::core::time::Timestamp;
-use crate::ports::bus::{Consumer, Kind, Outcome, Wait};
+use crate::ports::bus::{Consumer, Kind, Wait};
 use crate::ports::clock::Clock;
 use crate::ports::watch_store::{Claimed, Ended, WatchStore, WatchStoreError};
 use std::sync::Arc;
@@ -13,10 +12,6 @@ use std::sync::Arc;
 /// How long a delivery may take before another process may try it, in milliseconds. Longer than any
 /// consumer's own timeouts.
 const LEASE_MS: i64 = 120_000;
-/// Delay of the first retry, in milliseconds; it doubles with each attempt.
-const RETRY_FIRST_MS: i64 = 500;
-/// Longest delay, in milliseconds.
-const RETRY_MOST_MS: i64 = 60_000;
 
 /// One source's messages on their way to one consumer.
 pub struct Lane {
@@ -76,13 +71,16 @@ impl Lane {
     /// # Errors
     /// When the database fails; the message is then delivered again later.
     pub async fn step(&self) -> Result<Step, WatchStoreError> {
+        if !self.consumer.ready() {
+            return Ok(Step::Idle);
+        }
         let (consumer, now) = (self.consumer.name(), self.clock.now());
         let claimed = self.store.claim(consumer, &self.source, now, LEASE_MS).await?;
         let Some(claimed) = claimed else { return Ok(Step::Idle) };
         let outcome = self.consumer.deliver(&claimed.message).await;
         crate::failpoint!("watch.after_deliver");
         let now = self.clock.now();
-        let ended = ended(outcome, claimed.attempt, now);
+        let ended = Ended::of(outcome, claimed.attempt, now);
         self.tell(&claimed, &ended);
         let kept = self.store.finish(claimed.id, claimed.attempt, &ended, now).await?;
         if !kept {
@@ -111,38 +109,5 @@ impl Lane {
                 tracing::error!(consumer, event_id, reason, "parked: an operator must look");
             }
         }
-    }
-}
-
-fn ended(outcome: Outcome, attempt: i64, now: Timestamp) -> Ended {
-    match outcome {
-        Outcome::Done(result) => Ended::Done(result),
-        Outcome::Park(reason) => Ended::Parked(reason),
-        Outcome::Retry { after_ms, error } => {
-            let delay = retry_delay_ms(attempt).max(after_ms.unwrap_or(0));
-            Ended::Retry { due: now.plus_millis(delay), error }
-        }
-    }
-}
-
-/// Half a second, doubled with each attempt, up to a minute.
-fn retry_delay_ms(attempt: i64) -> i64 {
-    let doublings = u32::try_from(attempt.saturating_sub(1).clamp(0, 16)).unwrap_or(0);
-    RETRY_FIRST_MS.saturating_mul(2_i64.saturating_pow(doublings)).min(RETRY_MOST_MS)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retries_wait_longer_each_time_and_not_less_than_asked() {
-        assert_eq!(retry_delay_ms(1), 500);
-        assert_eq!(retry_delay_ms(2), 1000);
-        assert_eq!(retry_delay_ms(100), 60_000);
-        let now = Timestamp::from_millis(5);
-        let asked = Outcome::Retry { after_ms: Some(7000), error: String::new() };
-        let due = now.plus_millis(7000);
-        assert_eq!(ended(asked, 1, now), Ended::Retry { due, error: String::new() });
     }
 }

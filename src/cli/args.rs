@@ -1,5 +1,6 @@
 //! The command line of `claviger`.
 
+use crate::cli::audit::AuditCommand;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -44,6 +45,9 @@ pub enum Command {
     /// Policy bundles.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// The audit log: export it, verify it.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Initialises a token; a step of `init`.
     #[command(hide = true)]
     InitToken(InitTokenArgs),

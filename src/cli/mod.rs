@@ -2,6 +2,7 @@
 //! standard error; 2 is bad usage, 1 is failure.
 
 pub mod args;
+pub mod audit;
 pub mod client;
 pub mod config_check;
 pub mod key;

@@ -207,11 +207,57 @@ pub struct AuditSection {
     /// How often waiting leaves are moved into the log: `"100ms"`.
     #[serde(default = "default_sequence")]
     pub sequence_every: String,
+    /// The key that signs the log's checkpoints; its public half is beside it, with the extension
+    /// `vkey`. Without it the log is not signed; a log that was signed before must go on being signed.
+    pub key_file: Option<PathBuf>,
+    /// Where the signer records the last checkpoint that it released. `key_file` with the extension
+    /// `record` if not given. The server must be able to write in its folder.
+    pub record_file: Option<PathBuf>,
+    /// How often the log is signed if it has grown: `"1s"`.
+    #[serde(default = "default_checkpoint")]
+    pub checkpoint_every: String,
 }
 
 impl Default for AuditSection {
     fn default() -> Self {
-        Self { sequence_every: default_sequence() }
+        Self {
+            sequence_every: default_sequence(),
+            key_file: None,
+            record_file: None,
+            checkpoint_every: default_checkpoint(),
+        }
+    }
+}
+
+impl AuditSection {
+    /// Key and record, if the log is signed.
+    #[must_use]
+    pub fn signing_files(&self) -> Option<(PathBuf, PathBuf)> {
+        let key = self.key_file.clone()?;
+        let record = self.record_file.clone().unwrap_or_else(|| key.with_extension("record"));
+        Some((key, record))
+    }
+
+    fn findings(&self, say: &mut impl FnMut(String)) {
+        for (field, value) in
+            [("sequence_every", &self.sequence_every), ("checkpoint_every", &self.checkpoint_every)]
+        {
+            if duration_ms(value).is_none() {
+                say(format!("[audit] {field} is not a duration such as `1s`"));
+            }
+        }
+        match self.signing_files() {
+            None if self.record_file.is_some() => {
+                say("[audit] record_file is of no use without key_file".to_owned());
+            }
+            Some((key, record)) if [&key, &key.with_extension("vkey")].contains(&&record) => {
+                say("[audit] key, its public half and record_file must be three files".to_owned());
+            }
+            Some((key, _)) if key.extension().is_some_and(|end| end == "vkey") => {
+                say("[audit] key_file must not end in `.vkey`: that is its public half".to_owned());
+            }
+            _ => {}
+        }
     }
 }
 
@@ -258,6 +304,9 @@ fn default_type() -> String {
 fn default_sequence() -> String {
     "100ms".to_owned()
 }
+fn default_checkpoint() -> String {
+    "1s".to_owned()
+}
 
 impl ServerConfig {
     /// Everything that types alone cannot say: references, ranges, duplicates. Each finding is one line.
@@ -298,9 +347,7 @@ impl ServerConfig {
                 say(format!("[[group]] `{}` is there twice", group.name));
             }
         }
-        if duration_ms(&self.audit.sequence_every).is_none() {
-            say("[audit] sequence_every is not a duration".to_owned());
-        }
+        self.audit.findings(&mut say);
         if !(1..=64).contains(&self.hsm.sessions) || !(1..=100_000).contains(&self.hsm.queue) {
             say("[hsm] sessions must be 1 to 64 and queue 1 to 100000".to_owned());
         }
@@ -314,6 +361,8 @@ impl ServerConfig {
         join(&mut self.policies.dir);
         self.hsm.softhsm_conf.iter_mut().for_each(join);
         self.store.url_file.iter_mut().for_each(join);
+        self.audit.key_file.iter_mut().for_each(join);
+        self.audit.record_file.iter_mut().for_each(join);
         if let Some(tls) = &mut self.server.tls {
             join(&mut tls.cert_file);
             join(&mut tls.key_file);

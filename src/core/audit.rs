@@ -15,6 +15,8 @@
 //! A leaf stays under 60 KiB. A text longer than 4 KiB is kept beside the log and named in the leaf as
 //! `sha256:HEX:LENGTH`.
 
+pub mod read;
+
 use crate::core::time::Timestamp;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -24,6 +26,9 @@ use std::collections::BTreeMap;
 pub const LEAF_BYTES_MAX: usize = 60 * 1024;
 /// A longer text is kept beside the log and named by its hash.
 pub const INLINE_TEXT_MAX: usize = 4 * 1024;
+/// Of a text that belongs to a `DENIED` leaf and is longer than this, in bytes, only hash and length are
+/// kept: anybody may be denied as often as they like.
+pub const DENIED_TEXT_MAX: usize = 32 * 1024;
 
 /// What a leaf records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +51,23 @@ pub enum LeafKind {
 }
 
 impl LeafKind {
+    /// All kinds.
+    pub const ALL: [Self; 7] = [
+        Self::Decided,
+        Self::Signed,
+        Self::Denied,
+        Self::Instructed,
+        Self::Settled,
+        Self::KeyCreated,
+        Self::Alarm,
+    ];
+
+    /// The kind of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// The name in leaves.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -195,6 +217,23 @@ mod tests {
         assert_eq!(leaf.blobs[0].1, long.as_bytes());
         let name = format!("sha256:{}:4097", hex::encode(leaf.blobs[0].0));
         assert!(String::from_utf8(leaf.bytes).unwrap().contains(&name));
+    }
+
+    #[test]
+    fn every_kind_is_among_all_of_them() {
+        for kind in LeafKind::ALL {
+            assert_eq!(LeafKind::from_name(kind.name()), Some(kind));
+            // A new kind stops here: put it into `ALL`, or the verifier will not know it.
+            match kind {
+                LeafKind::Decided
+                | LeafKind::Signed
+                | LeafKind::Denied
+                | LeafKind::Instructed
+                | LeafKind::Settled
+                | LeafKind::KeyCreated
+                | LeafKind::Alarm => {}
+            }
+        }
     }
 
     #[test]

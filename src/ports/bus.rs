@@ -3,9 +3,13 @@
 //! Events stand in an outbox, one row for each consumer, written in the transaction that moved the
 //! cursor past their block. A bus takes rows to their consumers at least once, in order per source; a
 //! row is done only when its consumer says so. A publisher to a broker is such a consumer too: it says
-//! "done" on an acknowledgement without a return, and nothing else.
+//! "done" on an acknowledgement without a return, and nothing else. What comes back from a broker goes
+//! to an [`Inbox`], which trusts nothing of it.
 
 use async_trait::async_trait;
+
+/// The consumer that publishes to a broker.
+pub const PUBLISHER: &str = "publisher";
 
 /// What a message tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +67,56 @@ pub trait Consumer: Send + Sync {
     /// The sources whose events it takes, and until when their deliveries are held.
     fn subscriptions(&self) -> Vec<(String, Wait)>;
 
+    /// Whether it could take anything now. While it cannot, nothing is claimed for it: nothing counts as
+    /// tried, no delay grows, and a reorg can still cancel what waits.
+    fn ready(&self) -> bool {
+        true
+    }
+
     /// Takes a message. Called again with the same one until it answers `Done` or `Park`, also after a
     /// crash; never called for two messages of one source at once by one process.
     async fn deliver(&self, message: &Message) -> Outcome;
+}
+
+/// Bytes that came over a broker.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival<'a> {
+    /// As they came.
+    pub bytes: &'a [u8],
+    /// Why the broker gave them up, if it did: they were handed out too often without an answer.
+    pub given_up: Option<&'a str>,
+}
+
+/// What was made of an arrival.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Taken {
+    /// Its outcome is stored: the broker may forget it.
+    Settled,
+    /// It has none yet: hand it in again after so many milliseconds.
+    Later(u64),
+}
+
+/// One who takes what arrives over a broker. The bytes may be late, repeated or invented.
+#[async_trait]
+pub trait Inbox: Send + Sync {
+    /// The consumer that it takes messages for; also names its queue.
+    fn name(&self) -> &str;
+
+    /// The routing keys that it wants, and no others.
+    fn routing_keys(&self) -> Vec<String>;
+
+    /// Takes an arrival. `Settled` only once what became of it is durable; called again with the same
+    /// bytes until then, also by another process after a crash.
+    async fn take(&self, arrival: Arrival<'_>) -> Taken;
+}
+
+/// A queue of a broker, as it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueLook {
+    /// Its name.
+    pub name: String,
+    /// Messages that wait; `None` if there is no such queue.
+    pub messages: Option<u32>,
+    /// How many read it, or would.
+    pub consumers: Option<u32>,
 }

@@ -1,11 +1,11 @@
 //! The watcher's database, as operations. Each is one transaction: all of it is durable when the
 //! method returns `Ok`, none of it otherwise. All may be called concurrently, also from other processes.
 
-use super::bus::{Kind, Message};
+use super::bus::{Kind, Message, Outcome};
 use crate::core::chain_view::{Link, Place};
 use crate::core::id::ChainId;
 use crate::core::time::Timestamp;
-use alloy::primitives::B256;
+use alloy::primitives::{B256, Bytes};
 use async_trait::async_trait;
 
 /// Why an operation did not happen.
@@ -188,12 +188,95 @@ pub enum Ended {
     Parked(String),
 }
 
+/// Delay of the first retry, in milliseconds; it doubles with each attempt.
+const RETRY_FIRST_MS: i64 = 500;
+/// Longest delay, in milliseconds.
+const RETRY_MOST_MS: i64 = 60_000;
+
+impl Ended {
+    /// How a delivery ended by what its consumer said of it.
+    #[must_use]
+    pub fn of(outcome: Outcome, attempt: i64, now: Timestamp) -> Self {
+        match outcome {
+            Outcome::Done(result) => Self::Done(result),
+            Outcome::Park(reason) => Self::Parked(reason),
+            Outcome::Retry { after_ms, error } => {
+                let delay = retry_delay_ms(attempt).max(after_ms.unwrap_or(0));
+                Self::Retry { due: now.plus_millis(delay), error }
+            }
+        }
+    }
+}
+
+/// Half a second, doubled with each attempt, up to a minute.
+fn retry_delay_ms(attempt: i64) -> i64 {
+    let doublings = u32::try_from(attempt.saturating_sub(1).clamp(0, 16)).unwrap_or(0);
+    RETRY_FIRST_MS.saturating_mul(2_i64.saturating_pow(doublings)).min(RETRY_MOST_MS)
+}
+
+/// A message that came over a bus and could be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrived {
+    /// For whom.
+    pub consumer: String,
+    /// The chain of its source.
+    pub chain: String,
+    /// The block that it names.
+    pub block_number: u64,
+    /// The message.
+    pub message: Message,
+}
+
+/// What to do with a message that came over a bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Received {
+    /// The consumer has not answered yet: ask it, and end this claim with `finish`.
+    Ask(Claimed),
+    /// The consumer has answered, or need not be asked: why.
+    Settled(&'static str),
+    /// The chain or the source has no row yet: the poller makes it at its start.
+    TooEarly,
+}
+
+/// A message that came over a bus and could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// On whose queue.
+    pub consumer: String,
+    /// SHA-256 of all its bytes.
+    pub digest: B256,
+    /// Its bytes, as they came; cut where they are absurdly many.
+    pub bytes: Bytes,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// A delivery or message that waits for an operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parked {
+    /// A delivery; `unpark` makes it due again.
+    Delivery {
+        /// Its row.
+        delivery: i64,
+        /// The consumer.
+        consumer: String,
+        /// Its event.
+        event_id: String,
+        /// Why.
+        reason: String,
+        /// The document.
+        body: String,
+    },
+    /// A message that could not be read. It cannot be tried again.
+    Unreadable(Unreadable),
+}
+
 /// Deliveries of one consumer in one state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxCount {
     /// The consumer.
     pub consumer: String,
-    /// `held`, `ready`, `done`, `parked` or `cancelled`.
+    /// `held`, `ready`, `taken` (from a broker, and not answered yet), `done`, `parked` or `cancelled`.
     pub state: String,
     /// How many.
     pub count: u64,
@@ -212,6 +295,8 @@ pub struct Attention {
     pub event_id: String,
     /// What happened.
     pub reason: String,
+    /// What the delivery of this event became before it was retracted: the server's request.
+    pub became: Option<String>,
 }
 
 /// What `status` shows.
@@ -249,7 +334,7 @@ pub trait WatchStore: Send + Sync {
     ) -> Result<Vec<StandingEvent>, WatchStoreError>;
 
     /// Takes blocks back. Deliveries that were never tried are cancelled; for the others a retraction
-    /// is put in the outbox. Events that came in since `standing_above` make it `CursorMoved`.
+    /// is put in the outbox, unless they came over a bus, which brings that too. Events that came in since `standing_above` make it `CursorMoved`.
     async fn roll_back(&self, roll_back: &RollBack) -> Result<(), WatchStoreError>;
 
     /// Records finality and lets held deliveries go.
@@ -282,6 +367,21 @@ pub trait WatchStore: Send + Sync {
         now: Timestamp,
     ) -> Result<bool, WatchStoreError>;
 
+    /// Takes a message that came over a bus in hand. However often it comes, one that was answered is
+    /// `Settled`; so is one whose event was retracted, which cancels a delivery that was not answered.
+    async fn receive(&self, arrived: &Arrived, now: Timestamp)
+    -> Result<Received, WatchStoreError>;
+
+    /// Keeps a message that cannot be read. The same bytes are kept once.
+    async fn keep_unreadable(
+        &self,
+        message: &Unreadable,
+        now: Timestamp,
+    ) -> Result<(), WatchStoreError>;
+
+    /// All that is parked, oldest first, with the bytes.
+    async fn parked(&self) -> Result<Vec<Parked>, WatchStoreError>;
+
     /// Sends a source back to a block that it has taken already. What stands is not told twice. `false`
     /// if there is no such source, or it has not come so far.
     async fn rewind(&self, source: &str, from_block: u64) -> Result<bool, WatchStoreError>;
@@ -291,4 +391,20 @@ pub trait WatchStore: Send + Sync {
 
     /// What an operator wants to know.
     async fn status(&self) -> Result<WatchStatus, WatchStoreError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_wait_longer_each_time_and_not_less_than_asked() {
+        assert_eq!(retry_delay_ms(1), 500);
+        assert_eq!(retry_delay_ms(2), 1000);
+        assert_eq!(retry_delay_ms(100), 60_000);
+        let now = Timestamp::from_millis(5);
+        let asked = Outcome::Retry { after_ms: Some(7000), error: String::new() };
+        let due = now.plus_millis(7000);
+        assert_eq!(Ended::of(asked, 1, now), Ended::Retry { due, error: String::new() });
+    }
 }

@@ -43,6 +43,9 @@ pub enum OpenMode {
     Existing,
     /// It must not be there yet: `init` creates it.
     Create,
+    /// It must be there, is not migrated, and nothing can be written: for commands beside a running
+    /// server. Takes no lock, so that it never keeps a server from its file.
+    Reading,
 }
 
 /// Opens the database at a URL: `sqlite:PATH` or `postgres://…`.
@@ -52,6 +55,9 @@ pub enum OpenMode {
 /// the SQLite file, or a migration fails.
 pub async fn open(url: &str, mode: OpenMode) -> Result<Arc<dyn Store>, StoreError> {
     match url.split_once(':').map(|(scheme, _)| scheme) {
+        Some("sqlite") if mode == OpenMode::Reading => {
+            Ok(Arc::new(sqlite::SqliteReader::open(url).await?))
+        }
         Some("sqlite") => Ok(Arc::new(sqlite::SqliteStore::open(url, mode).await?)),
         Some("postgres" | "postgresql") => {
             Ok(Arc::new(postgres::PostgresStore::open(url, mode).await?))

@@ -43,10 +43,13 @@ impl PostgresStore {
     /// # Errors
     /// See [`super::open`].
     pub async fn open(url: &str, mode: OpenMode) -> Result<Self, StoreError> {
-        let options = PgConnectOptions::from_str(url)
+        let mut options = PgConnectOptions::from_str(url)
             .map_err(|e| unavailable(&e))?
             .application_name("claviger")
             .options([("statement_timeout", "30000"), ("lock_timeout", "15000")]);
+        if mode == OpenMode::Reading {
+            options = options.options([("default_transaction_read_only", "on")]);
+        }
         let pool = PgPoolOptions::new()
             .max_connections(8)
             .acquire_timeout(Duration::from_secs(20))
@@ -54,8 +57,11 @@ impl PostgresStore {
             .await
             .map_err(|e| unavailable(&e))?;
         let store = Self { pool };
-        if mode == OpenMode::Existing {
+        if mode != OpenMode::Create {
             queries::check_created(&store).await?;
+        }
+        if mode == OpenMode::Reading {
+            return Ok(store);
         }
         sqlx::migrate!("migrations/server/postgres")
             .run(&store.pool)

@@ -83,7 +83,7 @@ impl SqliteStore {
 
 fn check_presence(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
     match (path.exists(), mode) {
-        (false, OpenMode::Existing) => Err(StoreError::Unavailable(format!(
+        (false, OpenMode::Existing | OpenMode::Reading) => Err(StoreError::Unavailable(format!(
             "there is no database at {}; `claviger init` creates one",
             path.display()
         ))),
@@ -126,6 +126,55 @@ impl Store for SqliteStore {
     async fn run(&self, name: &'static str, work: Work) -> Result<End<Erased>, StoreError> {
         let tx = self.writer.begin_with(BEGIN).await.map_err(|e| unavailable(&e))?;
         Tx::new(tx, name).finish(work).await
+    }
+
+    async fn look(&self, name: &'static str, work: Work) -> Result<End<Erased>, StoreError> {
+        let tx = self.readers.begin().await.map_err(|e| unavailable(&e))?;
+        Tx::new(tx, name).peek(work).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        queries::ping(self).await
+    }
+}
+
+/// An SQLite database that is only read, beside the server that writes it: in WAL mode neither waits for
+/// the other. It takes no lock, so it neither stops a server nor makes the file its own.
+#[derive(Debug)]
+pub struct SqliteReader {
+    readers: sqlx::Pool<Db>,
+}
+
+impl SqliteReader {
+    /// Opens `sqlite:PATH`, which must be of this version.
+    ///
+    /// # Errors
+    /// See [`super::open`].
+    pub async fn open(url: &str) -> Result<Self, StoreError> {
+        // Opened read-only, SQLite itself refuses every write, and the last to close does not
+        // checkpoint. The journal's mode is in the file and is not set here.
+        let options = SqliteConnectOptions::from_str(url)
+            .map_err(|e| unavailable(&e))?
+            .create_if_missing(false)
+            .read_only(true)
+            .busy_timeout(Duration::from_secs(10));
+        check_presence(options.get_filename(), OpenMode::Reading)?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(Duration::from_secs(20))
+            .connect_with(options)
+            .await
+            .map_err(|e| unavailable(&e))?;
+        let store = Self { readers };
+        queries::check_created(&store).await?;
+        Ok(store)
+    }
+}
+
+#[async_trait]
+impl Store for SqliteReader {
+    async fn run(&self, name: &'static str, _work: Work) -> Result<End<Erased>, StoreError> {
+        Err(StoreError::Unavailable(format!("{name}: the database was opened to be read only")))
     }
 
     async fn look(&self, name: &'static str, work: Work) -> Result<End<Erased>, StoreError> {

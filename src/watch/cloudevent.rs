@@ -3,10 +3,13 @@
 //! A retraction has the id of the log that it takes back, another type, and another `source` (since
 //! `source` and `id` together name one event in `CloudEvents`); it repeats the log's data.
 
-use super::plan::Source;
+use super::plan::{ChainPlan, Source};
 use crate::core::time::Timestamp;
 use crate::core::trigger::DecodedLog;
+use crate::ports::bus::{Kind, Message};
 use crate::ports::chain::{Block, Log};
+use alloy::primitives::{Address, B256, Bytes};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// Type of a log.
@@ -15,6 +18,18 @@ pub const LOG: &str = "claviger.chain.log";
 pub const RETRACTED: &str = "claviger.chain.log.retracted";
 /// The version of the data.
 const SCHEMA: &str = "urn:claviger:schema:chain.log:1";
+
+/// `{chain}.{contract}.{event}`: what the messages of a source's logs are routed by on a broker.
+#[must_use]
+pub fn routing_key(chain: &str, source: &Source) -> String {
+    format!("{chain}.{:#x}.{}", source.address, source.event.name())
+}
+
+/// The routing key of the retractions of a source's logs.
+#[must_use]
+pub fn retraction_key(chain: &str, source: &Source) -> String {
+    format!("{}.retracted", routing_key(chain, source))
+}
 
 /// `{chain}:{block hash}:{transaction hash}:{log index}`.
 #[must_use]
@@ -51,7 +66,7 @@ pub fn log(chain: &str, source: &Source, block: &Block, log: &Log, decoded: &Dec
     json!({
         "specversion": "1.0",
         "id": event_id(chain, log),
-        "source": format!("/chains/{chain}/sources/{}", source.name),
+        "source": source_path(chain, source),
         "type": LOG,
         "subject": format!("{:#x}", log.address),
         "time": time.to_string(),
@@ -71,4 +86,125 @@ pub fn retraction(told: &str, now: Timestamp) -> Option<String> {
     members.insert("type".to_owned(), json!(RETRACTED));
     members.insert("time".to_owned(), json!(now.to_string()));
     Some(event.to_string())
+}
+
+/// A document as it is read back: every member is known, and none is there twice.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    specversion: String,
+    id: String,
+    source: String,
+    #[serde(rename = "type")]
+    kind: String,
+    subject: String,
+    time: String,
+    datacontenttype: String,
+    dataschema: String,
+    data: Data,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Data {
+    chain: String,
+    contract: Address,
+    block_number: u64,
+    block_hash: B256,
+    transaction_hash: B256,
+    log_index: u64,
+    topics: Vec<B256>,
+    data: Bytes,
+    // What the log says, decoded: must agree with its bytes.
+    #[serde(default)]
+    event: String,
+    #[serde(default)]
+    event_name: String,
+    #[serde(default)]
+    args: Value,
+}
+
+/// A document that came from somewhere, and the source of ours that it says it is of.
+#[derive(Debug)]
+pub struct Read<'a> {
+    /// The chain of the source.
+    pub chain: &'a str,
+    /// The source.
+    pub source: &'a Source,
+    /// The block that it names.
+    pub block_number: u64,
+    /// The message; its body is the document as it came.
+    pub message: Message,
+}
+
+/// Reads a document strictly: it must be one that a watcher with these sources writes. That it is true
+/// is not said: whoever signs reads the event from the chain.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn read<'a>(bytes: &[u8], chains: &'a [ChainPlan]) -> Result<Read<'a>, String> {
+    let body = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
+    let document: Document = serde_json::from_str(body).map_err(|error| error.to_string())?;
+    let (path, kind) = match document.kind.as_str() {
+        LOG => (document.source.as_str(), Kind::Log),
+        RETRACTED => {
+            let path = document.source.strip_suffix("/retractions");
+            (path.ok_or("a retraction of no source")?, Kind::Retraction)
+        }
+        other => return Err(format!("type `{}` is not known", short(other))),
+    };
+    let sources = chains.iter().flat_map(|plan| plan.sources.iter().map(move |of| (plan, of)));
+    let (plan, source) = { sources }
+        .find(|(plan, source)| path == source_path(&plan.chain.name, source))
+        .ok_or_else(|| format!("source `{}` is not configured here", short(path)))?;
+    check(&document, &plan.chain.name, source)?;
+    Ok(Read {
+        chain: &plan.chain.name,
+        source,
+        block_number: document.data.block_number,
+        message: Message {
+            kind,
+            source: source.name.clone(),
+            event_id: document.id,
+            body: body.to_owned(),
+        },
+    })
+}
+
+fn source_path(chain: &str, source: &Source) -> String {
+    format!("/chains/{chain}/sources/{}", source.name)
+}
+
+/// Whether a document agrees with itself and with its source.
+fn check(document: &Document, chain: &str, source: &Source) -> Result<(), String> {
+    let data = &document.data;
+    let id = format!("{chain}:{}:{}:{}", data.block_hash, data.transaction_hash, data.log_index);
+    let contract = format!("{:#x}", source.address);
+    let height = i64::try_from(data.block_number);
+    let decoded = source.event.decode(&data.topics, &data.data);
+    let agrees = decoded.is_ok_and(|decoded| decoded.to_json() == data.args);
+    let rules = [
+        (document.specversion == "1.0", "specversion is not 1.0"),
+        (document.datacontenttype == "application/json", "datacontenttype is not JSON"),
+        (document.dataschema == SCHEMA, "dataschema is not known"),
+        (document.subject == contract, "subject is not the source's contract"),
+        (Timestamp::parse_rfc3339(&document.time).is_some(), "time is not one of RFC 3339"),
+        (height.is_ok(), "block_number is out of range"),
+        (data.chain == chain, "the data is of another chain"),
+        (data.contract == source.address, "the data is of another contract"),
+        (data.topics.first() == Some(&source.event.topic0()), "the log is of another event"),
+        (document.id == id, "id is not the log's place"),
+        (data.event == source.event.signature(), "event is not the source's"),
+        (data.event_name == source.event.name(), "event_name is not the source's"),
+        (agrees, "args is not what topics and data say"),
+    ];
+    match rules.iter().find(|(holds, _)| !holds) {
+        Some((_, broken)) => Err((*broken).to_owned()),
+        None => Ok(()),
+    }
+}
+
+/// What strangers wrote, short enough for a line of the log.
+fn short(text: &str) -> String {
+    text.chars().take(100).flat_map(char::escape_default).collect()
 }

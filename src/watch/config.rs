@@ -86,6 +86,15 @@ pub struct BusSection {
     /// Which bus.
     #[serde(default)]
     pub kind: BusKind,
+    /// RabbitMQ's address, `amqp://host:port/vhost`, where it needs no password.
+    pub url: Option<Url>,
+    /// A file with RabbitMQ's address, `amqp[s]://user:password@host:port/vhost`; read again for each
+    /// connection.
+    pub url_file: Option<PathBuf>,
+    /// PEM certificates of the authorities that may vouch for the broker; needed for `amqps`.
+    pub ca_file: Option<PathBuf>,
+    /// The topic exchange that events are published to; `claviger.events` by default.
+    pub exchange: Option<String>,
 }
 
 /// The buses there are.
@@ -95,6 +104,8 @@ pub enum BusKind {
     /// The outbox is read in this process.
     #[default]
     Embedded,
+    /// Events are published to RabbitMQ, and the triggers read queues of their own.
+    Rabbitmq,
 }
 
 /// `[[chain]]`

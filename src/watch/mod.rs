@@ -3,13 +3,15 @@
 //! - [`config`]: its file. [`plan`]: that file, checked and compiled.
 //! - [`poller`]: one per chain; blocks in, events and the cursor out, in one transaction.
 //! - [`cloudevent`]: the documents that tell of events.
-//! - [`trigger`]: the consumer that turns an event into a request to the [`server`].
+//! - [`trigger`]: the consumer that turns an event into a request to the [`server`]. [`inbox`]: the same
+//!   for what comes over a broker, which is not trusted.
 //! - [`store`]: its database. [`run`]: the loops. [`status`]: what an operator sees.
 //!
 //! It takes ports; the program composes. It never sees the HSM, the server's listeners or its store.
 
 pub mod cloudevent;
 pub mod config;
+pub mod inbox;
 pub mod plan;
 pub mod poller;
 pub mod run;

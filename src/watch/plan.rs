@@ -1,5 +1,9 @@
 //! The configuration, checked and compiled: what can be wrong is wrong at start.
 
+mod bus;
+
+pub use bus::BusPlan;
+
 use super::config::{ChainSection, Config, Finality, ServerSection, SourceSection, TriggerSection};
 use crate::core::trigger::{BusinessId, EventAbi, Trigger, TriggerError};
 use alloy::primitives::Address;
@@ -7,10 +11,9 @@ use std::collections::BTreeSet;
 
 /// Why a configuration cannot run.
 #[derive(Debug, thiserror::Error)]
-#[error("[[{section}]] {name}: {reason}")]
+#[error("{place}: {reason}")]
 pub struct PlanError {
-    section: &'static str,
-    name: String,
+    place: String,
     reason: String,
 }
 
@@ -74,6 +77,8 @@ pub struct Plan {
     pub store_url: String,
     /// The server, if there are triggers.
     pub server: Option<ServerSection>,
+    /// The bus.
+    pub bus: BusPlan,
     /// The chains.
     pub chains: Vec<ChainPlan>,
     /// The triggers.
@@ -81,7 +86,7 @@ pub struct Plan {
 }
 
 fn wrong(section: &'static str, name: &str, reason: impl ToString) -> PlanError {
-    PlanError { section, name: name.to_owned(), reason: reason.to_string() }
+    PlanError { place: format!("[[{section}]] {name}"), reason: reason.to_string() }
 }
 
 fn check_name(section: &'static str, name: &str) -> Result<(), PlanError> {
@@ -139,7 +144,8 @@ impl Plan {
         if let (Some(trigger), None) = (triggers.first(), &config.server) {
             return Err(wrong("trigger", &trigger.name, "triggers need a [server]"));
         }
-        Ok(Self { store_url: config.store.url, server: config.server, chains, triggers })
+        let bus = BusPlan::new(config.bus, &chains)?;
+        Ok(Self { store_url: config.store.url, server: config.server, bus, chains, triggers })
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::fixtures::{Database, at};
 use claviger::audit::sequencer::sequence;
 use claviger::core::audit::{EncodedLeaf, INLINE_TEXT_MAX, Leaf, LeafKind};
-use claviger::ports::store::{LogBatch, LogHead, LogLeaf, Store, StoreError};
+use claviger::ports::store::{LogBatch, LogHead, LogLeaf, SignedCheckpoint, Store, StoreError};
 use ct_merkle::mem_backed_tree::MemoryBackedTree;
 use sha2_for_ct::Sha256;
 use sqlx::Connection as _;
@@ -19,6 +19,8 @@ on_both!(
     a_leaf_that_does_not_wait_is_not_logged,
     events_of_a_subject_come_in_order,
     units_that_keep_the_same_texts_do_not_block_each_other,
+    a_checkpoint_of_a_size_is_kept_once_and_the_largest_is_the_newest,
+    nodes_are_read_by_their_range_and_long_texts_by_their_hash,
 );
 
 fn leaf(n: usize) -> EncodedLeaf {
@@ -187,7 +189,47 @@ async fn units_that_keep_the_same_texts_do_not_block_each_other(store: Arc<dyn S
     assert_eq!(sequence(&*store).await.unwrap(), 20);
 }
 
-/// The port writes them only; whoever verifies the log reads them from the database.
+fn checkpoint(size: u64, note: &str) -> SignedCheckpoint {
+    SignedCheckpoint { size, root: [7; 32], note: note.to_owned() }
+}
+
+async fn keep(store: &Arc<dyn Store>, signed: SignedCheckpoint) -> bool {
+    commit!(store, [signed], |unit| unit.keep_checkpoint(&signed).await?).unwrap()
+}
+
+async fn a_checkpoint_of_a_size_is_kept_once_and_the_largest_is_the_newest(store: Arc<dyn Store>) {
+    assert_eq!(read!(store, [], |unit| unit.newest_checkpoint().await?), None);
+    for (size, is_new) in [(3, true), (12, true), (5, true), (12, false)] {
+        assert_eq!(keep(&store, checkpoint(size, &format!("note {size} {is_new}"))).await, is_new);
+    }
+    let newest = read!(store, [], |unit| unit.newest_checkpoint().await?);
+    assert_eq!(newest, Some(checkpoint(12, "note 12 true")));
+    let page = read!(store, [], |unit| unit.checkpoints(4, 1).await?);
+    assert_eq!(page, [checkpoint(5, "note 5 true")]);
+    let sizes = read!(store, [], |unit| unit.checkpoints(0, 9).await?);
+    assert_eq!(sizes.iter().map(|one| one.size).collect::<Vec<_>>(), [3, 5, 12]);
+}
+
+async fn nodes_are_read_by_their_range_and_long_texts_by_their_hash(store: Arc<dyn Store>) {
+    let texts = Leaf::new(LeafKind::Decided, "request", at(0)).with("text", long("x"));
+    let texts = texts.encode().unwrap();
+    append(&store, texts.clone()).await;
+    for n in 1..4 {
+        append(&store, leaf(n)).await;
+    }
+    assert_eq!(sequence(&*store).await.unwrap(), 4);
+    // Leaves 0 and 1, their node, leaf 2, leaf 3, and the two nodes above.
+    let nodes = read!(store, [], |unit| unit.log_nodes_between(2, 100).await?);
+    assert_eq!(nodes.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
+    let root = nodes.last().unwrap().1;
+    assert_eq!(root, head(&store).await.root);
+    assert!(read!(store, [], |unit| unit.log_nodes_between(7, 8).await?).is_empty());
+
+    let (hash, text) = texts.blobs[0].clone();
+    assert_eq!(read!(store, [], |unit| unit.long_text(&hash).await?), Some(text));
+    assert_eq!(read!(store, [], |unit| unit.long_text(&[0; 32]).await?), None);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_texts_are_kept_once_beside_the_log() {
     const BLOBS: &str = "SELECT hash, bytes FROM audit_blobs";

@@ -104,3 +104,40 @@ async fn what_was_stored_is_there_when_it_is_opened_again() {
         assert_eq!(read!(again, [], |unit| unit.meta("kept").await?).as_deref(), Some("yes"));
     }
 }
+
+/// Beside the one that writes, and without its lock.
+#[tokio::test]
+async fn a_database_that_is_opened_to_be_read_shows_what_is_written_and_writes_nothing() {
+    for database in [Database::sqlite().await, Database::postgres().await] {
+        let store = &database.store;
+        let reader = open(&database.url, OpenMode::Reading).await.unwrap();
+        for value in ["one", "two"] {
+            commit!(store, [], |unit| unit.set_meta("shown", value).await?).unwrap();
+            let shown = read!(reader, [], |unit| unit.meta("shown").await?);
+            assert_eq!(shown.as_deref(), Some(value));
+        }
+        reader.ping().await.unwrap();
+        let written = commit!(reader, [], |unit| unit.set_meta("shown", "three").await?);
+        assert!(written.is_err(), "{}", database.url);
+        let shown = read!(store, [], |unit| unit.meta("shown").await?);
+        assert_eq!(shown.as_deref(), Some("two"));
+    }
+}
+
+#[tokio::test]
+async fn a_reader_makes_no_database_and_does_not_keep_a_server_from_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let absent = format!("sqlite:{}", folder.path().join("claviger.db").display());
+    let told = refused(&absent, OpenMode::Reading).await;
+    assert!(told.contains("there is no database"), "{told}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+
+    let Database { store, url, _folder } = Database::sqlite().await;
+    commit!(store, [], |unit| unit.set_meta("kept", "yes").await?).unwrap();
+    drop(store);
+    let reader = open(&url, OpenMode::Reading).await.unwrap();
+    assert_eq!(read!(reader, [], |unit| unit.meta("kept").await?).as_deref(), Some("yes"));
+    let server = open(&url, OpenMode::Existing).await.unwrap();
+    commit!(server, [], |unit| unit.set_meta("kept", "still").await?).unwrap();
+    assert_eq!(read!(reader, [], |unit| unit.meta("kept").await?).as_deref(), Some("still"));
+}

@@ -32,6 +32,8 @@ pub type Answer = (u16, &'static str, Value);
 struct State {
     requests: Vec<Recorded>,
     script: VecDeque<Answer>,
+    /// What every request is answered, after the script.
+    always: Option<Answer>,
     /// The body that each key was first used with.
     bound: BTreeMap<String, Value>,
 }
@@ -64,6 +66,11 @@ impl RecordingServer {
     /// Answers the next requests so, one each; then 201 again.
     pub fn script(&self, answers: impl IntoIterator<Item = Answer>) {
         self.state.lock().unwrap().script.extend(answers);
+    }
+
+    /// Answers every request so until it is told otherwise.
+    pub fn always(&self, answer: Option<Answer>) {
+        self.state.lock().unwrap().always = answer;
     }
 
     pub fn requests(&self) -> Vec<Recorded> {
@@ -109,6 +116,9 @@ fn answer(state: &Mutex<State>, request: Recorded) -> Answer {
     state.requests.push(request);
     if let Some(scripted) = state.script.pop_front() {
         return scripted;
+    }
+    if let Some(always) = &state.always {
+        return always.clone();
     }
     let bound = state.bound.entry(key.clone()).or_insert_with(|| body.clone());
     if *bound == body {

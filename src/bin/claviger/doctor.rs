@@ -1,6 +1,6 @@
 //! `claviger doctor`: one line for each thing that must be right, and what to do where it is not.
 
-use crate::{softhsm, world};
+use crate::{audit, softhsm, world};
 use claviger::cli::args::ReportArgs;
 use claviger::cli::{Failure, load, print};
 use claviger::config::server::ServerConfig;
@@ -91,6 +91,7 @@ async fn check(path: &Path, config: &ServerConfig, findings: &mut Findings) {
         Err(error) => add(findings, "HSM", Err(error.to_string())),
     }
     database(config, hsm.ok().as_deref(), findings).await;
+    add(findings, "audit log", audit::check(config).await);
     for section in &config.chains {
         let what = format!("chain {}", section.name);
         add(findings, what, chain(section).await);

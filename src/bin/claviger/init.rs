@@ -1,6 +1,6 @@
 //! `claviger init`: a working development set-up, in one new folder.
 
-use crate::softhsm;
+use crate::{audit, softhsm};
 use claviger::cli::args::{InitArgs, InitTokenArgs};
 use claviger::cli::{Failure, load, print};
 use claviger::ports::clock::Entropy;
@@ -58,8 +58,10 @@ pub async fn run(args: &InitArgs) -> Result<(), Failure> {
         .unwrap_or_else(|| format!("sqlite:{}", dir.join("claviger.db").display()));
     store::open(&url, OpenMode::Create).await.map_err(|e| Failure::of("database", e))?;
     let file = dir.join("claviger.toml");
-    load::both(&file)?;
+    let (config, _) = load::both(&file)?;
+    audit::create_key(&config, &audit::random_origin())?;
     print::line(&format!("A development set-up is in {}.", dir.display()));
+    print::line("The audit log's public key, for those who verify it, is audit.vkey.");
     print::line("The token in it is SoftHSM's: keys in files, for development only.");
     print::line("");
     print::line(&format!("  claviger serve --config {}", file.display()));
@@ -191,8 +193,11 @@ dir = "policies"
 [[group]]
 name = "payments"
 
+# The log's public key, for those who verify it, is beside its key: audit.vkey.
 [audit]
 sequence_every = "100ms"
+key_file = "audit.key"
+checkpoint_every = "1s"
 "#,
         listen = args.listen,
         admin = args.admin_listen,

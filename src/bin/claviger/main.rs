@@ -1,5 +1,6 @@
 //! The server and the operator commands. The only place that names concrete edges.
 
+mod audit;
 mod doctor;
 mod init;
 mod serve;
@@ -34,6 +35,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Token(TokenCommand::Issue(args)) => token::run(args, &SystemClock, &SystemEntropy),
         Command::Key(command) => block_on(1, key::run(command, &SystemClock, &SystemEntropy)),
         Command::Tx(command) => block_on(1, tx::run(command, &SystemClock, &SystemEntropy)),
+        Command::Audit(command) => block_on(1, audit::run(command)),
         Command::Policy(PolicyCommand::Check { dir, json }) => policy::check(dir, *json),
     }
 }

@@ -1,5 +1,6 @@
 //! `claviger serve`
 
+use crate::audit::Signing;
 use crate::{softhsm, world};
 use claviger::app::{App, recover};
 use claviger::audit::sequencer;
@@ -50,6 +51,7 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     let upkeep = tokio::spawn(metrics::upkeep(recorder.clone(), stop.clone()));
     let bundle = Arc::new(bundle);
     let store = world::store(&config).await?;
+    let signing = Signing::open(&config, &store).await?;
     let hsm = world::hsm(&config).await?;
     let signer: Arc<dyn Signer> = Arc::clone(&hsm) as Arc<dyn Signer>;
     let app = world::app(&config, Arc::clone(&bundle), store, signer)?;
@@ -71,7 +73,8 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
         let served = serve(plain, metrics::router(recorder), entropy, stop.clone()).await;
         listening.push(served.map_err(|e| Failure::of("metrics", e))?);
     }
-    let edges = vec![sequence(&config, &app)];
+    let mut edges = vec![sequence(&config, &app)];
+    edges.extend(signing.iter().map(Signing::job));
     let periods = Periods { recover_ms: RECOVER_MS, gauges_ms: GAUGES_MS };
     let mut jobs = jobs::start(&app, polled(&config, &app), edges, periods, &stop);
     tracing::info!("ready");
@@ -89,6 +92,9 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
         // Whatever they are at is committed step by step, and goes on at the next start.
         tracing::warn!("jobs did not end in time");
         jobs.shutdown().await;
+    }
+    if let Some(signing) = signing {
+        signing.close().await;
     }
     let _ = upkeep.await;
     drop(app);

@@ -351,6 +351,29 @@ pub trait Unit: Send {
     /// Leaves of the log from an index on.
     async fn log_leaves(&mut self, from: u64, most: i64) -> Result<Vec<LogLeaf>, StoreError>;
 
+    /// Stored nodes of the tree with an index from `from` to below `below`, those that there are.
+    async fn log_nodes_between(
+        &mut self,
+        from: u64,
+        below: u64,
+    ) -> Result<Vec<(u64, [u8; 32])>, StoreError>;
+
+    /// A text that is kept beside the log, by its SHA-256.
+    async fn long_text(&mut self, hash: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Keeps a signed checkpoint. `false` if there is one of that size; then nothing was changed.
+    async fn keep_checkpoint(&mut self, signed: &SignedCheckpoint) -> Result<bool, StoreError>;
+
+    /// The signed checkpoint of the largest size.
+    async fn newest_checkpoint(&mut self) -> Result<Option<SignedCheckpoint>, StoreError>;
+
+    /// Signed checkpoints of at least this size, the smallest first.
+    async fn checkpoints(
+        &mut self,
+        from: u64,
+        most: i64,
+    ) -> Result<Vec<SignedCheckpoint>, StoreError>;
+
     /// Queues an event about a transaction, in order.
     async fn append_event(&mut self, event: &NewEvent) -> Result<(), StoreError>;
 

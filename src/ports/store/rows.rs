@@ -432,6 +432,17 @@ pub struct LogLeaf {
     pub bytes: Vec<u8>,
 }
 
+/// A checkpoint of the log that was signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedCheckpoint {
+    /// How many leaves.
+    pub size: u64,
+    /// RFC 6962 root at that size.
+    pub root: [u8; 32],
+    /// The signed note (C2SP tlog-checkpoint).
+    pub note: String,
+}
+
 /// An event to be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEvent {

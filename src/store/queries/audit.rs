@@ -3,7 +3,7 @@
 use super::column::{corrupt, exactly_one, to_i64, to_u64};
 use super::statement::{Tx, values};
 use crate::core::audit::EncodedLeaf;
-use crate::ports::store::{LogBatch, LogHead, LogLeaf, StoreError, WaitingLeaf};
+use crate::ports::store::{LogBatch, LogHead, LogLeaf, SignedCheckpoint, StoreError, WaitingLeaf};
 use sqlx::FromRow;
 
 statements! {
@@ -20,6 +20,13 @@ statements! {
     LOG_NODE = "SELECT hash FROM audit_nodes WHERE idx = $1";
     LOG_LEAVES = "SELECT idx, kind, subject, leaf FROM audit_leaves WHERE idx >= $1 \
         ORDER BY idx LIMIT $2";
+    NODES_BETWEEN = "SELECT idx, hash FROM audit_nodes WHERE idx >= $1 AND idx < $2 ORDER BY idx";
+    LONG_TEXT = "SELECT bytes FROM audit_blobs WHERE hash = $1";
+    KEEP_CHECKPOINT = "INSERT INTO audit_checkpoints (size, root, note) VALUES ($1, $2, $3) \
+        ON CONFLICT (size) DO NOTHING";
+    NEWEST_CHECKPOINT = "SELECT size, root, note FROM audit_checkpoints ORDER BY size DESC LIMIT 1";
+    CHECKPOINTS = "SELECT size, root, note FROM audit_checkpoints WHERE size >= $1 \
+        ORDER BY size LIMIT $2";
 }
 
 #[derive(FromRow)]
@@ -47,6 +54,31 @@ struct HeadColumns {
 #[derive(FromRow)]
 struct NodeColumn {
     hash: Vec<u8>,
+}
+
+#[derive(FromRow)]
+struct NodeColumns {
+    idx: i64,
+    hash: Vec<u8>,
+}
+
+#[derive(FromRow)]
+struct TextColumn {
+    bytes: Vec<u8>,
+}
+
+#[derive(FromRow)]
+struct CheckpointColumns {
+    size: i64,
+    root: Vec<u8>,
+    note: String,
+}
+
+impl CheckpointColumns {
+    fn read(self) -> Result<SignedCheckpoint, StoreError> {
+        let root = self.root.try_into().map_err(|_| corrupt("a checkpoint's root"))?;
+        Ok(SignedCheckpoint { size: to_u64(self.size)?, root, note: self.note })
+    }
 }
 
 #[derive(FromRow)]
@@ -144,4 +176,46 @@ pub(super) async fn log_leaves(
             })
         })
         .collect()
+}
+
+pub(super) async fn log_nodes_between(
+    tx: &mut Tx,
+    from: u64,
+    below: u64,
+) -> Result<Vec<(u64, [u8; 32])>, StoreError> {
+    let values = values![to_i64(from)?, to_i64(below)?];
+    let rows = tx.all::<NodeColumns>(NODES_BETWEEN, values).await?;
+    rows.into_iter()
+        .map(|row| {
+            let hash = row.hash.try_into().map_err(|_| corrupt("a node of the tree"))?;
+            Ok((to_u64(row.idx)?, hash))
+        })
+        .collect()
+}
+
+pub(super) async fn long_text(tx: &mut Tx, hash: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError> {
+    let row = tx.one::<TextColumn>(LONG_TEXT, values![hash.as_slice()]).await?;
+    Ok(row.map(|row| row.bytes))
+}
+
+pub(super) async fn keep_checkpoint(
+    tx: &mut Tx,
+    signed: &SignedCheckpoint,
+) -> Result<bool, StoreError> {
+    let values = values![to_i64(signed.size)?, signed.root.as_slice(), signed.note.as_str()];
+    Ok(tx.execute(KEEP_CHECKPOINT, values).await? == 1)
+}
+
+pub(super) async fn newest_checkpoint(tx: &mut Tx) -> Result<Option<SignedCheckpoint>, StoreError> {
+    let row = tx.one::<CheckpointColumns>(NEWEST_CHECKPOINT, values![]).await?;
+    row.map(CheckpointColumns::read).transpose()
+}
+
+pub(super) async fn checkpoints(
+    tx: &mut Tx,
+    from: u64,
+    most: i64,
+) -> Result<Vec<SignedCheckpoint>, StoreError> {
+    let rows = tx.all::<CheckpointColumns>(CHECKPOINTS, values![to_i64(from)?, most]).await?;
+    rows.into_iter().map(CheckpointColumns::read).collect()
 }

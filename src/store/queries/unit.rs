@@ -14,8 +14,8 @@ use crate::core::tx::state::Status;
 use crate::ports::store::{
     AttemptRow, Bound, DecisionSummary, Filter, KeyBinding, Lane, LaneKey, LimitExceeded, LimitRow,
     LogBatch, LogHead, LogLeaf, NewAttempt, NewEvent, NewKey, NewSignatureRequest, NewTransaction,
-    Sent, Settlement, SignatureRow, SignedAttempt, StatusChange, StoreError, TransactionRow, Unit,
-    WaitingLeaf,
+    Sent, Settlement, SignatureRow, SignedAttempt, SignedCheckpoint, StatusChange, StoreError,
+    TransactionRow, Unit, WaitingLeaf,
 };
 use alloy::primitives::{Address, B256};
 use async_trait::async_trait;
@@ -278,6 +278,34 @@ impl Unit for Tx {
 
     async fn log_leaves(&mut self, from: u64, most: i64) -> Result<Vec<LogLeaf>, StoreError> {
         kept!(self, audit::log_leaves(self, from, most))
+    }
+
+    async fn log_nodes_between(
+        &mut self,
+        from: u64,
+        below: u64,
+    ) -> Result<Vec<(u64, [u8; 32])>, StoreError> {
+        kept!(self, audit::log_nodes_between(self, from, below))
+    }
+
+    async fn long_text(&mut self, hash: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError> {
+        kept!(self, audit::long_text(self, hash))
+    }
+
+    async fn keep_checkpoint(&mut self, signed: &SignedCheckpoint) -> Result<bool, StoreError> {
+        kept!(self, audit::keep_checkpoint(self, signed))
+    }
+
+    async fn newest_checkpoint(&mut self) -> Result<Option<SignedCheckpoint>, StoreError> {
+        kept!(self, audit::newest_checkpoint(self))
+    }
+
+    async fn checkpoints(
+        &mut self,
+        from: u64,
+        most: i64,
+    ) -> Result<Vec<SignedCheckpoint>, StoreError> {
+        kept!(self, audit::checkpoints(self, from, most))
     }
 
     async fn append_event(&mut self, event: &NewEvent) -> Result<(), StoreError> {

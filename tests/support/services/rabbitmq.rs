@@ -8,6 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
 
 /// How long a start may take: Erlang is slow on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -31,6 +32,13 @@ pub struct RabbitMq {
 }
 
 impl RabbitMq {
+    /// The one broker of this test process, for tests that neither stop nor fill it. It ends with the
+    /// process.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<RabbitMq> = OnceCell::const_new();
+        SHARED.get_or_init(Self::start).await
+    }
+
     pub async fn start() -> Self {
         let mut output = String::new();
         for _ in 0..4 {

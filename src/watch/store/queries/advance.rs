@@ -31,13 +31,14 @@ statements! {
                            WHERE chain = $1 AND block_number > $2 AND state = 'undecodable'";
     COUNT_STANDING = "SELECT COUNT(*) FROM event \
                       WHERE chain = $1 AND block_number > $2 AND state = 'standing'";
-    // Deliveries that were tried before, or are done: their consumers must hear of the retraction.
+    // Deliveries that were tried before, or are done: their consumers must hear of the retraction. Who
+    // was told over a bus hears of it over the bus.
     TOLD = "SELECT DISTINCT consumer FROM outbox \
             WHERE source = $1 AND event_id = $2 AND kind = 'log' AND attempts > 0 \
-            AND state <> 'cancelled' ORDER BY consumer";
+            AND state <> 'cancelled' AND origin = 'chain' ORDER BY consumer";
     CANCEL = "UPDATE outbox SET state = 'cancelled', reason = 'retracted by a reorg', updated_at = $3 \
               WHERE source = $1 AND event_id = $2 AND kind = 'log' \
-              AND state IN ('held', 'ready', 'parked')";
+              AND state IN ('held', 'ready', 'taken', 'parked')";
     SET_FINAL = "UPDATE chain SET final_number = $2, final_hash = $3 \
                  WHERE name = $1 AND final_number < $2";
     RELEASE = "UPDATE outbox SET state = 'ready', due_at = $4, updated_at = $4 \

@@ -2,6 +2,7 @@
 //! differ. The portable subset: i64, text, bytes, no nulls; `RETURNING`, `ON CONFLICT`.
 
 mod advance;
+mod arrivals;
 mod chains;
 mod outbox;
 mod statement;
@@ -10,8 +11,8 @@ use super::{CREATED, OpenMode, RUNS_MAX, Store};
 use crate::core::chain_view::Link;
 use crate::core::time::Timestamp;
 use crate::ports::watch_store::{
-    Advance, ChainPin, ChainState, Claimed, Ended, RollBack, Settle, SourceState, StandingEvent,
-    WatchStatus, WatchStore, WatchStoreError,
+    Advance, Arrived, ChainPin, ChainState, Claimed, Ended, Parked, Received, RollBack, Settle,
+    SourceState, StandingEvent, Unreadable, WatchStatus, WatchStore, WatchStoreError,
 };
 use async_trait::async_trait;
 use statement::Tx;
@@ -19,7 +20,7 @@ use statement::Tx;
 /// Every statement, for the test that prepares them.
 #[cfg(test)]
 pub(super) fn all_statements() -> Vec<crate::watch::store::Named> {
-    [advance::ALL, chains::ALL, outbox::ALL].concat()
+    [advance::ALL, arrivals::ALL, chains::ALL, outbox::ALL].concat()
 }
 
 /// Runs work in a transaction of this name, again if others were in its way.
@@ -143,6 +144,26 @@ impl WatchStore for Store {
         now: Timestamp,
     ) -> Result<bool, WatchStoreError> {
         unit!(self, "finish", |tx| outbox::finish(tx, id, attempt, ended, now))
+    }
+
+    async fn receive(
+        &self,
+        arrived: &Arrived,
+        now: Timestamp,
+    ) -> Result<Received, WatchStoreError> {
+        unit!(self, "receive", |tx| arrivals::receive(tx, arrived, now))
+    }
+
+    async fn keep_unreadable(
+        &self,
+        message: &Unreadable,
+        now: Timestamp,
+    ) -> Result<(), WatchStoreError> {
+        unit!(self, "keep_unreadable", |tx| arrivals::keep_unreadable(tx, message, now))
+    }
+
+    async fn parked(&self) -> Result<Vec<Parked>, WatchStoreError> {
+        look!(self, "parked", |tx| arrivals::parked(tx))
     }
 
     async fn rewind(&self, source: &str, from_block: u64) -> Result<bool, WatchStoreError> {

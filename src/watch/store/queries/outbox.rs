@@ -1,9 +1,9 @@
 //! Deliveries: claimed, ended, counted.
 
-use super::chains;
 use super::statement::{Tx, contradiction, height, values};
+use super::{arrivals, chains};
 use crate::core::time::Timestamp;
-use crate::ports::bus::{Kind, Message};
+use crate::ports::bus::{Kind, Message, PUBLISHER};
 use crate::ports::watch_store::{
     Attention, Claimed, Ended, OutboxCount, WatchStatus, WatchStoreError,
 };
@@ -17,23 +17,25 @@ statements! {
              WHERE id = $1 AND attempts = $2 AND state = 'ready'";
     FORGET = "UPDATE outbox SET due_at = $1 WHERE state = 'ready' AND due_at > $1";
     DONE = "UPDATE outbox SET state = 'done', result = $3, reason = '', updated_at = $4 \
-            WHERE id = $1 AND attempts = $2 AND state = 'ready'";
+            WHERE id = $1 AND attempts = $2 AND state IN ('ready', 'taken')";
     DONE_THOUGH_CANCELLED = "UPDATE outbox SET result = $3, updated_at = $4 \
                              WHERE id = $1 AND attempts = $2 AND state = 'cancelled'";
     RETRY = "UPDATE outbox SET due_at = $3, reason = $4, updated_at = $5 \
-             WHERE id = $1 AND attempts = $2 AND state = 'ready'";
+             WHERE id = $1 AND attempts = $2 AND state IN ('ready', 'taken')";
     PARK = "UPDATE outbox SET state = 'parked', reason = $3, updated_at = $4 \
-            WHERE id = $1 AND attempts = $2 AND state = 'ready'";
+            WHERE id = $1 AND attempts = $2 AND state IN ('ready', 'taken')";
     UNPARK = "UPDATE outbox SET state = 'ready', due_at = $2, updated_at = $2 \
               WHERE state = 'parked' AND ($1 = 0 OR id = $1)";
     COUNTS = "SELECT consumer, state, COUNT(*) FROM outbox GROUP BY consumer, state \
               ORDER BY consumer, state";
-    // A retraction shows what became of the log that it takes back.
+    // A retraction shows what became of the log that it takes back. That it was published, to whom it
+    // may concern, needs no look.
     ATTENTION = "SELECT o.id, o.consumer, o.kind, o.event_id, o.state, o.reason, \
                  COALESCE((SELECT MAX(l.result) FROM outbox l WHERE l.source = o.source \
                  AND l.event_id = o.event_id AND l.consumer = o.consumer AND l.kind = 'log'), '') \
                  FROM outbox o WHERE o.state = 'parked' OR (o.state = 'cancelled' AND o.result <> '') \
-                 OR o.kind = 'retraction' OR (o.state = 'ready' AND o.attempts > 2) ORDER BY o.id DESC LIMIT 50";
+                 OR (o.kind = 'retraction' AND o.consumer <> $1) \
+                 OR (o.state IN ('ready', 'taken') AND o.attempts > 2) ORDER BY o.id DESC LIMIT 50";
     UNDECODABLE = "SELECT event_id, reason FROM event WHERE state = 'undecodable' \
                    ORDER BY id DESC LIMIT 50";
 }
@@ -61,6 +63,13 @@ fn kind(stored: &str) -> Result<Kind, WatchStoreError> {
         "log" => Ok(Kind::Log),
         "retraction" => Ok(Kind::Retraction),
         other => Err(contradiction(format!("a stored message of kind {other}"))),
+    }
+}
+
+pub(super) const fn stored_kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Log => "log",
+        Kind::Retraction => "retraction",
     }
 }
 
@@ -139,21 +148,24 @@ pub(super) async fn status(tx: &mut Tx) -> Result<WatchStatus, WatchStoreError> 
     };
     let outbox = counts.into_iter().map(count).collect::<Result<_, WatchStoreError>>()?;
     let mut attention = Vec::new();
-    for row in tx.all::<AttentionRow>(ATTENTION, Vec::new()).await? {
+    for row in tx.all::<AttentionRow>(ATTENTION, values![PUBLISHER]).await? {
         let (delivery, consumer, stored, event_id, state, reason, result) = row;
         let kind = kind(&stored)?;
         let reason = match (kind, state.as_str()) {
             (_, "parked") => reason,
-            (Kind::Log, "ready") => format!("still trying: {reason}"),
+            (Kind::Log, "ready" | "taken") => format!("still trying: {reason}"),
             _ if result.is_empty() => "retracted after it was tried".to_owned(),
             _ => format!("retracted after it became {result}"),
         };
-        attention.push(Attention { delivery, consumer, kind, event_id, reason });
+        let became = Some(result).filter(|result| !result.is_empty());
+        attention.push(Attention { delivery, consumer, kind, event_id, reason, became });
     }
+    attention.extend(arrivals::attention(tx).await?);
     for (event_id, reason) in tx.all::<(String, String)>(UNDECODABLE, Vec::new()).await? {
         let reason = format!("undecodable: {reason}");
         let consumer = String::new();
-        attention.push(Attention { delivery: 0, consumer, kind: Kind::Log, event_id, reason });
+        let kind = Kind::Log;
+        attention.push(Attention { delivery: 0, consumer, kind, event_id, reason, became: None });
     }
     Ok(WatchStatus { chains, outbox, attention })
 }

@@ -1,0 +1,78 @@
+# shellcheck shell=bash
+# A private RabbitMQ for BUS=rabbitmq: its own folder, node name, ports and Erlang port mapper, so that
+# it meets no other broker of the machine. Sourced by scripts/demo.sh, which sets `run`.
+: "${run:=}"
+
+start_broker() {
+    local home="$run/rabbitmq" password mapper_port distribution_port
+    mkdir -p "$home"
+    password="$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')"
+    free_port
+    mapper_port="$port"
+    free_port
+    distribution_port="$port"
+    free_port
+    cat >"$home/rabbitmq.conf" <<CONF
+listeners.tcp.1 = 127.0.0.1:$port
+default_user = claviger
+default_pass = $password
+vm_memory_high_watermark.absolute = 512MB
+disk_free_limit.absolute = 50MB
+CONF
+    echo '[].' >"$home/enabled_plugins"
+    # Read instead of the machine's own; empty, for the settings below to hold.
+    : >"$home/rabbitmq-env.conf"
+    # The broker would leave a port mapper running for ever; this one is ended like the others.
+    start epmd epmd -address 127.0.0.1 -port "$mapper_port"
+    await 10 "for the Erlang port mapper" answers "tcp://127.0.0.1:$mapper_port" ||
+        die "epmd does not answer; see $run/epmd.log"
+    # RUNNING_UNDER_SYSTEMD: the script then becomes the broker itself, under the same id.
+    start rabbitmq env -i HOME="$home" PATH="$PATH" LANG=C.UTF-8 RUNNING_UNDER_SYSTEMD=true \
+        ERL_EPMD_PORT="$mapper_port" ERL_EPMD_ADDRESS=127.0.0.1 \
+        RABBITMQ_NODENAME="claviger-demo-$$@localhost" \
+        RABBITMQ_DIST_PORT="$distribution_port" \
+        RABBITMQ_CONF_ENV_FILE="$home/rabbitmq-env.conf" \
+        RABBITMQ_CONFIG_FILE="$home/rabbitmq.conf" \
+        RABBITMQ_ENABLED_PLUGINS_FILE="$home/enabled_plugins" \
+        RABBITMQ_MNESIA_BASE="$home/mnesia" RABBITMQ_LOG_BASE="$home/log" RABBITMQ_LOGS=- \
+        RABBITMQ_PID_FILE="$home/pid" \
+        RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1} \
++sbwt none +sbwtdcpu none +sbwtdio none" \
+        /usr/lib/rabbitmq/bin/rabbitmq-server
+    broker_port="$port"
+    printf 'amqp://claviger:%s@127.0.0.1:%s/%%2f\n' "$password" "$broker_port" >"$run/rabbitmq.url"
+    await 90 "for RabbitMQ" speaks_amqp || die "RabbitMQ does not answer; see $run/rabbitmq.log"
+    say "RabbitMQ at 127.0.0.1:$broker_port"
+}
+broker_port=""
+
+# A broker that still starts may accept a connection, and not answer the protocol's header.
+speaks_amqp() {
+    local first
+    first="$( (
+        exec 3<>"/dev/tcp/127.0.0.1/$broker_port" || exit 1
+        printf 'AMQP\0\0\11\1' >&3
+        timeout 2 head -c 1 <&3 | od -An -tx1
+    ) 2>/dev/null)" || return 1
+    [ "$first" = " 01" ]
+}
+
+# The section of the watcher's configuration.
+bus_section() {
+    if [ "$BUS" = rabbitmq ]; then
+        printf '[bus]\nkind = "rabbitmq"\nurl_file = "%s"\n' "$run/rabbitmq.url"
+    fi
+}
+
+# Every order's event must have gone over the broker, and none may be left in it.
+judge_bus() {
+    [ "$BUS" = rabbitmq ] || return 0
+    local status published left
+    status="$(watcher_status)"
+    published="$(jq '[.outbox[] | select(.consumer == "publisher" and .state == "done") | .count]
+        | add // 0' <<<"$status")"
+    left="$(jq '[.bus.queues[]?.messages] | add // -1' <<<"$status")"
+    say "RabbitMQ has confirmed $published events; $left are left in the trigger's queues"
+    [ "$published" -eq "${#orders[@]}" ] || fault "not every order's event went over RabbitMQ"
+    [ "$left" -eq 0 ] || fault "$left messages are left in RabbitMQ"
+}

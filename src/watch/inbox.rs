@@ -1,0 +1,163 @@
+//! What a trigger makes of bytes that came over a broker.
+//!
+//! The bytes are read strictly, taken in hand in the watcher's own database, and given to the trigger;
+//! only its answer, stored, settles them. So a message that comes twice makes one request, one whose
+//! event was retracted meanwhile makes none, and one that cannot be read is kept as it came.
+
+use super::cloudevent::{self, Read};
+use super::plan::{ChainPlan, TriggerPlan};
+use crate::core::time::Timestamp;
+use crate::ports::bus::{Arrival, Consumer, Inbox, Outcome, Taken};
+use crate::ports::clock::Clock;
+use crate::ports::watch_store::{
+    Arrived, Claimed, Ended, Received, Unreadable, WatchStore, WatchStoreError,
+};
+use alloy::primitives::{B256, Bytes};
+use async_trait::async_trait;
+use sha2::{Digest as _, Sha256};
+use std::sync::Arc;
+
+/// When to try again if the database did not answer, or the chain is not there yet, in milliseconds.
+const AGAIN_MS: u64 = 1000;
+/// What is kept of a message that cannot be read, in bytes. No event of ours is as large.
+const KEPT_BYTES_MAX: usize = 1 << 20;
+
+/// The inbox of one trigger.
+pub struct TriggerInbox {
+    consumer: Arc<dyn Consumer>,
+    /// The trigger's source: other messages may have its routing key.
+    source: String,
+    routing_keys: Vec<String>,
+    chains: Vec<ChainPlan>,
+    store: Arc<dyn WatchStore>,
+    clock: Arc<dyn Clock>,
+}
+
+impl TriggerInbox {
+    /// The inbox of the consumer that runs this trigger.
+    #[must_use]
+    pub fn new(
+        consumer: Arc<dyn Consumer>,
+        trigger: &TriggerPlan,
+        chains: &[ChainPlan],
+        store: Arc<dyn WatchStore>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let (chain, source) = (trigger.source_chain.as_str(), &trigger.source);
+        let keys =
+            [cloudevent::routing_key(chain, source), cloudevent::retraction_key(chain, source)];
+        Self {
+            consumer,
+            source: source.name.clone(),
+            routing_keys: keys.to_vec(),
+            chains: chains.to_vec(),
+            store,
+            clock,
+        }
+    }
+
+    async fn keep(&self, bytes: &[u8], reason: String) -> Result<Taken, WatchStoreError> {
+        let (consumer, cut) = (self.consumer.name(), bytes.len().min(KEPT_BYTES_MAX));
+        let kept = bytes.get(..cut).unwrap_or_default();
+        let digest = B256::new(Sha256::digest(bytes).into());
+        tracing::error!(consumer, %digest, length = bytes.len(), reason, "unreadable; parked");
+        let message = Unreadable {
+            consumer: consumer.to_owned(),
+            digest,
+            bytes: Bytes::copy_from_slice(kept),
+            reason,
+        };
+        self.store.keep_unreadable(&message, self.clock.now()).await?;
+        Ok(Taken::Settled)
+    }
+
+    async fn receive(
+        &self,
+        read: Read<'_>,
+        given_up: Option<&str>,
+    ) -> Result<Taken, WatchStoreError> {
+        let event_id = read.message.event_id.clone();
+        let (consumer, event_id) = (self.consumer.name(), event_id.as_str());
+        if read.source.name != self.source {
+            tracing::debug!(consumer, event_id, "of another source with the same routing key");
+            return Ok(Taken::Settled);
+        }
+        let arrived = Arrived {
+            consumer: consumer.to_owned(),
+            chain: read.chain.to_owned(),
+            block_number: read.block_number,
+            message: read.message,
+        };
+        match self.store.receive(&arrived, self.clock.now()).await? {
+            Received::TooEarly => Ok(Taken::Later(AGAIN_MS)),
+            Received::Settled(why) => {
+                tracing::info!(consumer, event_id, why, "nothing to ask for");
+                Ok(Taken::Settled)
+            }
+            Received::Ask(claimed) => self.ask(claimed, given_up).await,
+        }
+    }
+
+    async fn ask(
+        &self,
+        claimed: Claimed,
+        given_up: Option<&str>,
+    ) -> Result<Taken, WatchStoreError> {
+        let outcome = match given_up {
+            Some(reason) => Outcome::Park(reason.to_owned()),
+            None => self.consumer.deliver(&claimed.message).await,
+        };
+        crate::failpoint!("bus.after_answer");
+        let now = self.clock.now();
+        let ended = Ended::of(outcome, claimed.attempt, now);
+        tell(self.consumer.name(), &claimed, &ended);
+        if !self.store.finish(claimed.id, claimed.attempt, &ended, now).await? {
+            // Retracted, or taken by another process, while it was under way: the row says what now.
+            return Ok(Taken::Later(0));
+        }
+        Ok(match ended {
+            Ended::Done(_) | Ended::Parked(_) => Taken::Settled,
+            Ended::Retry { due, .. } => Taken::Later(wait_ms(due, now)),
+        })
+    }
+}
+
+fn wait_ms(due: Timestamp, now: Timestamp) -> u64 {
+    u64::try_from(due.millis().saturating_sub(now.millis())).unwrap_or(0)
+}
+
+fn tell(consumer: &str, claimed: &Claimed, ended: &Ended) {
+    let (event_id, attempt) = (claimed.message.event_id.as_str(), claimed.attempt);
+    match ended {
+        Ended::Done(result) => tracing::info!(consumer, event_id, result, "delivered"),
+        Ended::Retry { error, .. } => {
+            tracing::warn!(consumer, event_id, attempt, error, "not delivered; will retry");
+        }
+        Ended::Parked(reason) => {
+            tracing::error!(consumer, event_id, reason, "parked: an operator must look");
+        }
+    }
+}
+
+#[async_trait]
+impl Inbox for TriggerInbox {
+    fn name(&self) -> &str {
+        self.consumer.name()
+    }
+
+    fn routing_keys(&self) -> Vec<String> {
+        self.routing_keys.clone()
+    }
+
+    async fn take(&self, arrival: Arrival<'_>) -> Taken {
+        let taken = match cloudevent::read(arrival.bytes, &self.chains) {
+            Ok(read) => self.receive(read, arrival.given_up).await,
+            Err(reason) => self.keep(arrival.bytes, reason).await,
+        };
+        taken.unwrap_or_else(|error| {
+            let consumer = self.consumer.name();
+            tracing::warn!(consumer, %error, "an arrival could not be stored; it stays in hand");
+            Taken::Later(AGAIN_MS)
+        })
+    }
+}
