@@ -48,6 +48,8 @@ const POINTS: &[(&str, Reach)] = &[
     ("cancel.after_begun", Reach::Cancel),
     ("cancel.after_ended", Reach::CancelQueued),
     ("chains.after_pinned", Reach::Payment),
+    ("checkpoint.after_record", Reach::Payment),
+    ("checkpoint.after_release", Reach::Payment),
     ("create_key.after_begin", Reach::Key),
     ("create_key.after_hsm", Reach::Key),
     ("create_key.after_pinned", Reach::Key),
