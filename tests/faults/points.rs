@@ -44,7 +44,7 @@ const POINTS: &[(&str, Reach)] = &[
     ("accept.after_commit", Reach::Payment),
     ("accept.after_denied", Reach::Denial),
     ("audit.after_append", Reach::Payment),
-    ("audit.after_append:3", Reach::Payment),
+    ("audit.after_append:2", Reach::Payment),
     ("cancel.after_begun", Reach::Cancel),
     ("cancel.after_ended", Reach::CancelQueued),
     ("chains.after_pinned", Reach::Payment),
