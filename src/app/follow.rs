@@ -106,8 +106,13 @@ async fn follow_one(
         .last()
         .and_then(|last| last.signed_at)
         .is_some_and(|at| now.since(at) >= pace.resend_after_ms);
-    let needs_market = receipt.is_none() && (overdue || ending(now, &view, pace).is_some());
-    let market = if needs_market { chain.market(now).await.ok() } else { None };
+    let due = (overdue && nonce_latest == nonce) || ending(now, &view, pace).is_some();
+    // Without a market nothing new is signed.
+    let market = if receipt.is_none() && due && !is_mined_elsewhere(chain, attempts).await {
+        chain.market(now).await.ok()
+    } else {
+        None
+    };
     // A node may have forgotten the state of its final block: then nothing is concluded from it.
     let nonce_final = match final_number {
         Some(number) if receipt.is_none() && nonce_latest > nonce => {
@@ -181,6 +186,16 @@ async fn inclusion(
         }
     }
     Ok(None)
+}
+
+/// Whether any node has an attempt mined, canonical or not: the nodes that were asked first may be behind it.
+async fn is_mined_elsewhere(chain: &ChainRuntime, attempts: &[AttemptRow]) -> bool {
+    for hash in attempts.iter().rev().filter_map(|attempt| attempt.hash) {
+        if matches!(chain.port.receipt(hash).await, Ok(Some(_))) {
+            return true;
+        }
+    }
+    false
 }
 
 /// A transaction's receipt, if its block is on the canonical chain.

@@ -208,6 +208,7 @@ impl CheckpointSigner {
             })
         })
         .await?;
+        crate::failpoint!("checkpoint.after_release");
         if kept == Some(root) {
             return Ok(());
         }

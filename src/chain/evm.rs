@@ -1,7 +1,8 @@
 //! EVM chains over JSON-RPC (execution-apis), through alloy's client.
 //!
-//! Reads ask the nodes in their order and go on to the next when one does not answer; a read that
-//! takes several calls makes them all on one node. Sends go to every node at once.
+//! Reads ask the nodes in their order and go on to the next when one does not answer (for a receipt, also
+//! when it has none); a read that takes several calls makes them all on one node. Sends go to every node
+//! at once.
 
 use super::classify::combine;
 use super::node::{Fault, Node};
@@ -189,6 +190,21 @@ async fn logs_on(
     Ok(logs)
 }
 
+/// A receipt on one node, which must be of the transaction that was asked for.
+async fn receipt_on(node: &Node, hash: B256) -> Result<Option<Receipt>, Fault> {
+    let found: Option<WireReceipt> = node.call("eth_getTransactionReceipt", (hash,)).await?;
+    let receipt = match found {
+        Some(found) => found.into_receipt().map_err(Fault::unreadable)?,
+        None => None,
+    };
+    match receipt {
+        Some(receipt) if receipt.transaction_hash != hash => {
+            Err(Fault::unreadable("a receipt of another transaction"))
+        }
+        other => Ok(other),
+    }
+}
+
 async fn send_on(node: Node, raw: Bytes) -> Broadcast {
     match node.call::<_, B256>("eth_sendRawTransaction", (raw,)).await {
         Ok(_) => Broadcast::Accepted,
@@ -279,21 +295,18 @@ impl Chain for EvmChain {
     }
 
     async fn receipt(&self, hash: B256) -> Result<Option<Receipt>, ChainError> {
-        self.read(|node| async move {
-            let found: Option<WireReceipt> =
-                node.call("eth_getTransactionReceipt", (hash,)).await?;
-            let receipt = match found {
-                Some(found) => found.into_receipt().map_err(Fault::unreadable)?,
-                None => None,
-            };
-            match receipt {
-                Some(receipt) if receipt.transaction_hash != hash => {
-                    Err(Fault::unreadable("a receipt of another transaction"))
-                }
-                other => Ok(other),
+        let (mut nothing, mut failure) = (false, None);
+        for node in &self.nodes {
+            match receipt_on(node, hash).await {
+                Ok(Some(receipt)) => return Ok(Some(receipt)),
+                Ok(None) => nothing = true,
+                Err(fault) => failure = failure.or(Some(fault.into_error(node.place))),
             }
-        })
-        .await
+        }
+        match failure {
+            Some(error) if !nothing => Err(error),
+            _ => Ok(None),
+        }
     }
 
     async fn logs(&self, block: B256, addresses: &[Address]) -> Result<Vec<Log>, ChainError> {

@@ -35,7 +35,7 @@ async fn answering(stage: &Stage, server: &Server) -> (Watched, String) {
         "block_hash": log["blockHash"], "transaction_hash": log["transactionHash"], "log_index": 0,
     });
     stage.make_final().await;
-    let asked = stage.ask(server, "first", &body).await;
+    let asked = stage.pay_as(server, "first", &body).await;
     stage.mine_until_mined(server, &id(&asked)).await;
     stage.finish(server, &id(&asked)).await;
     (Watched { address: counter, topic, watcher_url: None }, id(&asked))

@@ -199,7 +199,7 @@ async fn t13_at_the_cap_the_same_bytes_go_out_again_and_an_alert_is_given() {
     let mut body = payout(ETHER);
     let cap = 2 * GWEI + 3 * GWEI / 10;
     body["max_fee_per_gas"] = json!(cap.to_string());
-    let asked = stage.ask(&server, "t13", &body).await;
+    let asked = stage.pay_as(&server, "t13", &body).await;
     let base = format!("{:#x}", 3 * GWEI);
     let alert = "its fees are at the cap";
     poll_until(LIMIT, "an alert", async || {

@@ -131,7 +131,7 @@ async fn t22_a_stranger_used_our_nonce_and_the_lane_halts_with_an_alarm() {
     server.program.exit_status(Duration::from_secs(120)).await;
     server.crashed().await;
     let server = stage.setup.start(&[]).await;
-    let next = stage.pay(&server, "next").await;
+    let next = stage.ask(&server, "next", &payout(ETHER)).await;
     assert!(is(&next, &["queued"]) && next["nonce"].is_null(), "nothing is issued: {next:#}");
     let found = server.read(&id(&asked)).await;
     assert!(is(&found, &["submitted"]), "no end is told: {found:#}");
@@ -147,8 +147,13 @@ async fn t22_a_lane_whose_chain_is_ahead_gives_no_nonce_and_alarms() {
     let stage = Stage::new().await;
     let (server, address) = stage.open(&[]).await;
     let hash = stranger_sends(&stage, &address).await;
-    let asked = stage.pay(&server, "ahead").await;
-    assert!(is(&asked, &["queued"]), "{asked:#}");
+    let asked = stage.ask(&server, "ahead", &payout(ETHER)).await;
+    poll_until(LIMIT, "the lane is halted", async || {
+        server.program.stderr().contains("the lane is halted").then_some(())
+    })
+    .await;
+    let asked = server.read(&id(&asked)).await;
+    assert!(is(&asked, &["queued"]) && asked["nonce"].is_null(), "{asked:#}");
     assert!(stage.proxy.sent().is_empty());
     stage.invariants().foreign([hash]).check().await;
     assert_eq!(stage.anvil.balance(STRANGER).await % ETHER, 1);

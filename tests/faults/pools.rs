@@ -100,7 +100,7 @@ async fn t26_an_empty_account_parks_its_lane_and_no_other_and_goes_on_after_a_to
         body["signer"] = json!(address);
         body
     };
-    let head = stage.ask(&server, "head", &of(&poor)).await;
+    let head = stage.pay_as(&server, "head", &of(&poor)).await;
     let hash = of_attempt(&head, 0, "hash");
     poll_until(LIMIT, "in the pool", async || stage.has(&hash).await.then_some(())).await;
     stage.anvil.set_balance(&poor, 0).await;
@@ -135,7 +135,8 @@ async fn t27_drained_between_an_attempt_and_its_bump_the_attempt_is_still_follow
     stage.proxy.pool_rules(Some(PoolRules::default()));
     let (server, address) = stage.open(&[RESEND_SOON]).await;
     let asked = stage.pay(&server, "t27").await;
-    let first = of_attempt(&asked, 0, "raw");
+    let (first, hash) = (of_attempt(&asked, 0, "raw"), of_attempt(&asked, 0, "hash"));
+    poll_until(LIMIT, "in the pool", async || stage.has(&hash).await.then_some(())).await;
     stage.anvil.set_balance(&address, 0).await;
     poll_until(LIMIT, "a bump that cannot be paid", async || {
         let found = server.read(&id(&asked)).await;
@@ -233,7 +234,10 @@ async fn what_is_beyond_a_pools_limit_for_one_account_is_sent_again_until_there_
     for n in 0..5 {
         asked.push(stage.pay(&server, &format!("limit-{n}")).await);
     }
-    assert_eq!(stage.proxy.pooled().len(), 2);
+    poll_until(LIMIT, "as many as may be", async || {
+        (stage.proxy.sent().len() >= 5 && stage.proxy.pooled().len() == 2).then_some(())
+    })
+    .await;
     for one in &asked {
         stage.mine_until_mined(&server, &id(one)).await;
     }
@@ -254,10 +258,14 @@ async fn what_is_in_flight_together_is_never_more_than_the_account_has() {
     stage.anvil.set_balance(&address, 3 * ETHER + 300_000 * GWEI).await;
     let mut asked: Vec<Value> = Vec::new();
     for n in 0..5 {
-        asked.push(stage.pay(&server, &format!("sum-{n}")).await);
+        asked.push(stage.ask(&server, &format!("sum-{n}"), &payout(ETHER)).await);
     }
-    assert_eq!(asked.iter().filter(|one| is(one, &["submitted"])).count(), 3);
-    assert_eq!(stage.proxy.pooled().len(), 3, "the pool took what was sent");
+    poll_until(LIMIT, "three are in the pool", async || {
+        (stage.proxy.pooled().len() == 3).then_some(())
+    })
+    .await;
+    let all = server.list().await;
+    assert_eq!(all.iter().filter(|one| is(one, &["submitted"])).count(), 3);
     assert!(!server.program.stderr().contains("InsufficientFunds"));
     stage.anvil.set_balance(&address, 10 * ETHER).await;
     for one in &asked {

@@ -69,11 +69,23 @@ impl Stage {
         (server, address)
     }
 
-    /// Asks for a payout of an ether. What is answered 2xx is remembered for the invariants.
+    /// Asks for a payout of an ether, and waits until it is signed: the answer usually does, but not on a
+    /// machine that has much else to do.
     pub async fn pay(&self, server: &Server, key: &str) -> Value {
-        self.ask(server, key, &payout(ETHER)).await
+        self.pay_as(server, key, &payout(ETHER)).await
     }
 
+    /// As [`Self::pay`], with another body.
+    pub async fn pay_as(&self, server: &Server, key: &str, body: &Value) -> Value {
+        let asked = self.ask(server, key, body).await;
+        poll_until(LIMIT, "it is signed", async || {
+            let found = server.read(&id(&asked)).await;
+            (!attempts(&found).is_empty()).then_some(found)
+        })
+        .await
+    }
+
+    /// Asks for a transaction. What is answered 2xx is remembered for the invariants.
     pub async fn ask(&self, server: &Server, key: &str, body: &Value) -> Value {
         let answer = server.ask(SUB, key, body).await;
         assert!((200..300).contains(&answer.status), "{} {:#}", answer.status, answer.body);

@@ -24,7 +24,7 @@ fn keeping(keeping: Keeping) -> Option<PoolRules> {
 
 /// Three versions that the pool has taken, one after the other, and no node mines.
 async fn three_attempts(stage: &Stage, server: &Server) -> Value {
-    let asked = stage.ask(server, "t15", &three_versions()).await;
+    let asked = stage.pay_as(server, "t15", &three_versions()).await;
     let found = poll_until(LIMIT, "three attempts", async || {
         let found = server.read(&id(&asked)).await;
         (attempts(&found).len() == 3).then_some(found)

@@ -260,8 +260,14 @@ impl Server {
         let token = self.token("dev:op", Role::Operator);
         let body = json!({ "label": label, "group": group, "mode": mode });
         let url = format!("{}/admin/v1/keys", self.admin_url());
-        let made = self.try_call(Method::POST, url, &token, None, Some(&body)).await;
-        made.expect("an answer").ok()["address"].as_str().unwrap().to_owned()
+        // A token on a busy disk can be too slow: then nothing was done, and it is asked again.
+        let made = poll_until(LIMIT, "the token makes a key", async || {
+            let url = url.clone();
+            let made = self.try_call(Method::POST, url, &token, None, Some(&body)).await?;
+            (made.status != 503).then_some(made)
+        })
+        .await;
+        made.ok()["address"].as_str().unwrap().to_owned()
     }
 
     /// A new managed key in `payments` with money.
