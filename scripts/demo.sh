@@ -170,6 +170,7 @@ say "$seen transactions final"
 
 step "Summary: amounts, executions and events are read back from the chain"
 summary
+audit_verified
 
 if [ "${#faults[@]}" -gt 0 ]; then
     printf '\nNOT as it should be, after %d s:\n' "$((SECONDS - begun))"
