@@ -68,6 +68,8 @@ const POINTS: &[(&str, Reach)] = &[
     ("send.before_broadcast", Reach::Payment),
     ("send.before_broadcast:2", Reach::Replacement),
     ("settle_external.after_settled", Reach::External),
+    ("store.before_group_commit", Reach::Payment),
+    ("store.before_group_commit:9", Reach::Payment),
     ("sign.after_store", Reach::Payment),
     ("sign.after_store:2", Reach::Cancel),
     ("sign.after_store:2", Reach::Replacement),
