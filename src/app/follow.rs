@@ -188,11 +188,19 @@ async fn inclusion(
     Ok(None)
 }
 
-/// Whether any node has an attempt mined, canonical or not: the nodes that were asked first may be behind it.
+/// Whether any node has an attempt mined in a block that the first node has too, or has not reached yet: it
+/// is behind, and nothing new is signed. In a block in whose place the first node has another, it is on a
+/// fork, or lies, and must not keep the transaction from going on.
 async fn is_mined_elsewhere(chain: &ChainRuntime, attempts: &[AttemptRow]) -> bool {
     for hash in attempts.iter().rev().filter_map(|attempt| attempt.hash) {
-        if matches!(chain.port.receipt(hash).await, Ok(Some(_))) {
-            return true;
+        let Ok(Some(receipt)) = chain.port.receipt_anywhere(hash).await else {
+            continue;
+        };
+        match chain.port.block(BlockAt::Number(receipt.block_number)).await {
+            Ok(Some(block)) if block.hash != receipt.block_hash => {
+                tracing::warn!(%hash, "a node has it mined in a block of another fork");
+            }
+            _ => return true,
         }
     }
     false

@@ -295,6 +295,10 @@ impl Chain for EvmChain {
     }
 
     async fn receipt(&self, hash: B256) -> Result<Option<Receipt>, ChainError> {
+        self.read(|node| async move { receipt_on(&node, hash).await }).await
+    }
+
+    async fn receipt_anywhere(&self, hash: B256) -> Result<Option<Receipt>, ChainError> {
         let (mut nothing, mut failure) = (false, None);
         for node in &self.nodes {
             match receipt_on(node, hash).await {

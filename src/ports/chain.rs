@@ -153,9 +153,13 @@ pub trait Chain: Send + Sync {
     /// Gas that the call would need at the head; `Reverted` if it would revert.
     async fn estimate_gas(&self, call: CallRequest) -> Result<u64, ChainError>;
 
-    /// The receipt of a transaction, of the first node that has it mined. It may be of a block that is no
-    /// longer canonical, or that other nodes do not have yet: compare `block_hash`.
+    /// The receipt of a transaction, by the word of the first node that answers. It may be of a block that
+    /// is no longer canonical: compare `block_hash`.
     async fn receipt(&self, hash: B256) -> Result<Option<Receipt>, ChainError>;
+
+    /// The receipt of a transaction by the word of any node. Only a reason to wait: nothing may be ended or
+    /// allowed on it, since one node that lies is enough to invent it.
+    async fn receipt_anywhere(&self, hash: B256) -> Result<Option<Receipt>, ChainError>;
 
     /// All logs of one block that any of these addresses emitted, by block hash.
     async fn logs(&self, block: B256, addresses: &[Address]) -> Result<Vec<Log>, ChainError>;

@@ -102,6 +102,34 @@ async fn a_group_is_answered_and_seen_only_once_all_of_it_is_committed() {
     assert_eq!(count, 40);
 }
 
+/// A unit may arrive at any moment while the one before it ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn what_was_answered_as_committed_is_there_whoever_came_after_it() {
+    let Database { store, url: _, _folder } = Database::sqlite().await;
+    let tasks = (0..24).map(|task| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            for n in 0..200 {
+                let (name, keep) = (format!("{task}-{n}"), (task + n) % 2 == 0);
+                let done = unit(&*store, "either", move |unit| {
+                    let name = name.clone();
+                    Box::pin(async move {
+                        unit.set_meta(&name, "1").await?;
+                        Ok(if keep { End::Commit(()) } else { End::Rollback(()) })
+                    })
+                });
+                done.await.unwrap();
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    for (task, n) in (0..24).flat_map(|task| (0..200).map(move |n| (task, n))) {
+        assert_eq!(stored(&store, &format!("{task}-{n}")).await, (task + n) % 2 == 0, "{task}-{n}");
+    }
+}
+
 #[tokio::test]
 async fn a_unit_that_fails_panics_or_rolls_back_takes_none_of_its_group_with_it() {
     let Database { store, url: _, _folder } = Database::sqlite().await;

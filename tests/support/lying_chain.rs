@@ -184,6 +184,10 @@ impl Chain for LyingChain {
         unasked()
     }
 
+    async fn receipt_anywhere(&self, _: B256) -> Result<Option<Receipt>, ChainError> {
+        unasked()
+    }
+
     async fn logs(&self, _: B256, _: &[Address]) -> Result<Vec<Log>, ChainError> {
         unasked()
     }

@@ -143,13 +143,10 @@ impl Writer {
                 let kept = outcome.keeps();
                 keeps |= kept;
                 answers.push((job.answer, outcome));
-                let more = answers.len() < UNITS_MAX && !self.jobs.is_empty();
-                match (kept, more) {
-                    // The savepoint stays, for the next one.
-                    (false, _) => step(&connection, "ROLLBACK TO unit").await?,
-                    (true, true) => step(&connection, "RELEASE unit; SAVEPOINT unit").await?,
-                    (true, false) => {}
-                }
+                // Whether another unit waits is not asked: one that comes after the asking would run in
+                // this one's savepoint, and take it along when it is undone.
+                let end = if kept { "RELEASE unit; SAVEPOINT unit" } else { "ROLLBACK TO unit" };
+                step(&connection, end).await?;
             }
             if answers.len() < UNITS_MAX {
                 next = self.jobs.try_recv().ok();
