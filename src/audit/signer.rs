@@ -1,5 +1,6 @@
 //! The checkpoint signer. It releases a checkpoint only after it has checked, from the stored nodes, that
-//! the log continues the one whose checkpoint it released before, by its own record.
+//! the log continues the one whose checkpoint it released before, by its own record, and also the newest
+//! one in the database, which another server with the same key may have released.
 //!
 //! The record is durable before a checkpoint is released, so that there is never one outside that the
 //! signer does not know of. What a crash leaves between the two is released at the next look.
@@ -8,7 +9,7 @@ use crate::audit::checkpoint::{Checkpoint, NotACheckpoint};
 use crate::audit::key::{CheckpointKey, KeyError};
 use crate::audit::record::{self, RecordError};
 use crate::audit::tree::{Consistency, consistency};
-use crate::ports::store::{End, LogHead, SignedCheckpoint, Store, StoreError, look, unit};
+use crate::ports::store::{End, LogHead, SignedCheckpoint, Store, StoreError, Unit, look, unit};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -49,6 +50,15 @@ pub enum SignerError {
         /// What is wrong with it.
         why: NotACheckpoint,
     },
+    /// The database's checkpoint is beside a size or a root that it does not state.
+    #[error(
+        "the database's checkpoint at {size} says something else than its row: somebody changed the \
+         database"
+    )]
+    OtherRow {
+        /// The size that the row has.
+        size: u64,
+    },
     /// No key.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -64,7 +74,8 @@ impl SignerError {
     /// Whether the log itself is wrong, and not what is around it.
     #[must_use]
     pub const fn is_alarm(&self) -> bool {
-        matches!(self, Self::Shorter { .. } | Self::Rewritten { .. } | Self::OtherKey { .. })
+        matches!(self, Self::Shorter { .. } | Self::Rewritten { .. })
+            || matches!(self, Self::OtherKey { .. } | Self::OtherRow { .. })
             || matches!(self, Self::Store(StoreError::Corrupt(_)))
     }
 }
@@ -77,11 +88,10 @@ pub struct CheckpointSigner {
     alarms: AtomicU64,
 }
 
-/// What one look sees.
+/// What one look finds right.
 struct Seen {
     head: LogHead,
-    newest: Option<SignedCheckpoint>,
-    consistency: Option<Consistency>,
+    newest: Option<Checkpoint>,
 }
 
 impl CheckpointSigner {
@@ -89,28 +99,20 @@ impl CheckpointSigner {
     ///
     /// # Errors
     /// When one of them is missing or wrong, or the log is shorter than what was signed, or not its
-    /// continuation.
+    /// continuation; by the record, or by the newest checkpoint in the database.
     pub async fn open(
         store: &dyn Store,
         key: CheckpointKey,
         record_file: PathBuf,
     ) -> Result<Self, SignerError> {
-        let mut last = record::read(&record_file, key.verifier())?;
-        let newest = look(store, "newest_checkpoint", |unit| {
-            Box::pin(async move { unit.newest_checkpoint().await })
-        })
-        .await?;
-        if let Some(newest) = newest {
-            let size = newest.size;
-            let found = key.verifier().open(&newest.note);
-            let found = found.map_err(|why| SignerError::OtherKey { size, why })?;
-            // Another server process with this key signed it, or the record is an older one.
-            if found.size > last.size {
-                last = found;
-            }
-        }
+        let last = record::read(&record_file, key.verifier())?;
         let signer = Self { key, record_file, last: Mutex::new(last), alarms: AtomicU64::new(0) };
-        signer.checked(store).await?;
+        let newest = signer.checked(store).await?.newest;
+        // Another server process with this key signed it, or the record is an older one. Both are the
+        // beginning of the same log, or `checked` would have refused.
+        if let Some(newest) = newest.filter(|newest| newest.size > signer.last().size) {
+            signer.remember(newest);
+        }
         Ok(signer)
     }
 
@@ -118,6 +120,10 @@ impl CheckpointSigner {
     #[must_use]
     pub fn last(&self) -> Checkpoint {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn remember(&self, next: Checkpoint) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = next;
     }
 
     /// One look: signs the log's head if it has grown. A log that is not what was signed raises the
@@ -145,29 +151,51 @@ impl CheckpointSigner {
         }
     }
 
-    /// The head, if the log continues what was signed.
+    /// The head and the newest checkpoint in the database, if the log continues what was signed: by the
+    /// signer's record, and by that checkpoint. One alone would not do: the record does not know of what
+    /// another server signed, and the checkpoint may be of a fork that begins below the record.
     async fn checked(&self, store: &dyn Store) -> Result<Seen, SignerError> {
         let last = self.last();
         let old = (last.size, last.root);
-        let seen = look(store, "read_signed_head", move |unit| {
+        let found = look(store, "read_signed_head", move |unit| {
             Box::pin(async move {
-                let head = unit.log_head().await?;
+                // The checkpoint first: the head can then not be an older one than it.
                 let newest = unit.newest_checkpoint().await?;
-                let consistency = if head.size < old.0 {
-                    None
-                } else {
-                    Some(consistency(unit, old, (head.size, head.root)).await?)
+                let head = unit.log_head().await?;
+                let since_last = continues(unit, old, &head).await?;
+                let since_newest = match &newest {
+                    Some(SignedCheckpoint { size, root, .. }) if (*size, *root) != old => {
+                        continues(unit, (*size, *root), &head).await?
+                    }
+                    _ => since_last,
                 };
-                Ok(Seen { head, newest, consistency })
+                Ok((head, newest, since_last, since_newest))
             })
         })
         .await?;
-        let (size, signed) = (seen.head.size, last.size);
-        match seen.consistency {
-            None => Err(SignerError::Shorter { size, signed }),
-            Some(Consistency::Refuted) => Err(SignerError::Rewritten { size, signed }),
-            Some(Consistency::Proven) => Ok(seen),
+        let (head, newest, since_last, since_newest) = found;
+        require(since_last, head.size, last.size)?;
+        let newest = newest.map(|newest| self.opened(&last, newest)).transpose()?;
+        if let Some(newest) = &newest {
+            require(since_newest, head.size, newest.size)?;
         }
+        Ok(Seen { head, newest })
+    }
+
+    /// A row of the database, if it is a checkpoint of this key and is beside what it states.
+    fn opened(&self, last: &Checkpoint, row: SignedCheckpoint) -> Result<Checkpoint, SignerError> {
+        let SignedCheckpoint { size, root, note } = row;
+        let found = if note == last.note {
+            // It is checked already, and so it is nearly always.
+            last.clone()
+        } else {
+            let found = self.key.verifier().open(&note);
+            found.map_err(|why| SignerError::OtherKey { size, why })?
+        };
+        if (found.size, found.root) != (size, root) {
+            return Err(SignerError::OtherRow { size });
+        }
+        Ok(found)
     }
 
     async fn sign(&self, store: &dyn Store) -> Result<(), SignerError> {
@@ -188,7 +216,7 @@ impl CheckpointSigner {
             .await
             .map_err(|error| StoreError::Unavailable(error.to_string()))??;
         let next = Checkpoint { size, root, note };
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = next.clone();
+        self.remember(next.clone());
         crate::failpoint!("checkpoint.after_record");
         self.release(store, &next).await
     }
@@ -214,6 +242,30 @@ impl CheckpointSigner {
         }
         // Another root was signed at this size, or is said to have been.
         Err(SignerError::Rewritten { size, signed: size })
+    }
+}
+
+/// Whether the log's head continues a checkpoint. `None` if the log is shorter.
+async fn continues(
+    unit: &mut dyn Unit,
+    signed: (u64, [u8; 32]),
+    head: &LogHead,
+) -> Result<Option<Consistency>, StoreError> {
+    if head.size < signed.0 {
+        return Ok(None);
+    }
+    consistency(unit, signed, (head.size, head.root)).await.map(Some)
+}
+
+const fn require(
+    continues: Option<Consistency>,
+    size: u64,
+    signed: u64,
+) -> Result<(), SignerError> {
+    match continues {
+        None => Err(SignerError::Shorter { size, signed }),
+        Some(Consistency::Refuted) => Err(SignerError::Rewritten { size, signed }),
+        Some(Consistency::Proven) => Ok(()),
     }
 }
 

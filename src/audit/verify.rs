@@ -2,13 +2,14 @@
 //! from the first leaf to the last.
 //!
 //! Memory does not grow with the log. Held at any time are one bundle of leaves (16 MiB at most), one tile
-//! a level, the tree's right edge, the checkpoints that were given by name, and 32 bytes for each attempt
+//! a level, the tree's right edge, the checkpoints that were given by name, and 64 bytes for each attempt
 //! that is decided and not yet signed.
 
 mod decided;
 mod files;
 mod kept;
 
+pub use files::read_note;
 pub use kept::{KeepFile, KeptLeaves};
 
 use crate::audit::checkpoint::{Checkpoint, NotACheckpoint, Verifier, base64_root};
@@ -82,16 +83,21 @@ fn place(first: &Option<u64>, last: &Option<u64>) -> String {
 
 impl Mismatch {
     fn at(index: u64, why: impl Into<String>) -> Self {
-        Self { first: Some(index), last: Some(index), why: why.into() }
+        Self::between(index, index, why)
     }
 
     fn between(first: u64, last: u64, why: impl Into<String>) -> Self {
-        Self { first: Some(first), last: Some(last), why: why.into() }
+        Self { first: Some(first), last: Some(last), why: one_line(why) }
     }
 
     fn whole(why: impl Into<String>) -> Self {
-        Self { first: None, last: None, why: why.into() }
+        Self { first: None, last: None, why: one_line(why) }
     }
+}
+
+/// A leaf's text may be in it, and must not look like a line of ours.
+fn one_line(why: impl Into<String>) -> String {
+    why.into().replace('\n', "\\n")
 }
 
 /// Why the log was not found right.
@@ -142,7 +148,7 @@ pub fn verify(
 
 fn signed_checkpoint(dir: &Path, verifier: &Verifier) -> Result<Checkpoint, VerifyError> {
     let path = dir.join(CHECKPOINT);
-    let note = match std::fs::read_to_string(&path) {
+    let note = match read_note(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(Mismatch::whole(format!(
                 "{} has no `{CHECKPOINT}`: the export was not finished, or this is none",
@@ -372,7 +378,7 @@ impl Pass {
 fn check_text(dir: &Path, index: u64, named: &LongText) -> Result<(), VerifyError> {
     let name = format!("{TEXTS}/{}", hex::encode(named.hash));
     let path = dir.join(&name);
-    let mut file = match std::fs::File::open(&path) {
+    let found = match std::fs::symlink_metadata(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if named.is_kept {
                 return Err(Mismatch::at(index, format!("it names `{name}`, which is gone")).into());
@@ -381,6 +387,14 @@ fn check_text(dir: &Path, index: u64, named: &LongText) -> Result<(), VerifyErro
         }
         other => other.map_err(failed(&path))?,
     };
+    let other = || Mismatch::at(index, format!("`{name}` is not the text that it names"));
+    // What is no file may have no end, and a link leads out of the export.
+    if !found.is_file() || found.len() != named.length {
+        return Err(other().into());
+    }
+    let file = std::fs::File::open(&path).map_err(failed(&path))?;
+    // It may have changed since.
+    let mut file = file.take(named.length.saturating_add(1));
     let (mut hasher, mut length, mut buffer) = (Sha256::new(), 0_u64, [0; 8192]);
     loop {
         let read = file.read(&mut buffer).map_err(failed(&path))?;
@@ -392,7 +406,7 @@ fn check_text(dir: &Path, index: u64, named: &LongText) -> Result<(), VerifyErro
     }
     let hash: [u8; 32] = hasher.finalize().into();
     if hash != named.hash || length != named.length {
-        return Err(Mismatch::at(index, format!("`{name}` is not the text that it names")).into());
+        return Err(other().into());
     }
     Ok(())
 }

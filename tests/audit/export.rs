@@ -262,6 +262,13 @@ async fn a_signature_without_its_decision_before_it_is_named() {
         assert_eq!(named, bad);
         assert!(why.contains("a signature of attempt"), "{why}");
     }
+    let other = Leaf::new(Decided, "request 7", Timestamp::from_millis(0)).with("attempt", 1);
+    let other = other.with("digest", format!("0x{:064x}", 8)).encode().unwrap();
+    for again in [leaf(Decided, 7), other] {
+        let (named, why) = signed_and_verified(vec![leaf(Decided, 7), again]).await.bad_leaf();
+        assert_eq!(named, 3);
+        assert!(why.contains("a decision of attempt 1 of request 7"), "{why}");
+    }
     let decided = vec![leaf(Decided, 8), leaf(Decided, 7), with_digest(7)];
     assert_eq!(signed_and_verified(decided).await.ok()["decided_unsigned"], 1);
 }
@@ -303,6 +310,51 @@ async fn a_long_text_is_there_and_is_what_its_leaf_names() {
 }
 
 #[tokio::test]
+async fn a_text_that_is_no_file_of_its_length_is_not_read() {
+    let mut log = Log::of(&[1]).await;
+    log.append(vec![decided_with(7, &"y".repeat(5000))]).await;
+    log.grow(1).await;
+    let (dir, _) = log.export("log").await;
+    let name = dir.join("blobs").join(hex::encode(Sha256::digest("y".repeat(5000))));
+    let elsewhere = log.path("elsewhere");
+    fs::rename(&name, &elsewhere).unwrap();
+    let wrong = || {
+        let (named, why) = log.verify(&dir, &[]).bad_leaf();
+        assert!(named == 2 && why.contains("is not the text that it names"), "{why}");
+    };
+    std::os::unix::fs::symlink(&elsewhere, &name).unwrap();
+    wrong();
+    fs::remove_file(&name).unwrap();
+    // Without a byte on the disk, and a day's reading.
+    fs::File::create(&name).unwrap().set_len(1 << 42).unwrap();
+    wrong();
+    fs::remove_file(&name).unwrap();
+    fs::create_dir(&name).unwrap();
+    wrong();
+    fs::remove_dir(&name).unwrap();
+    fs::rename(&elsewhere, &name).unwrap();
+    log.verify(&dir, &[]).ok();
+
+    let note = fs::File::create(dir.join("checkpoint")).unwrap();
+    note.set_len(1 << 42).unwrap();
+    let (_, _, why) = log.verify(&dir, &[]).bad();
+    assert!(why.contains("`checkpoint` cannot be trusted"), "{why}");
+}
+
+#[tokio::test]
+async fn a_leaf_cannot_write_on_the_auditors_screen() {
+    let id = "x\u{1b}[2J\u{9b}1A\nclaviger: verified";
+    let hostile = Leaf::new(LeafKind::Signed, id, Timestamp::from_millis(0)).with("attempt", 1);
+    let ran = signed_and_verified(vec![hostile.with("digest", "0x00").encode().unwrap()]).await;
+    assert_eq!(ran.code, 1, "{ran:#?}");
+    assert!(ran.err.contains("x\\u{1b}[2J\\u{9b}1A\\nclaviger: verified"), "{ran:#?}");
+    for printed in [&ran.out, &ran.err] {
+        assert!(!printed.contains(|c: char| c.is_control() && c != '\n'), "{ran:#?}");
+    }
+    assert_eq!(ran.err.lines().count(), 1, "{ran:#?}");
+}
+
+#[tokio::test]
 async fn what_is_kept_is_written_only_of_a_log_that_is_right_and_is_checked_before_it_is_used() {
     let mut log = Log::of(&[10]).await;
     let (dir, _) = log.export("log").await;
@@ -337,6 +389,11 @@ async fn what_is_kept_is_written_only_of_a_log_that_is_right_and_is_checked_befo
     let mut bytes = fs::read(&leaf).unwrap();
     bytes[40] ^= 1;
     fs::write(&leaf, bytes).unwrap();
+    let others = log.path("others.new");
+    fs::write(&others, "another's").unwrap();
+    let taken = log.verify(&dir, &[("--keep", &log.path("others"))]);
+    assert!(taken.code == 1 && taken.err.contains("exists"), "{taken:#?}");
+    assert_eq!(fs::read_to_string(&others).unwrap(), "another's");
     let unwritten = log.path("unwritten");
     log.verify(&later, &[("--keep", &unwritten)]).bad();
     let left: Vec<PathBuf> = fs::read_dir(log.folder.path())

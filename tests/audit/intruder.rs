@@ -95,6 +95,17 @@ impl Intruder {
         self.run(&sql).await;
     }
 
+    /// A checkpoint is made up, or taken from elsewhere, and put beside this size and root.
+    pub async fn insert_checkpoint(&mut self, size: u64, root: [u8; 32], note: &str) {
+        sqlx::query("INSERT INTO audit_checkpoints (size, root, note) VALUES ($1, $2, $3)")
+            .bind(i64::try_from(size).unwrap())
+            .bind(root.as_slice())
+            .bind(note)
+            .execute(&mut self.0)
+            .await
+            .unwrap();
+    }
+
     /// The head says another root, or another size.
     pub async fn set_root(&mut self, root: [u8; 32]) {
         self.run(&format!("UPDATE audit_head SET root = x'{}'", hex::encode(root))).await;

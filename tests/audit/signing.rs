@@ -60,6 +60,76 @@ async fn a_log_that_is_not_what_was_signed_is_never_signed_again() {
 }
 
 #[tokio::test]
+async fn a_fork_that_another_server_signed_with_this_key_is_refused() {
+    let mut log = Log::new().await;
+    let forked_record = log.path("forked.record");
+    std::fs::copy(log.path("audit.record"), &forked_record).unwrap();
+    log.grow(2).await;
+    let before = log.signer.last();
+    let mut intruder = Intruder::at(&log.database()).await;
+    let original = intruder.leaves().await[1].clone();
+    intruder.edit_leaf(1).await;
+    intruder.rebuild().await;
+    intruder.forget_checkpoints(0).await;
+    log.append(vec![leaf(LeafKind::Decided, 50)]).await;
+    let key = CheckpointKey::load(&log.path("audit.key")).unwrap();
+    let other = CheckpointSigner::open(&*log.store, key, forked_record).await.unwrap();
+    other.look(&*log.store).await.unwrap();
+    assert_eq!(log.newest().await.unwrap().size, 5);
+    // The newest checkpoint is larger than the record and fits the log; the record does not.
+    let refused = log.reopened().await.err().expect("it must not start");
+    assert!(matches!(refused, SignerError::Rewritten { size: 5, signed: 4 }), "{refused}");
+    log.signer.look(&*log.store).await.unwrap();
+    assert_eq!(log.signer.last(), before);
+    // And the other way round: the record fits the log, and the newest checkpoint is of the fork.
+    intruder.set_leaf(1, &original).await;
+    intruder.rebuild().await;
+    log.signer.look(&*log.store).await.unwrap();
+    assert_eq!(log.signer.last(), before);
+    let refused = log.reopened().await.err().expect("it must not start");
+    assert!(matches!(refused, SignerError::Rewritten { size: 5, signed: 5 }), "{refused}");
+    // Without the fork it goes on.
+    intruder.forget_checkpoints(0).await;
+    log.signer.look(&*log.store).await.unwrap();
+    assert_eq!(log.signer.last().size, 5);
+    assert_eq!(intruder.checkpoint_sizes().await, [4, 5]);
+}
+
+#[tokio::test]
+async fn a_row_that_somebody_put_among_the_checkpoints_is_an_alarm() {
+    let log = Log::of(&[2, 3]).await;
+    let before = log.signer.last();
+    let note = before.note.clone();
+    let mut intruder = Intruder::at(&log.database()).await;
+    for (size, root, note) in [
+        (1 << 62, [0; 32], "mine"),
+        (1 << 62, before.root, &*note),
+        (11, before.root, &*note),
+        (10, [7; 32], &*note),
+        (10, before.root, "mine"),
+    ] {
+        intruder.forget_checkpoints(10).await;
+        intruder.insert_checkpoint(size, root, note).await;
+        // Also where there is nothing to sign, and where there is.
+        log.signer.look(&*log.store).await.unwrap();
+        log.append(vec![leaf(LeafKind::Decided, 50)]).await;
+        log.signer.look(&*log.store).await.unwrap();
+        assert_eq!(log.signer.last(), before, "{size} {note}");
+        let refused = log.reopened().await.err().expect("it must not start");
+        assert!(refused.is_alarm(), "{refused}");
+        if note == "mine" {
+            assert!(matches!(refused, SignerError::OtherKey { .. }), "{refused}");
+        } else {
+            assert!(matches!(refused, SignerError::OtherRow { .. }), "{refused}");
+        }
+    }
+    intruder.forget_checkpoints(10).await;
+    log.signer.look(&*log.store).await.unwrap();
+    assert_eq!(log.signer.last().size, 15);
+    assert_eq!(intruder.checkpoint_sizes().await, [4, 10, 15]);
+}
+
+#[tokio::test]
 async fn two_servers_with_one_key_and_a_record_each_release_one_history() {
     let mut log = Log::of(&[2]).await;
     let other_record = log.path("other.record");

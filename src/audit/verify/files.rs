@@ -12,6 +12,21 @@ use std::path::{Path, PathBuf};
 /// The history's name in messages.
 pub const HISTORY_NAME: &str = "`checkpoints`";
 
+/// The longest note, in bytes.
+const NOTE_BYTES_MAX: u64 = 64 * 1024;
+
+/// Reads a file with one note, such as a checkpoint.
+///
+/// # Errors
+/// When it cannot be read, is longer than any note, or is no text.
+pub fn read_note(path: &Path) -> io::Result<String> {
+    let mut note = Vec::new();
+    File::open(path)?.take(NOTE_BYTES_MAX.saturating_add(1)).read_to_end(&mut note)?;
+    let is_longer = u64::try_from(note.len()).is_ok_and(|length| length > NOTE_BYTES_MAX);
+    let note = String::from_utf8(note).ok().filter(|_| !is_longer);
+    note.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is not a signed note"))
+}
+
 /// Reads a file of at most so many bytes. `None` if it is not there.
 fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, VerifyError> {
     let file = match File::open(path) {

@@ -15,6 +15,7 @@ pub struct KeepFile {
     path: PathBuf,
     begun: PathBuf,
     file: BufWriter<File>,
+    is_finished: bool,
 }
 
 impl KeepFile {
@@ -29,10 +30,11 @@ impl KeepFile {
         let mut begun = path.as_os_str().to_owned();
         begun.push(".new");
         let begun = PathBuf::from(begun);
-        let file = File::create(&begun).map_err(failed(&begun))?;
-        let mut file = BufWriter::new(file);
-        writeln!(file, "{note}").map_err(failed(&begun))?;
-        Ok(Self { path, begun, file })
+        // Another's file of this name, or what a link of this name leads to, is not ours to write over.
+        let file = File::create_new(&begun).map_err(failed(&begun))?;
+        let mut keep = Self { path, begun, file: BufWriter::new(file), is_finished: false };
+        writeln!(keep.file, "{note}").map_err(failed(&keep.begun))?;
+        Ok(keep)
     }
 
     pub(super) fn push(&mut self, hash: &[u8; 32]) -> Result<(), VerifyError> {
@@ -42,14 +44,18 @@ impl KeepFile {
     pub(super) fn finish(mut self) -> Result<(), VerifyError> {
         self.file.flush().map_err(failed(&self.begun))?;
         self.file.get_ref().sync_all().map_err(failed(&self.begun))?;
-        fs::rename(&self.begun, &self.path).map_err(failed(&self.path))
+        fs::rename(&self.begun, &self.path).map_err(failed(&self.path))?;
+        self.is_finished = true;
+        Ok(())
     }
 }
 
 impl Drop for KeepFile {
     fn drop(&mut self) {
-        // Gone already if it was finished.
-        let _ = fs::remove_file(&self.begun);
+        // If it was finished, a file of this name is not this one.
+        if !self.is_finished {
+            let _ = fs::remove_file(&self.begun);
+        }
     }
 }
 

@@ -251,7 +251,7 @@ fn verify(args: &VerifyArgs) -> Result<(), Failure> {
 
 fn kept_checkpoint(path: &Path, verifier: &Verifier) -> Result<Checkpoint, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::of(&path.display().to_string(), error);
-    let note = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
+    let note = verify::read_note(path).map_err(|error| failed(&error))?;
     verifier.open(&note).map_err(|error| failed(&error))
 }
 
