@@ -171,6 +171,8 @@ say "$seen transactions final"
 step "Summary: amounts, executions and events are read back from the chain"
 summary
 audit_verified
+[ -n "$summarized" ] || fault "the summary did not come to its end"
+[ -n "$audited" ] || fault "the audit log was not verified to its end"
 
 if [ "${#faults[@]}" -gt 0 ]; then
     printf '\nNOT as it should be, after %d s:\n' "$((SECONDS - begun))"
@@ -182,4 +184,4 @@ fi
 if [ "${KEEP:-}" = 1 ]; then
     keep
 fi
-[ "${#faults[@]}" -eq 0 ]
+[ "${#faults[@]}" -eq 0 ] && [ -n "$summarized" ] && [ -n "$audited" ]

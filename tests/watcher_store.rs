@@ -22,6 +22,7 @@ use claviger::ports::watch_store::{
     Advance, Arrived, ChainPin, Claimed, Ended, NewDelivery, NewEvent, Parked, Received, RollBack,
     Settle, SourceMove, SourceState, StandingEvent, Unreadable, WatchStore, WatchStoreError,
 };
+use claviger::watch::cloudevent;
 use claviger::watch::store::{OpenMode, open};
 use support::services::Postgres;
 
@@ -378,8 +379,7 @@ async fn what_came_over_a_bus_is_parked_and_tried_again_by_the_outbox(store: &dy
     store.advance(&advance(place(10, 0), &blocks, vec![published(11)])).await.unwrap();
     let log = arrived(11, Kind::Log);
     let claimed = asked(store, &log).await;
-    let refused = Ended::Parked("HTTP 403".to_owned());
-    assert!(store.finish(claimed.id, 1, &refused, at(1)).await.unwrap());
+    park(store, &claimed).await;
     settled(store, &log).await;
     let parked = store.parked().await.unwrap();
     let [Parked::Delivery { delivery, body, .. }] = &parked[..] else { panic!("{parked:?}") };
@@ -440,6 +440,84 @@ async fn an_event_that_is_told_again_over_a_bus_is_asked_for(store: &dyn WatchSt
     assert!(store.finish(second.id, 2, &Ended::Done("tx".to_owned()), at(4)).await.unwrap());
 }
 
+/// The same id with a document that somebody made up.
+fn forged(number: u64) -> Arrived {
+    let mut forged = arrived(number, Kind::Log);
+    forged.message.body = format!("forgery of block {number}");
+    forged.block_number = 1;
+    forged
+}
+
+async fn park(store: &dyn WatchStore, claimed: &Claimed) {
+    let refused = Ended::Parked("HTTP 403".to_owned());
+    assert!(store.finish(claimed.id, claimed.attempt, &refused, at(1)).await.unwrap());
+}
+
+async fn an_event_that_is_known_here_is_asked_for_as_it_is_here_and_when_it_is_final(
+    store: &dyn WatchStore,
+) {
+    ready(store).await;
+    // Before the own poller has come so far, nothing is known of it.
+    let early = asked(store, &forged(11)).await;
+    assert_eq!(early.message, forged(11).message);
+    park(store, &early).await;
+    let mut held = vec![published(11), published(12)];
+    for event in &mut held {
+        event.deliveries[0].held = true;
+    }
+    let blocks = [link(11, 0, 0), link(12, 0, 0)];
+    store.advance(&advance(place(10, 0), &blocks, held)).await.unwrap();
+    for arrival in [forged(11), arrived(11, Kind::Log), forged(12)] {
+        assert_eq!(store.receive(&arrival, at(2)).await.unwrap(), Received::TooEarly);
+    }
+    store.settle(&settle(place(12, 0), place(11, 0), 11)).await.unwrap();
+    assert_eq!(store.receive(&forged(12), at(2)).await.unwrap(), Received::TooEarly);
+    // Even a forged copy asks with the true document then, in the row that the forgery made.
+    let claimed = asked(store, &forged(11)).await;
+    assert_eq!((claimed.id, claimed.attempt), (early.id, 2));
+    assert_eq!(claimed.message, arrived(11, Kind::Log).message);
+    park(store, &claimed).await;
+    settled(store, &forged(11)).await;
+    settled(store, &arrived(11, Kind::Log)).await;
+    let parked = store.parked().await.unwrap();
+    let own = arrived(11, Kind::Log).message.body;
+    assert!(matches!(&parked[..], [Parked::Delivery { body, .. }] if *body == own), "{parked:?}");
+}
+
+async fn a_retraction_of_what_stands_here_changes_nothing(store: &dyn WatchStore) {
+    ready(store).await;
+    let blocks = [link(11, 0, 0)];
+    store.advance(&advance(place(10, 0), &blocks, vec![published(11)])).await.unwrap();
+    let claimed = asked(store, &arrived(11, Kind::Log)).await;
+    let stands = Received::Settled("it stands here");
+    let retraction = arrived(11, Kind::Retraction);
+    assert_eq!(store.receive(&retraction, at(2)).await.unwrap(), stands);
+    let done = Ended::Done(String::new());
+    assert!(store.finish(claimed.id, 1, &done, at(3)).await.unwrap(), "it was not cancelled");
+    assert_eq!(store.receive(&retraction, at(4)).await.unwrap(), stands);
+    // It is told when it is true.
+    takes_back(store, 11).await;
+    asked(store, &retraction).await;
+}
+
+async fn another_document_of_what_is_parked_is_asked_for_anew(store: &dyn WatchStore) {
+    ready(store).await;
+    let first = asked(store, &forged(11)).await;
+    park(store, &first).await;
+    settled(store, &forged(11)).await;
+    let second = asked(store, &arrived(11, Kind::Log)).await;
+    assert_eq!((second.id, second.attempt), (first.id, 2));
+    park(store, &second).await;
+    // By an operator's word the outbox tries again, with the newest document.
+    assert_eq!(store.unpark(None, at(3)).await.unwrap(), 1);
+    settled(store, &arrived(11, Kind::Log)).await;
+    let third = store.claim(CONSUMER, SOURCE, at(3), LEASE_MS).await.unwrap().unwrap();
+    assert_eq!((third.id, third.message), (first.id, arrived(11, Kind::Log).message));
+    // Another one comes while that is under way: the older attempt loses its token.
+    assert_eq!(asked(store, &forged(11)).await.attempt, 4);
+    assert!(!store.finish(first.id, 3, &Ended::Done(String::new()), at(4)).await.unwrap());
+}
+
 async fn what_cannot_be_read_is_kept_once_with_its_bytes(store: &dyn WatchStore) {
     let message = Unreadable {
         consumer: CONSUMER.to_owned(),
@@ -450,10 +528,15 @@ async fn what_cannot_be_read_is_kept_once_with_its_bytes(store: &dyn WatchStore)
     for now in [at(1), at(2)] {
         store.keep_unreadable(&message, now).await.unwrap();
     }
-    assert_eq!(store.parked().await.unwrap(), [Parked::Unreadable(message)]);
+    assert_eq!(store.parked().await.unwrap(), [Parked::Unreadable(message.clone())]);
     let attention = store.status().await.unwrap().attention;
     assert_eq!(attention.len(), 1);
     assert_eq!(attention[0].reason, "unreadable: not UTF-8");
+    // PostgreSQL takes no NUL in a text: what is wrong with this one is told without.
+    let nul = cloudevent::clean(&cloudevent::read(b"{\"\\u0000\":1}", &[]).unwrap_err());
+    assert!(nul.contains("unknown field"), "{nul}");
+    let other = Unreadable { digest: hash(2, 7), reason: nul, ..message };
+    store.keep_unreadable(&other, at(3)).await.unwrap();
 }
 
 macro_rules! on_both {
@@ -497,6 +580,9 @@ on_both!(
     what_came_over_a_bus_is_parked_and_tried_again_by_the_outbox,
     a_retraction_that_comes_over_a_bus_is_told_once_if_something_was_asked_for,
     an_event_that_is_told_again_over_a_bus_is_asked_for,
+    an_event_that_is_known_here_is_asked_for_as_it_is_here_and_when_it_is_final,
+    a_retraction_of_what_stands_here_changes_nothing,
+    another_document_of_what_is_parked_is_asked_for_anew,
     what_cannot_be_read_is_kept_once_with_its_bytes,
 );
 

@@ -71,8 +71,10 @@ judge_bus() {
     status="$(watcher_status)"
     published="$(jq '[.outbox[] | select(.consumer == "publisher" and .state == "done") | .count]
         | add // 0' <<<"$status")"
-    left="$(jq '[.bus.queues[]?.messages] | add // -1' <<<"$status")"
+    # A queue that is not there has no number, and is not an empty one.
+    left="$(jq -r '(.bus.queues // []) | if length == 0 or any(.[]; .messages == null)
+        then "unknown" else map(.messages) | add end' <<<"$status")"
     say "RabbitMQ has confirmed $published events; $left are left in the trigger's queues"
     [ "$published" -eq "${#orders[@]}" ] || fault "not every order's event went over RabbitMQ"
-    [ "$left" -eq 0 ] || fault "$left messages are left in RabbitMQ"
+    [ "$left" = 0 ] || fault "messages left in RabbitMQ: $left"
 }

@@ -22,9 +22,11 @@ clock_stopped=""
 executions() { call_number "$processor" 'executions(uint256)' "$(uint_word "$1")"; }
 
 all_executed() { # order ids
-    local order count=0
+    local order executed count=0
     for order in "$@"; do
-        count=$((count + $(executions "$order")))
+        # Not within the sum: a command that fails inside of arithmetic ends the probe's caller too.
+        executed="$(executions "$order")" || return 1
+        count=$((count + executed))
     done
     seen="$count/$#"
     [ "$count" -eq "$#" ]

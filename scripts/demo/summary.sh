@@ -6,6 +6,7 @@ is_good() { [[ " ${good[*]} " == *" $1 "* ]]; }
 # Status, attempts, key and nonce are the server's; the other columns are read from the chain.
 summary() {
     local order requested executed logs count tx status attempts key nonce sum=0
+    summarized=""
     read_transactions
     row ORDER REQUESTED EXECUTED EVENTS STATUS ATTEMPTS KEY NONCE
     for order in "${orders[@]}"; do
@@ -38,7 +39,11 @@ summary() {
     judge_totals "$sum"
     judge_faults
     judge_bus
+    summarized=1
 }
+# Set as the last act of the two that judge: what ends one of them early must not pass for a verdict.
+summarized=""
+audited=""
 
 row() { printf '        %-6s  %-10s  %-8s  %-6s  %-10s  %-8s  %-4s  %s\n' "$@"; }
 
@@ -75,14 +80,16 @@ judge_order() { # order id, requested, executed, logs, transaction
 }
 
 judge_totals() { # wei that the merchant must have
-    local earned nonces=0 address count checkpoint size expected
+    local earned nonces=0 used address count checkpoint size expected
     earned="$(call_number "$processor" 'balances(address)' "$(address_word "$merchant")")"
     say "the merchant has $(eth "$earned") ETH; the orders to execute are $(eth "$1") ETH"
     [ "$earned" -eq "$1" ] || fault "the merchant has not what the orders sum up to"
 
     for address in $(jq -r '.keys[].address' "$run/keys.json"); do
         count="$(rpc eth_getTransactionCount "[\"$address\",\"latest\"]")"
-        nonces=$((nonces + $(number "$count")))
+        # Not within the sum: a command that fails inside of arithmetic ends nothing.
+        used="$(number "$count")"
+        nonces=$((nonces + used))
     done
     count="$(jq '.transactions | length' "$run/transactions.json")"
     say "the operator keys have used $nonces nonces for $count transactions"
@@ -109,9 +116,11 @@ log_is_sequenced() {
 # The log, taken out of the database, and verified as somebody would who has only the public key.
 audit_verified() {
     local out="$run/audit"
+    audited=""
     "$CLAVIGER_BIN" audit export --config "$config" --out "$out" >/dev/null ||
         { fault "the audit log cannot be exported" && return; }
     "$CLAVIGER_BIN" audit verify --export "$out" --key "$run/dev/audit.vkey" >"$run/verified" 2>&1 ||
         fault "the audit log does not verify"
     show <"$run/verified"
+    audited=1
 }

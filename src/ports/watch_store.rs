@@ -234,7 +234,8 @@ pub enum Received {
     Ask(Claimed),
     /// The consumer has answered, or need not be asked: why.
     Settled(&'static str),
-    /// The chain or the source has no row yet: the poller makes it at its start.
+    /// The chain or the source has no row yet: the poller makes it at its start. Or the event is known
+    /// here, and not final yet by its source's rule: it is handed in again until it is.
     TooEarly,
 }
 
@@ -369,6 +370,8 @@ pub trait WatchStore: Send + Sync {
 
     /// Takes a message that came over a bus in hand. However often it comes, one that was answered is
     /// `Settled`; so is one whose event was retracted, which cancels a delivery that was not answered.
+    /// Of an event that is known here, it is the own document that is handed out, once it is final, and
+    /// a retraction counts only when the event was retracted here too.
     async fn receive(&self, arrived: &Arrived, now: Timestamp)
     -> Result<Received, WatchStoreError>;
 

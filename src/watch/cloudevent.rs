@@ -144,7 +144,9 @@ pub struct Read<'a> {
 /// What is wrong with it.
 pub fn read<'a>(bytes: &[u8], chains: &'a [ChainPlan]) -> Result<Read<'a>, String> {
     let body = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
-    let document: Document = serde_json::from_str(body).map_err(|error| error.to_string())?;
+    // The parser quotes names and values of the message in its errors.
+    let document: Document =
+        serde_json::from_str(body).map_err(|error| short(&error.to_string()))?;
     let (path, kind) = match document.kind.as_str() {
         LOG => (document.source.as_str(), Kind::Log),
         RETRACTED => {
@@ -207,4 +209,34 @@ fn check(document: &Document, chain: &str, source: &Source) -> Result<(), String
 /// What strangers wrote, short enough for a line of the log.
 fn short(text: &str) -> String {
     text.chars().take(100).flat_map(char::escape_default).collect()
+}
+
+/// The most characters of a reason that is kept with a message.
+const REASON_CHARS_MAX: usize = 1000;
+
+/// A reason as it may be kept and logged, whatever of a stranger's message is in it: not long, and
+/// without control characters. PostgreSQL refuses a text with a NUL, and a message that cannot be kept
+/// would hold up its queue for ever.
+#[must_use]
+pub fn clean(reason: &str) -> String {
+    reason.chars().filter(|character| !character.is_control()).take(REASON_CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_message_is_short_and_has_no_control_characters() {
+        let huge = format!("{{\"{}\":1}}", "x".repeat(1 << 20));
+        let newline = "{\"type\":\"a\\n\\u001bb\"}";
+        for bytes in ["{\"\\u0000\":1}", newline, "{\"data\":\"\\u0000\"}", &huge] {
+            let reason = read(bytes.as_bytes(), &[]).unwrap_err();
+            assert!(!reason.is_empty() && reason.len() < 2000, "{}", reason.len());
+            assert!(!reason.chars().any(char::is_control), "{reason:?}");
+            assert_eq!(clean(&reason), reason);
+        }
+        assert_eq!(clean("a\0b\nc"), "abc");
+        assert_eq!(clean(&"x".repeat(5000)).len(), REASON_CHARS_MAX);
+    }
 }

@@ -56,7 +56,8 @@ impl TriggerInbox {
         }
     }
 
-    async fn keep(&self, bytes: &[u8], reason: String) -> Result<Taken, WatchStoreError> {
+    async fn keep(&self, bytes: &[u8], reason: &str) -> Result<Taken, WatchStoreError> {
+        let reason = cloudevent::clean(reason);
         let (consumer, cut) = (self.consumer.name(), bytes.len().min(KEPT_BYTES_MAX));
         let kept = bytes.get(..cut).unwrap_or_default();
         let digest = B256::new(Sha256::digest(bytes).into());
@@ -152,7 +153,7 @@ impl Inbox for TriggerInbox {
     async fn take(&self, arrival: Arrival<'_>) -> Taken {
         let taken = match cloudevent::read(arrival.bytes, &self.chains) {
             Ok(read) => self.receive(read, arrival.given_up).await,
-            Err(reason) => self.keep(arrival.bytes, reason).await,
+            Err(reason) => self.keep(arrival.bytes, &reason).await,
         };
         taken.unwrap_or_else(|error| {
             let consumer = self.consumer.name();

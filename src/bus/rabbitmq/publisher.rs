@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -29,8 +29,13 @@ pub struct Publisher {
     settings: Settings,
     topology: Topology,
     routes: BTreeMap<String, Routes>,
-    /// In confirm mode, while there is a connection.
-    channel: Mutex<Option<Channel>>,
+    /// In confirm mode, while there is a connection. Shared, so that it can be told from a later one:
+    /// both have the same number, each on its connection.
+    channel: Mutex<Option<Arc<Channel>>>,
+    /// Held from a publication until its confirm is read. The lanes of all sources share the channel,
+    /// and the client library gives a message that is returned to whichever publication completes next:
+    /// with two under way, an unroutable event could be taken for stored, and the other for unroutable.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// What the broker made of a publication.
@@ -45,7 +50,8 @@ impl Publisher {
     /// A publisher of these sources, not connected yet.
     #[must_use]
     pub fn new(settings: Settings, topology: Topology, routes: BTreeMap<String, Routes>) -> Self {
-        Self { settings, topology, routes, channel: Mutex::new(None) }
+        let (channel, turn) = (Mutex::new(None), tokio::sync::Mutex::new(()));
+        Self { settings, topology, routes, channel, turn }
     }
 
     /// Keeps a connection until the stop.
@@ -82,15 +88,23 @@ impl Publisher {
         self.topology.declare(&channel).await?;
         let confirms = channel.confirm_select(ConfirmSelectOptions::default());
         answered("confirm.select", confirms).await?;
-        self.set(Some(channel));
+        self.set(Some(Arc::new(channel)));
         Ok(connection)
     }
 
-    fn set(&self, channel: Option<Channel>) {
+    fn set(&self, channel: Option<Arc<Channel>>) {
         *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
     }
 
-    fn channel(&self) -> Option<Channel> {
+    /// Forgets a channel that failed, unless another one has come in its place since.
+    fn forget(&self, failed: &Arc<Channel>) {
+        let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        if channel.as_ref().is_some_and(|channel| Arc::ptr_eq(channel, failed)) {
+            *channel = None;
+        }
+    }
+
+    fn channel(&self) -> Option<Arc<Channel>> {
         let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner).clone();
         channel.filter(|channel| channel.status().connected())
     }
@@ -163,10 +177,18 @@ impl Consumer for Publisher {
         let Some(key) = self.key(message) else {
             return Outcome::Park(format!("source {} has no routing key", message.source));
         };
+        // The channel is looked for, and forgotten if it fails, within the turn: nobody who has waited
+        // publishes on one whose last confirm is still to come.
+        let turn = self.turn.lock().await;
         let Some(channel) = self.channel() else {
             return retry("there is no connection to RabbitMQ".to_owned());
         };
-        match self.publish(&channel, key, message).await {
+        let published = self.publish(&channel, key, message).await;
+        if published.is_err() {
+            self.forget(&channel);
+        }
+        drop(turn);
+        match published {
             Ok(Verdict::Stored) => {
                 counted("confirmed");
                 crate::failpoint!("bus.after_publish");
@@ -184,9 +206,8 @@ impl Consumer for Publisher {
             }
             Err(error) => {
                 counted("unknown");
-                // Whether it was stored is not known. On another connection nothing of this one can
-                // be mistaken for the answer to what is sent there.
-                self.set(None);
+                // Whether it was stored is not known. The next one is sent on another connection, where
+                // nothing of this one can be mistaken for its answer.
                 retry(error.to_string())
             }
         }

@@ -1,26 +1,38 @@
 //! What comes over a broker: taken in hand once, or kept unread.
 
 use super::outbox::stored_kind;
-use super::statement::{Tx, Value, hash, stored, values};
+use super::statement::{Tx, Value, hash, height, stored, values};
 use crate::core::time::Timestamp;
-use crate::ports::bus::Kind;
+use crate::ports::bus::{Kind, Message};
 use crate::ports::watch_store::{
     Arrived, Attention, Claimed, Parked, Received, Unreadable, WatchStoreError,
 };
 
 statements! {
     PLACE = "SELECT COUNT(*) FROM source WHERE name = $1 AND chain = $2";
-    EVENT_STATE = "SELECT state FROM event WHERE source = $1 AND event_id = $2";
+    // What this watcher's own poller knows of the event: its document, how many of its deliveries are
+    // held, and how many were let go. An event that was found before it had a consumer has no delivery
+    // of either kind; the chain's own finality stands in for its source's then.
+    OWN = "SELECT e.state, e.body, e.block_number, \
+           (SELECT COUNT(*) FROM outbox h WHERE h.source = e.source AND h.event_id = e.event_id \
+           AND h.kind = 'log' AND h.state = 'held'), \
+           (SELECT COUNT(*) FROM outbox r WHERE r.source = e.source AND r.event_id = e.event_id \
+           AND r.kind = 'log' AND r.origin = 'chain' AND r.state NOT IN ('held', 'cancelled')) \
+           + (SELECT COUNT(*) FROM chain c WHERE c.name = e.chain \
+           AND c.final_number >= e.block_number) \
+           FROM event e WHERE e.source = $1 AND e.event_id = $2";
     // The newest: a block that came back has its event told again, after its retraction.
-    KNOWN = "SELECT id, state, attempts, origin FROM outbox \
+    KNOWN = "SELECT id, state, attempts, origin, body FROM outbox \
              WHERE consumer = $1 AND source = $2 AND event_id = $3 AND kind = $4 \
              ORDER BY id DESC LIMIT 1";
     TAKE = "INSERT INTO outbox (consumer, source, chain, event_id, kind, block_number, body, state, \
             attempts, due_at, reason, result, created_at, updated_at, origin) \
             VALUES ($1, $2, $3, $4, $5, $6, $7, 'taken', 1, $8, '', '', $8, $8, 'bus') RETURNING id";
+    // Of what is parked, or waits to be tried again, only a body that was not the event's.
     TAKE_AGAIN = "UPDATE outbox SET state = 'taken', attempts = attempts + 1, due_at = $3, \
-                  updated_at = $3 WHERE id = $1 AND attempts = $2 \
-                  AND state IN ('taken', 'cancelled')";
+                  updated_at = $3, body = $4 WHERE id = $1 AND attempts = $2 \
+                  AND (state IN ('taken', 'cancelled') \
+                  OR (state IN ('parked', 'ready') AND origin = 'bus' AND body <> $4))";
     CANCEL_UNANSWERED = "UPDATE outbox SET state = 'cancelled', reason = 'retracted by a reorg', \
                          updated_at = $2 WHERE id = $1 AND state IN ('ready', 'taken', 'parked')";
     KEEP = "INSERT INTO unreadable (consumer, digest, bytes, reason, seen_at) \
@@ -31,8 +43,28 @@ statements! {
               ORDER BY id";
 }
 
-/// A row of the outbox.
-type Row = (i64, String, i64, String);
+/// A row of the outbox: id, state, attempts, origin, body.
+type Row = (i64, String, i64, String, String);
+
+/// An event as this watcher's own poller found it.
+struct Own {
+    state: String,
+    body: String,
+    block_number: i64,
+    /// Final by its source's rule, as a trigger in the same process would wait for.
+    released: bool,
+}
+
+async fn own(tx: &mut Tx, arrived: &Arrived) -> Result<Option<Own>, WatchStoreError> {
+    let event = values![&arrived.message.source, &arrived.message.event_id];
+    let row = tx.one::<(String, String, i64, i64, i64)>(OWN, event).await?;
+    Ok(row.map(|(state, body, block_number, held, released)| Own {
+        state,
+        body,
+        block_number,
+        released: held == 0 && released > 0,
+    }))
+}
 
 async fn known(tx: &mut Tx, arrived: &Arrived, kind: Kind) -> Result<Option<Row>, WatchStoreError> {
     let (consumer, message) = (&arrived.consumer, &arrived.message);
@@ -50,36 +82,81 @@ pub(super) async fn receive(
         return Ok(Received::TooEarly);
     }
     let log = known(tx, arrived, Kind::Log).await?;
+    let own = own(tx, arrived).await?;
     match arrived.message.kind {
-        Kind::Log => receive_log(tx, arrived, log, now).await,
-        Kind::Retraction => receive_retraction(tx, arrived, log, now).await,
+        Kind::Log => receive_log(tx, arrived, own, log, now).await,
+        Kind::Retraction => {
+            // Anybody who may publish can write one. The broker brings it again when it is true, since
+            // this watcher's own poller publishes it.
+            if own.is_some_and(|own| own.state == "standing") {
+                return Ok(Received::Settled("it stands here"));
+            }
+            receive_retraction(tx, arrived, log, now).await
+        }
     }
 }
 
 async fn receive_log(
     tx: &mut Tx,
     arrived: &Arrived,
+    own: Option<Own>,
     log: Option<Row>,
     now: Timestamp,
 ) -> Result<Received, WatchStoreError> {
-    let message = &arrived.message;
-    let event = values![&message.source, &message.event_id];
-    let event = tx.one::<(String,)>(EVENT_STATE, event).await?;
-    let retracted = event.is_some_and(|(state,)| state == "retracted");
-    match log {
-        Some((_, state, ..)) if state == "done" => Ok(Received::Settled("it was answered before")),
+    let event = own.as_ref().map(|own| own.state.as_str());
+    let retracted = event == Some("retracted");
+    match &log {
+        Some((_, state, ..)) if state == "done" => {
+            return Ok(Received::Settled("it was answered before"));
+        }
         Some((id, ..)) if retracted => {
-            tx.execute(CANCEL_UNANSWERED, values![id, now.millis()]).await?;
-            Ok(Received::Settled("its event was retracted before it was answered"))
+            tx.execute(CANCEL_UNANSWERED, values![*id, now.millis()]).await?;
+            return Ok(Received::Settled("its event was retracted before it was answered"));
         }
-        None if retracted => Ok(Received::Settled("its event was retracted before it came")),
-        Some((id, state, attempts, _)) if state == "taken" || state == "cancelled" => {
-            again(tx, arrived, id, attempts, now).await
+        None if retracted => {
+            return Ok(Received::Settled("its event was retracted before it came"));
         }
-        Some((_, state, ..)) if state == "parked" => Ok(Received::Settled("it is parked")),
-        // Held or ready: the outbox delivers it itself.
-        Some(_) => Ok(Received::Settled("the outbox delivers it")),
-        None => first(tx, arrived, now).await,
+        // The outbox's own, from before there was a broker: it lets it go when it is final.
+        Some((_, state, ..)) if state == "held" => {
+            return Ok(Received::Settled("the outbox delivers it"));
+        }
+        _ => {}
+    }
+    if event == Some("undecodable") {
+        return Ok(Received::Settled("its log does not decode here"));
+    }
+    let arrived = match own {
+        Some(own) if !own.released => return Ok(Received::TooEarly),
+        Some(own) => &ours(arrived, own)?,
+        None => arrived,
+    };
+    take(tx, arrived, log, now).await
+}
+
+/// The arrival with what this watcher itself read from the chain. Whoever may publish can send an
+/// event's id with another document, or before it is final, and must not have it parked by that.
+fn ours(arrived: &Arrived, own: Own) -> Result<Arrived, WatchStoreError> {
+    let block_number = height(own.block_number)?;
+    let message = Message { body: own.body, ..arrived.message.clone() };
+    Ok(Arrived { block_number, message, ..arrived.clone() })
+}
+
+async fn take(
+    tx: &mut Tx,
+    arrived: &Arrived,
+    log: Option<Row>,
+    now: Timestamp,
+) -> Result<Received, WatchStoreError> {
+    let Some((id, state, attempts, origin, body)) = log else {
+        return first(tx, arrived, now).await;
+    };
+    // What is parked, or due again by an operator's word, has another document than this one.
+    let differs = origin == "bus" && body != arrived.message.body;
+    match state.as_str() {
+        "taken" | "cancelled" => again(tx, arrived, id, attempts, now).await,
+        _ if differs => again(tx, arrived, id, attempts, now).await,
+        "parked" => Ok(Received::Settled("it is parked")),
+        _ => Ok(Received::Settled("the outbox delivers it")),
     }
 }
 
@@ -89,12 +166,12 @@ async fn receive_retraction(
     log: Option<Row>,
     now: Timestamp,
 ) -> Result<Received, WatchStoreError> {
-    let Some((id, _, attempts, origin)) = log else {
+    let Some((id, _, attempts, origin, _)) = log else {
         return Ok(Received::Settled("its event never came"));
     };
     tx.execute(CANCEL_UNANSWERED, values![id, now.millis()]).await?;
     match known(tx, arrived, Kind::Retraction).await? {
-        Some((id, state, attempts, _)) if state == "taken" => {
+        Some((id, state, attempts, ..)) if state == "taken" => {
             again(tx, arrived, id, attempts, now).await
         }
         Some(_) => Ok(Received::Settled("it was told before")),
@@ -133,7 +210,8 @@ async fn again(
     attempts: i64,
     now: Timestamp,
 ) -> Result<Received, WatchStoreError> {
-    if tx.execute(TAKE_AGAIN, values![id, attempts, now.millis()]).await? != 1 {
+    let row = values![id, attempts, now.millis(), &arrived.message.body];
+    if tx.execute(TAKE_AGAIN, row).await? != 1 {
         // Another process has it in hand since.
         return Err(WatchStoreError::Contended);
     }
