@@ -2,7 +2,7 @@
 //! row. What was answered 2xx is never lost.
 
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, ChainRuntime, chains, record};
+use crate::app::{App, AppError, ChainRuntime, chains, finality, record};
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::{DATA_BYTES_MAX, intrinsic_gas};
 use crate::core::id::RequestId;
@@ -16,7 +16,7 @@ use crate::core::policy::{
 };
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
-use crate::ports::chain::{BlockAt, CallRequest, ChainError};
+use crate::ports::chain::{BlockAt, BlockId, CallRequest, ChainError};
 use crate::ports::store::{
     Bound, DecisionSummary, End, KeyBinding, LimitExceeded, NewTransaction, TransactionRow, look,
     unit,
@@ -302,15 +302,21 @@ pub(crate) async fn facts(
     };
     let event = match source {
         None => None,
-        Some(source) => event(chain, source).await?,
+        Some(source) => event(app, chain, source).await?,
     };
     Ok(Facts { code, event })
 }
 
-async fn event(chain: &ChainRuntime, source: EventSource) -> Result<Option<EventFact>, ChainError> {
-    let Some(receipt) = chain.port.receipt(source.transaction_hash).await? else {
+/// The event by the word of one node, in one look. That its block is final is said only if enough nodes agree.
+async fn event(
+    app: &App,
+    chain: &ChainRuntime,
+    source: EventSource,
+) -> Result<Option<EventFact>, ChainError> {
+    let Some(mined) = chain.port.mined(source.transaction_hash).await? else {
         return Ok(None);
     };
+    let receipt = mined.receipt;
     let found = receipt.logs.iter().find(|log| {
         log.log_index == source.log_index
             && log.transaction_hash == source.transaction_hash
@@ -320,13 +326,16 @@ async fn event(chain: &ChainRuntime, source: EventSource) -> Result<Option<Event
     else {
         return Ok(None);
     };
-    let canonical = chain.port.block(BlockAt::Number(receipt.block_number)).await?;
-    let last_final = chain.port.block(BlockAt::Final).await?;
+    let block = BlockId { number: receipt.block_number, hash: receipt.block_hash };
+    if mined.is_final && !finality::is_agreed_final(app, chain, block, mined.node).await {
+        let what = "the nodes do not agree that the event's block is final";
+        return Err(ChainError::Unavailable(what.to_owned()));
+    }
     Ok(Some(EventFact {
         source,
         block_number: receipt.block_number,
-        canonical: canonical.is_some_and(|block| block.hash == source.block_hash),
-        finalized: last_final.is_some_and(|block| block.number >= receipt.block_number),
+        canonical: mined.is_canonical,
+        finalized: mined.is_final,
         emitter: log.address,
         topics: log.topics.clone(),
         data: log.data.clone(),

@@ -2,6 +2,7 @@
 
 use crate::app::App;
 use crate::app::error::AppError;
+use crate::app::finality::FinalityKept;
 use crate::core::id::{ChainId, ChainName, RequestId};
 use crate::core::intent::{ChainRef, Fees, TxType};
 use crate::core::time::Timestamp;
@@ -29,6 +30,8 @@ pub struct ChainSettings {
     pub pace: Pace,
     /// How many transactions of a lane may have a nonce and not be mined.
     pub in_flight_max: i64,
+    /// How many nodes must say the same, where none contradicts, before an end is told.
+    pub agree: usize,
 }
 
 /// A chain, its nodes, and readings of them that are kept for a moment.
@@ -44,6 +47,8 @@ pub struct ChainRuntime {
     balances: Mutex<HashMap<Address, (Timestamp, U256)>>,
     checked_lanes: Mutex<HashMap<Address, bool>>,
     foreign: Mutex<HashMap<RequestId, Timestamp>>,
+    /// What was found out lately about its final blocks.
+    pub(crate) finality: FinalityKept,
 }
 
 impl std::fmt::Debug for ChainRuntime {
@@ -65,6 +70,7 @@ impl ChainRuntime {
             balances: Mutex::default(),
             checked_lanes: Mutex::default(),
             foreign: Mutex::default(),
+            finality: FinalityKept::default(),
         }
     }
 
@@ -139,7 +145,7 @@ impl ChainRuntime {
     }
 }
 
-fn fresh(at: Timestamp, now: Timestamp, for_ms: i64) -> bool {
+pub(crate) fn fresh(at: Timestamp, now: Timestamp, for_ms: i64) -> bool {
     (0..for_ms).contains(&now.since(at))
 }
 

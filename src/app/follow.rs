@@ -1,29 +1,33 @@
 //! Follow transactions until their block is final: receipts of all attempts, resends, the end.
 
+use crate::app::inclusion::{self, Elsewhere, RowLook};
 use crate::app::outbid::{Version, no_op_type, outbid};
 use crate::app::sign::Signed;
-use crate::app::{App, AppError, ChainRuntime, ChainSettings, chains, read, record, send};
+use crate::app::{
+    App, AppError, ChainRuntime, ChainSettings, chains, finality, read, record, send,
+};
 use crate::core::amount::Amount;
 use crate::core::id::RequestId;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::core::tx::step::{
-    AttemptView, ChainLook, Inclusion, Step, TransactionView, ending, sendable, step,
+    AttemptView, ChainLook, Step, TransactionView, ending, sendable, step,
 };
-use crate::ports::chain::{BlockAt, ChainError, Receipt};
+use crate::ports::chain::{BlockId, Claim, Found, Receipt, Sought};
 use crate::ports::store::{
     AttemptRow, End, MinedRow, Sent, Settlement, StatusChange, TransactionRow, look, unit,
 };
-use alloy::primitives::Address;
-use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Accounts' nonces at the head: one reading a look.
-type Nonces = HashMap<Address, u64>;
+/// An open transaction with its attempts.
+pub(crate) type Open = (TransactionRow, Vec<AttemptRow>);
 
 /// How long the chain must say that somebody else used a nonce of ours before we believe it: its nodes may
 /// be at different blocks for a while.
 const FOREIGN_AFTER_MS: i64 = 60_000;
+
+/// How long beyond its time a replacement waits for a block that another node says it has.
+const ELSEWHERE_MS: i64 = 60_000;
 
 /// Looks once at every transaction of a chain that has a nonce and no end, and does what is due.
 ///
@@ -42,34 +46,43 @@ pub async fn follow(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
         })
     })
     .await?;
+    // Also while nothing is open: what was told must still be so.
+    finality::stands_still(app, chain).await?;
     if open.is_empty() {
         return Ok(());
     }
     chains::verify(app, chain).await?;
-    let last_final = chain.port.block(BlockAt::Final).await?;
-    let final_number = last_final.map(|block| block.number);
-    let mut nonces = Nonces::new();
-    for (row, attempts) in open {
-        let latest = nonce_of(chain, &mut nonces, row.new.address).await?;
-        if let Err(error) = follow_one(app, chain, &row, &attempts, latest, final_number).await {
-            // One that cannot be read now must not keep the others waiting.
-            tracing::warn!(request = %row.new.id, %error, "could not follow");
+    for account in open.chunk_by(|(one, _), (other, _)| one.new.address == other.new.address) {
+        if let Err(error) = follow_account(app, chain, account).await {
+            // One account that cannot be read now must not keep the others waiting.
+            tracing::warn!(chain = %chain.settings.name, %error, "could not follow an account");
         }
     }
     Ok(())
 }
 
-async fn nonce_of(
+/// Looks once at open transactions of one account, in the order of their nonces, and does what is due.
+///
+/// # Errors
+/// When no node answers. The next look goes on.
+pub(crate) async fn follow_account(
+    app: &App,
     chain: &ChainRuntime,
-    known: &mut Nonces,
-    address: Address,
-) -> Result<u64, ChainError> {
-    if let Some(nonce) = known.get(&address) {
-        return Ok(*nonce);
+    account: &[Open],
+) -> Result<(), AppError> {
+    let Some((first, _)) = account.first() else {
+        return Ok(());
+    };
+    let sought: Vec<Sought> =
+        account.iter().map(|(row, attempts)| inclusion::sought(row, attempts)).collect();
+    let looks = inclusion::of_account(chain, first.new.address, &sought).await?;
+    for ((row, attempts), look) in account.iter().zip(looks) {
+        if let Err(error) = follow_one(app, chain, row, attempts, look).await {
+            // One that cannot be read now must not keep the others waiting.
+            tracing::warn!(request = %row.new.id, %error, "could not follow");
+        }
     }
-    let latest = chain.port.nonce(address, BlockAt::Latest).await?;
-    known.insert(address, latest);
-    Ok(latest)
+    Ok(())
 }
 
 /// Looks at one transaction now, without waiting for the next look at its chain.
@@ -82,10 +95,12 @@ pub(crate) async fn follow_up(app: &App, id: RequestId) -> Result<(), AppError> 
         return Ok(());
     };
     chains::verify(app, chain).await?;
-    let last_final = chain.port.block(BlockAt::Final).await?;
-    let latest = chain.port.nonce(found.row.new.address, BlockAt::Latest).await?;
-    let final_number = last_final.map(|block| block.number);
-    follow_one(app, chain, &found.row, &found.attempts, latest, final_number).await
+    let sought = [inclusion::sought(&found.row, &found.attempts)];
+    let mut looks = inclusion::of_account(chain, found.row.new.address, &sought).await?;
+    match looks.pop() {
+        Some(look) => follow_one(app, chain, &found.row, &found.attempts, look).await,
+        None => Ok(()),
+    }
 }
 
 async fn follow_one(
@@ -93,53 +108,72 @@ async fn follow_one(
     chain: &ChainRuntime,
     row: &TransactionRow,
     attempts: &[AttemptRow],
-    nonce_latest: u64,
-    final_number: Option<u64>,
+    mut look: RowLook,
 ) -> Result<(), AppError> {
     let now = app.clock.now();
     let nonce = row.nonce.ok_or_else(|| AppError::internal("an open transaction has no nonce"))?;
     let view = view(row, nonce, attempts, &chain.settings);
     let pace = chain.settings.pace;
-    let looks_mined = nonce_latest > nonce || row.mined.is_some();
-    let receipt = if looks_mined { inclusion(chain, attempts).await? } else { None };
-    let overdue = attempts
-        .last()
-        .and_then(|last| last.signed_at)
-        .is_some_and(|at| now.since(at) >= pace.resend_after_ms);
-    let due = (overdue && nonce_latest == nonce) || ending(now, &view, pace).is_some();
+    let signed_at = attempts.last().and_then(|last| last.signed_at);
+    let waited = |ms: i64| signed_at.is_some_and(|at| now.since(at) >= ms);
+    let is_overdue = look.nonce_latest == nonce && waited(pace.resend_after_ms);
+    let mut due = is_overdue || ending(now, &view, pace).is_some();
+    if look.found == Found::Nothing && (due || look.nonce_latest > nonce) {
+        let sought = inclusion::sought(row, attempts);
+        match inclusion::elsewhere(chain, row.new.address, &sought, &look).await {
+            Elsewhere::Nothing => {}
+            // A node that is alone with what it says holds nothing up for ever.
+            Elsewhere::Wait => due &= waited(pace.resend_after_ms.saturating_add(ELSEWHERE_MS)),
+            Elsewhere::Overruled(other) => look = other,
+        }
+    }
+    let included = look.inclusion(row);
     // Without a market nothing new is signed.
-    let market = if receipt.is_none() && due && !is_mined_elsewhere(chain, attempts).await {
-        chain.market(now).await.ok()
-    } else {
-        None
-    };
-    // A node may have forgotten the state of its final block: then nothing is concluded from it.
-    let nonce_final = match final_number {
-        Some(number) if receipt.is_none() && nonce_latest > nonce => {
-            chain.port.nonce(row.new.address, BlockAt::Number(number)).await.ok()
-        }
-        _ => None,
-    };
-    let displaced = match &row.mined {
-        Some(mined) if receipt.is_none() => {
-            let block = chain.port.block(BlockAt::Number(mined.block_number)).await?;
-            block.is_some_and(|block| block.hash != mined.block_hash)
-        }
-        _ => false,
-    };
-    let look = ChainLook {
-        inclusion: receipt.as_ref().map(included),
-        displaced,
-        nonce_latest,
-        nonce_final,
-        final_number: final_number.unwrap_or(0),
+    let market = if included.is_none() && due { chain.market(now).await.ok() } else { None };
+    let chain_look = ChainLook {
+        inclusion: included,
+        displaced: look.found == Found::Displaced,
+        nonce_latest: look.nonce_latest,
+        nonce_final: look.nonce_final,
+        final_number: look.last_final.map_or(0, |block| block.number),
         market,
     };
-    let due = step(now, &view, &look, pace);
+    let due = step(now, &view, &chain_look, pace);
+    let due = believed(app, chain, (row, attempts), &look, due).await?;
     if due != Step::ForeignNonce {
         chain.not_foreign(row.new.id);
     }
-    perform(app, chain, (row, attempts), &view, due, receipt).await
+    perform(app, chain, (row, attempts), &view, due, look.receipt().cloned()).await
+}
+
+/// What of a step may be done: nothing ends by one node's word alone, and nothing is signed, sent or ended on a
+/// chain that stands still.
+async fn believed(
+    app: &App,
+    chain: &ChainRuntime,
+    (row, attempts): (&TransactionRow, &[AttemptRow]),
+    look: &RowLook,
+    due: Step,
+) -> Result<Step, AppError> {
+    if finality::stands_still(app, chain).await?.is_some() && !matches!(due, Step::Mined(..)) {
+        return Ok(Step::Wait);
+    }
+    let is_believed = match &due {
+        Step::End { inclusion, .. } => {
+            let block = BlockId { number: inclusion.block_number, hash: inclusion.block_hash };
+            finality::may_end(app, chain, block, look.node).await?
+        }
+        Step::ForeignNonce => {
+            let claim = Claim::Foreign {
+                address: row.new.address,
+                sought: inclusion::sought(row, attempts),
+                final_number: look.last_final.map_or(0, |block| block.number),
+            };
+            finality::is_agreed(app, chain, &claim, look.node).await
+        }
+        _ => true,
+    };
+    Ok(if is_believed { due } else { Step::Wait })
 }
 
 /// What deciding needs to know.
@@ -172,59 +206,6 @@ pub(crate) fn view(
         not_after: row.new.intent.not_after,
         attempts: attempts.iter().map(view).collect(),
         mined_in: row.mined.as_ref().map(|mined| mined.block_hash),
-    }
-}
-
-/// The receipt of whichever attempt is mined in a canonical block.
-async fn inclusion(
-    chain: &ChainRuntime,
-    attempts: &[AttemptRow],
-) -> Result<Option<Receipt>, ChainError> {
-    for hash in attempts.iter().rev().filter_map(|attempt| attempt.hash) {
-        if let Some(receipt) = canonical_receipt(chain, hash).await? {
-            return Ok(Some(receipt));
-        }
-    }
-    Ok(None)
-}
-
-/// Whether any node has an attempt mined in a block that the first node has too, or has not reached yet: it
-/// is behind, and nothing new is signed. In a block in whose place the first node has another, it is on a
-/// fork, or lies, and must not keep the transaction from going on.
-async fn is_mined_elsewhere(chain: &ChainRuntime, attempts: &[AttemptRow]) -> bool {
-    for hash in attempts.iter().rev().filter_map(|attempt| attempt.hash) {
-        let Ok(Some(receipt)) = chain.port.receipt_anywhere(hash).await else {
-            continue;
-        };
-        match chain.port.block(BlockAt::Number(receipt.block_number)).await {
-            Ok(Some(block)) if block.hash != receipt.block_hash => {
-                tracing::warn!(%hash, "a node has it mined in a block of another fork");
-            }
-            _ => return true,
-        }
-    }
-    false
-}
-
-/// A transaction's receipt, if its block is on the canonical chain.
-pub(crate) async fn canonical_receipt(
-    chain: &ChainRuntime,
-    hash: alloy::primitives::B256,
-) -> Result<Option<Receipt>, ChainError> {
-    let Some(receipt) = chain.port.receipt(hash).await? else {
-        return Ok(None);
-    };
-    let block = chain.port.block(BlockAt::Number(receipt.block_number)).await?;
-    let canonical = block.is_some_and(|block| block.hash == receipt.block_hash);
-    Ok(Some(receipt).filter(|receipt| canonical && receipt.transaction_hash == hash))
-}
-
-const fn included(receipt: &Receipt) -> Inclusion {
-    Inclusion {
-        hash: receipt.transaction_hash,
-        block_hash: receipt.block_hash,
-        block_number: receipt.block_number,
-        success: receipt.success,
     }
 }
 
@@ -339,6 +320,7 @@ async fn change(
         )?),
         _ => None,
     };
+    let chain = row.new.intent.chain.id;
     let work = Arc::new((change, event, leaf, settlement));
     let stored = unit(&*app.store, "change_status", move |unit| {
         let work = work.clone();
@@ -348,6 +330,13 @@ async fn change(
                 return Ok(End::Rollback(false));
             }
             if let Some(leaf) = leaf {
+                let block = change
+                    .mined
+                    .as_ref()
+                    .map(|mined| BlockId { number: mined.block_number, hash: mined.block_hash });
+                if !finality::anchor_end(unit, chain, block).await? {
+                    return Ok(End::Rollback(false));
+                }
                 unit.settle(&change.id.to_string(), *settlement, change.at).await?;
                 unit.append_leaf(leaf).await?;
             }

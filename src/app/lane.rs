@@ -2,7 +2,7 @@
 
 use crate::app::accept::summary;
 use crate::app::rejudge::{self, Rejudged};
-use crate::app::{App, AppError, ChainRuntime, chains, record, send, sign};
+use crate::app::{App, AppError, ChainRuntime, chains, finality, record, send, sign};
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::{KeyId, RequestId};
@@ -89,6 +89,9 @@ async fn allocate(
     address: Address,
 ) -> Result<Allocated, AppError> {
     chains::verify(app, chain).await?;
+    if let Some(reason) = finality::stands_still(app, chain).await? {
+        return Ok(Allocated::Idle(Idle::Halted(reason)));
+    }
     let id = chain.settings.id;
     let waiting = look(&*app.store, "next_queued", move |unit| {
         Box::pin(async move { unit.next_queued(id, address).await })

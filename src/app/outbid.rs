@@ -1,7 +1,7 @@
 //! Decide another version at the nonce that a transaction has: what was asked at higher fees, or a no-op;
 //! then sign it and send it. Whichever is mined wins.
 
-use crate::app::{App, AppError, ChainRuntime, ChainSettings, lane, record, send, sign};
+use crate::app::{App, AppError, ChainRuntime, ChainSettings, finality, lane, record, send, sign};
 use crate::core::audit::EncodedLeaf;
 use crate::core::evm::transaction::{NO_OP_GAS, NoOp, UnsignedTransaction};
 use crate::core::intent::{Fees, TxType};
@@ -50,6 +50,9 @@ pub async fn outbid(
     fees: Fees,
     instructed: Option<EncodedLeaf>,
 ) -> Result<bool, AppError> {
+    if let Some(detail) = finality::stands_still(app, chain).await? {
+        return Err(AppError::Conflict { detail, request: Some(row.new.id) });
+    }
     let now = app.clock.now();
     let last = attempts.last().map_or(0, |attempt| attempt.number);
     let number = last.checked_add(1).ok_or_else(|| AppError::internal("too many attempts"))?;

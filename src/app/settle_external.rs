@@ -1,12 +1,19 @@
 //! Settle what external accounts hold, once their nonce is final.
 
-use crate::app::{App, AppError, ChainRuntime, chains, follow, record};
+use crate::app::inclusion::{self, RowLook};
+use crate::app::{App, AppError, ChainRuntime, chains, finality, record};
 use crate::core::amount::Amount;
-use crate::ports::chain::{BlockAt, ChainError};
+use crate::ports::chain::{BlockId, Claim, Found, Sought};
 use crate::ports::store::{End, Settlement, SignatureRow, look, unit};
 use alloy::primitives::Address;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// All versions signed for one nonce, which share one reservation.
+struct Versions {
+    owner: String,
+    sought: Sought,
+}
 
 /// Looks at every external transaction whose reservation is open. All versions signed for one nonce share
 /// one reservation.
@@ -23,60 +30,77 @@ pub async fn settle(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
         return Ok(());
     }
     chains::verify(app, chain).await?;
-    let Some(last_final) = chain.port.block(BlockAt::Final).await? else {
-        return Ok(());
-    };
+    for (address, versions) in by_account(open) {
+        let sought: Vec<Sought> = versions.iter().map(|it| it.sought.clone()).collect();
+        let looks = inclusion::of_account(chain, address, &sought).await?;
+        for (versions, look) in versions.iter().zip(looks) {
+            settle_one(app, chain, address, versions, &look).await?;
+        }
+    }
+    Ok(())
+}
+
+fn by_account(open: Vec<SignatureRow>) -> BTreeMap<Address, Vec<Versions>> {
     let mut by_owner: BTreeMap<String, Vec<SignatureRow>> = BTreeMap::new();
     for row in open {
         if let Some(owner) = row.new.owner.clone() {
             by_owner.entry(owner).or_default().push(row);
         }
     }
-    let mut used: HashMap<Address, u64> = HashMap::new();
+    let mut by_account: BTreeMap<Address, Vec<Versions>> = BTreeMap::new();
     for (owner, rows) in by_owner {
-        let Some((address, nonce)) =
-            rows.first().and_then(|row| Some((row.new.address, row.new.nonce?)))
-        else {
-            continue;
-        };
-        let latest = match used.get(&address) {
-            Some(latest) => *latest,
-            None => chain.port.nonce(address, BlockAt::Latest).await?,
-        };
-        used.insert(address, latest);
-        if latest > nonce {
-            settle_one(app, chain, owner, &rows, last_final.number).await?;
+        let place = rows.first().and_then(|row| Some((row.new.address, row.new.nonce?)));
+        if let Some((address, nonce)) = place {
+            let hashes = rows.iter().filter_map(|row| row.attempt.hash).collect();
+            let sought = Sought { nonce, hashes, seen: None };
+            by_account.entry(address).or_default().push(Versions { owner, sought });
         }
     }
-    Ok(())
+    by_account
+}
+
+/// Where the nonce was used, once that is final and enough nodes agree; `None` if it is too early. Inside:
+/// nothing if somebody else's bytes used it.
+async fn ended(
+    app: &App,
+    chain: &ChainRuntime,
+    address: Address,
+    sought: &Sought,
+    look: &RowLook,
+) -> Result<Option<Option<BlockId>>, AppError> {
+    let Some(last_final) = look.last_final else {
+        return Ok(None);
+    };
+    match &look.found {
+        Found::Mined(receipt) if receipt.block_number <= last_final.number => {
+            let block = BlockId { number: receipt.block_number, hash: receipt.block_hash };
+            let may_end = finality::may_end(app, chain, block, look.node).await?;
+            Ok(may_end.then_some(Some(block)))
+        }
+        Found::Nothing if look.nonce_final.is_some_and(|used| used > sought.nonce) => {
+            let final_number = last_final.number;
+            let claim = Claim::Foreign { address, sought: sought.clone(), final_number };
+            let agreed = finality::is_agreed(app, chain, &claim, look.node).await;
+            Ok(agreed.then_some(None))
+        }
+        _ => Ok(None),
+    }
 }
 
 async fn settle_one(
     app: &App,
     chain: &ChainRuntime,
-    owner: String,
-    rows: &[SignatureRow],
-    final_number: u64,
+    address: Address,
+    versions: &Versions,
+    look: &RowLook,
 ) -> Result<(), AppError> {
-    let mined = mined_version(chain, rows).await?;
-    match &mined {
-        Some(receipt) if receipt.block_number > final_number => return Ok(()),
-        Some(_) => {}
-        None => {
-            // Whoever used the nonce, it must be final before anything is settled.
-            let Some((address, nonce)) =
-                rows.first().and_then(|row| Some((row.new.address, row.new.nonce?)))
-            else {
-                return Ok(());
-            };
-            if chain.port.nonce(address, BlockAt::Number(final_number)).await? <= nonce {
-                return Ok(());
-            }
-        }
-    }
+    let Some(block) = ended(app, chain, address, &versions.sought, look).await? else {
+        return Ok(());
+    };
+    let (owner, mined, id) = (versions.owner.clone(), look.receipt(), chain.settings.id);
     // A version that we cannot find was used by somebody else's bytes, or its node is behind: nothing
     // that was held is given back.
-    let (settlement, status, hash, block) = match &mined {
+    let (settlement, status, hash, block_hash) = match mined {
         None => (
             Settlement { value_moved: true, fee_paid: None, fee_from_value: false },
             "unknown",
@@ -97,12 +121,15 @@ async fn settle_one(
     };
     let now = app.clock.now();
     let fee = settlement.fee_paid.map_or_else(String::new, |fee| fee.to_string());
-    let leaf = record::settled(&owner, status, &hash, &block, &fee, now)?;
+    let leaf = record::settled(&owner, status, &hash, &block_hash, &fee, now)?;
     let work = Arc::new((owner, leaf));
     unit(&*app.store, "settle_external", move |unit| {
         let work = work.clone();
         Box::pin(async move {
             let (owner, leaf) = &*work;
+            if !finality::anchor_end(unit, id, block).await? {
+                return Ok(End::Rollback(()));
+            }
             unit.settle(owner, settlement, now).await?;
             unit.mark_settled(owner).await?;
             unit.append_leaf(leaf).await?;
@@ -112,16 +139,4 @@ async fn settle_one(
     .await?;
     crate::failpoint!("settle_external.after_settled");
     Ok(())
-}
-
-async fn mined_version(
-    chain: &ChainRuntime,
-    rows: &[SignatureRow],
-) -> Result<Option<crate::ports::chain::Receipt>, ChainError> {
-    for hash in rows.iter().filter_map(|row| row.attempt.hash) {
-        if let Some(receipt) = follow::canonical_receipt(chain, hash).await? {
-            return Ok(Some(receipt));
-        }
-    }
-    Ok(None)
 }

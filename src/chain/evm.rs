@@ -1,24 +1,28 @@
 //! EVM chains over JSON-RPC (execution-apis), through alloy's client.
 //!
-//! Reads ask the nodes in their order and go on to the next when one does not answer (for a receipt, also
-//! when it has none); a read that takes several calls makes them all on one node. Sends go to every node
-//! at once.
+//! Reads ask the nodes in their order and go on to the next when one does not answer; a read that takes
+//! several calls makes them all on one node. A node that failed is left alone for a while, one that lags far
+//! behind the others, or that most of them contradicted, is asked after them. Sends go to every node at once.
 
 use super::classify::combine;
+use super::look::{self, Word};
 use super::node::{Fault, Node};
 use super::wire::{self, WireReceipt};
+use crate::core::agreement::Agreement;
 use crate::core::id::ChainId;
 use crate::ports::chain::{
-    Block, BlockAt, Broadcast, CallRequest, Chain, ChainError, FeeMarket, Log, Receipt,
+    AccountLook, Block, BlockAt, Broadcast, CallRequest, Chain, ChainError, Claim, FeeMarket, Log,
+    Mined, Receipt, Sought,
 };
 use alloy::eips::BlockNumberOrTag;
 use alloy::primitives::{Address, B256, Bytes, U64, U256};
-use alloy::rpc::client::RpcClient;
 use alloy::rpc::types::{FeeHistory, Log as WireLog};
 use async_trait::async_trait;
-use futures::future::join_all;
+use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::time::timeout_at;
 use url::Url;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,6 +31,13 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const FEE_HISTORY_BLOCKS: u64 = 10;
 /// Percentile of each block's priority fees.
 const FEE_HISTORY_PERCENTILE: f64 = 50.0;
+
+/// Once one node has answered in words, or enough have, the others have so much longer.
+const GRACE: Duration = Duration::from_secs(1);
+/// How often a chain's nodes are asked how far they are, where there are several.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// A node whose final block is more than so many behind is asked after the others.
+const LAG_MAX: u64 = 12;
 
 /// How a chain tells that a block is final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,9 +100,42 @@ impl EvmChain {
             if !matches!(url.scheme(), "http" | "https") {
                 return Err(EvmError::Scheme(place));
             }
-            nodes.push(Node { place, client: RpcClient::new_http_with_client(http.clone(), url) });
+            nodes.push(Node::new(place, config.chain_id, http.clone(), url));
         }
         Ok(Self { chain_id: config.chain_id, finality: config.finality, nodes })
+    }
+
+    /// The nodes that may be asked now, in the order in which they should be.
+    fn in_order(&self) -> Vec<&Node> {
+        let now = Instant::now();
+        let far = self.reference();
+        let is_last = |node: &&Node| {
+            let lags = |number: u64| number.saturating_add(LAG_MAX) < far;
+            node.health.is_outvoted(now) || node.health.final_number().is_some_and(lags)
+        };
+        let mut nodes: Vec<&Node> =
+            self.nodes.iter().filter(|node| node.health.pause_left(now).is_none()).collect();
+        nodes.sort_by_key(is_last);
+        nodes
+    }
+
+    /// How far the chain is final: as the furthest node says; of three or more, as the second furthest does,
+    /// so that one that lies cannot make the others late.
+    fn reference(&self) -> u64 {
+        let mut said: Vec<u64> =
+            self.nodes.iter().filter_map(|node| node.health.final_number()).collect();
+        said.sort_unstable_by(|one, other| other.cmp(one));
+        let place = usize::from(said.len() > 2);
+        said.get(place).copied().unwrap_or(0)
+    }
+
+    /// No node may be asked now.
+    fn all_left_alone(&self) -> ChainError {
+        let now = Instant::now();
+        let pauses = self.nodes.iter().filter_map(|node| node.health.pause_left(now));
+        let next = pauses.min().unwrap_or_default().as_millis();
+        let what = "every node failed lately and is left alone for a while";
+        ChainError::Unavailable(format!("{what}; the first is asked again in {next} ms"))
     }
 
     /// Asks the nodes in order. A revert is an answer; a node that does not answer, or does not know
@@ -103,7 +147,7 @@ impl EvmChain {
         R: Send,
     {
         let mut failure = None;
-        for node in &self.nodes {
+        for node in self.in_order() {
             match ask(node.clone()).await.map_err(|fault| fault.into_error(node.place)) {
                 Ok(answer) => return Ok(answer),
                 Err(reverted @ ChainError::Reverted(_)) => return Err(reverted),
@@ -111,20 +155,43 @@ impl EvmChain {
                 Err(other) => failure = failure.or(Some(other)),
             }
         }
-        Err(failure.unwrap_or_else(|| ChainError::Unavailable("no node".to_owned())))
+        Err(failure.unwrap_or_else(|| self.all_left_alone()))
+    }
+
+    /// Asks the nodes in the background how far they are, so that one that stands still is noticed.
+    fn probe(&self) {
+        let now = Instant::now();
+        for node in self.nodes.iter().filter(|_| self.nodes.len() > 1) {
+            let may_be_asked = node.health.pause_left(now).is_none();
+            if may_be_asked && node.health.is_probe_due(now, PROBE_EVERY) {
+                let (node, finality) = (node.clone(), self.finality);
+                tokio::spawn(async move {
+                    // It keeps what it said; a failure is kept by the call.
+                    let _ = look::final_block(&node, finality).await;
+                });
+            }
+        }
+    }
+
+    fn node(&self, place: usize) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.place == place)
     }
 }
 
 /// Who a node says it is.
 async fn identity_of(node: &Node) -> Result<(ChainId, B256), Fault> {
-    let id: U64 = node.call("eth_chainId", ()).await?;
+    let id: U64 = node.call("eth_chainId", json!([])).await?;
     let genesis = block_on(node, BlockAt::Number(0), Finality::Safe).await?;
     let genesis = genesis.ok_or_else(|| Fault::unreadable("no block 0"))?;
     Ok((ChainId::new(id.to::<u64>()), genesis.hash))
 }
 
 /// A block on one node, by whatever names it.
-async fn block_on(node: &Node, at: BlockAt, finality: Finality) -> Result<Option<Block>, Fault> {
+pub(super) async fn block_on(
+    node: &Node,
+    at: BlockAt,
+    finality: Finality,
+) -> Result<Option<Block>, Fault> {
     const BY_NUMBER: &str = "eth_getBlockByNumber";
     let by_number = |tag: BlockNumberOrTag| node.header(BY_NUMBER, tag);
     let block = match (at, finality) {
@@ -191,7 +258,7 @@ async fn logs_on(
 }
 
 /// A receipt on one node, which must be of the transaction that was asked for.
-async fn receipt_on(node: &Node, hash: B256) -> Result<Option<Receipt>, Fault> {
+pub(super) async fn receipt_on(node: &Node, hash: B256) -> Result<Option<Receipt>, Fault> {
     let found: Option<WireReceipt> = node.call("eth_getTransactionReceipt", (hash,)).await?;
     let receipt = match found {
         Some(found) => found.into_receipt().map_err(Fault::unreadable)?,
@@ -231,8 +298,8 @@ impl Chain for EvmChain {
 
     async fn identity(&self) -> Result<(ChainId, B256), ChainError> {
         let mut found: Option<(ChainId, B256)> = None;
-        let mut failure = ChainError::Unavailable("no node".to_owned());
-        for node in &self.nodes {
+        let mut failure = self.all_left_alone();
+        for node in self.in_order() {
             match identity_of(node).await.map_err(|fault| fault.into_error(node.place)) {
                 Ok(said) if found.is_none_or(|first| first == said) => found = Some(said),
                 Ok((id, genesis)) => {
@@ -298,18 +365,64 @@ impl Chain for EvmChain {
         self.read(|node| async move { receipt_on(&node, hash).await }).await
     }
 
-    async fn receipt_anywhere(&self, hash: B256) -> Result<Option<Receipt>, ChainError> {
-        let (mut nothing, mut failure) = (false, None);
-        for node in &self.nodes {
-            match receipt_on(node, hash).await {
-                Ok(Some(receipt)) => return Ok(Some(receipt)),
-                Ok(None) => nothing = true,
-                Err(fault) => failure = failure.or(Some(fault.into_error(node.place))),
+    async fn look(
+        &self,
+        address: Address,
+        sought: &[Sought],
+        passed_over: &[usize],
+    ) -> Result<Option<AccountLook>, ChainError> {
+        self.probe();
+        let mut failure = None;
+        let nodes = self.in_order();
+        if nodes.is_empty() && passed_over.is_empty() {
+            return Err(self.all_left_alone());
+        }
+        for node in nodes.into_iter().filter(|node| !passed_over.contains(&node.place)) {
+            match look::account(node, self.finality, address, sought).await {
+                Ok(found) => return Ok(Some(found)),
+                Err(fault) => failure = failure.or(Some(doubted(node, fault))),
             }
         }
-        match failure {
-            Some(error) if !nothing => Err(error),
-            _ => Ok(None),
+        failure.map_or(Ok(None), Err)
+    }
+
+    async fn mined(&self, hash: B256) -> Result<Option<Mined>, ChainError> {
+        let mut failure = None;
+        for node in self.in_order() {
+            match look::mined(node, self.finality, hash).await {
+                Ok(found) => return Ok(found),
+                Err(fault) => failure = failure.or(Some(doubted(node, fault))),
+            }
+        }
+        Err(failure.unwrap_or_else(|| self.all_left_alone()))
+    }
+
+    async fn agreement(&self, claim: &Claim, by: Option<usize>) -> Agreement {
+        let (mut said, mut asked) = (Agreement::default(), Vec::new());
+        let words = FuturesUnordered::new();
+        let now = Instant::now();
+        for node in &self.nodes {
+            if Some(node.place) == by {
+                said.agree.push(node.place);
+            } else if node.health.pause_left(now).is_some() {
+                said.silent.push(node.place);
+            } else {
+                asked.push(node.place);
+                words.push(async { (node.place, look::word(node, self.finality, claim).await) });
+            }
+        }
+        hear(words, asked, self.nodes.len(), &mut said).await;
+        if said.is_outvoted() {
+            by.iter().for_each(|place| self.outvoted(*place));
+        } else if said.is_carried() {
+            said.contradict.iter().for_each(|place| self.outvoted(*place));
+        }
+        said
+    }
+
+    fn outvoted(&self, node: usize) {
+        if let Some(node) = self.node(node) {
+            node.health.outvoted(Instant::now());
         }
     }
 
@@ -322,8 +435,78 @@ impl Chain for EvmChain {
     }
 
     async fn broadcast(&self, raw: &Bytes) -> Broadcast {
-        let sends = self.nodes.iter().map(|node| send_on(node.clone(), raw.clone()));
-        combine(join_all(sends).await)
+        let now = Instant::now();
+        let usable = |node: &&Node| node.health.pause_left(now).is_none();
+        let all = !self.nodes.iter().any(|node| usable(&node));
+        let (tell, mut told) = mpsc::unbounded_channel();
+        for node in self.nodes.iter().filter(|node| all || usable(node)) {
+            let (node, raw, tell) = (node.clone(), raw.clone(), tell.clone());
+            // It goes on when the answer is given, for as long as a request may take.
+            tokio::spawn(async move {
+                // Nobody listens any more once one node has taken it.
+                let _ = tell.send(send_on(node, raw).await);
+            });
+        }
+        drop(tell);
+        let mut answers = Vec::new();
+        let mut until: Option<tokio::time::Instant> = None;
+        loop {
+            let next = match until {
+                None => told.recv().await,
+                Some(until) => timeout_at(until, told.recv()).await.unwrap_or_default(),
+            };
+            match next {
+                Some(Broadcast::Accepted) => return Broadcast::Accepted,
+                Some(answer) => {
+                    let in_words = !matches!(answer, Broadcast::Ambiguous(_));
+                    if in_words && until.is_none() {
+                        until = tokio::time::Instant::now().checked_add(GRACE);
+                    }
+                    answers.push(answer);
+                }
+                None => return combine(answers),
+            }
+        }
+    }
+}
+
+/// A node that cannot be believed in one thing is asked after the others for a while.
+fn doubted(node: &Node, fault: Fault) -> ChainError {
+    if matches!(fault, Fault::Unreadable(_)) {
+        node.health.outvoted(Instant::now());
+    }
+    fault.into_error(node.place)
+}
+
+/// Collects words until all are there; once more than half of all nodes say the same, the others have a
+/// moment longer. Those that say nothing are silent.
+async fn hear<W>(mut words: W, mut asked: Vec<usize>, all: usize, said: &mut Agreement)
+where
+    W: futures::Stream<Item = (usize, Word)> + Unpin,
+{
+    let mut until: Option<tokio::time::Instant> = None;
+    loop {
+        let decided = [&said.agree, &said.contradict].iter().any(|side| side.len() > all / 2);
+        if decided && until.is_none() {
+            until = tokio::time::Instant::now().checked_add(GRACE);
+        }
+        let next = match until {
+            None => words.next().await,
+            Some(until) => timeout_at(until, words.next()).await.unwrap_or_default(),
+        };
+        let Some((place, word)) = next else {
+            break;
+        };
+        asked.retain(|other| *other != place);
+        match word {
+            Word::Agrees => said.agree.push(place),
+            Word::Silent => said.silent.push(place),
+            Word::Contradicts => said.contradict.push(place),
+        }
+    }
+    said.silent.append(&mut asked);
+    for side in [&mut said.agree, &mut said.silent, &mut said.contradict] {
+        side.sort_unstable();
     }
 }
 

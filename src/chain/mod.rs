@@ -7,5 +7,7 @@
 pub mod classify;
 pub mod evm;
 
+mod health;
+mod look;
 mod node;
 mod wire;

@@ -2,13 +2,31 @@
 //! in the configuration, from 1.
 
 use super::classify::{NodeError, bounded};
+use super::health::Health;
 use super::wire;
+use crate::core::id::ChainId;
 use crate::ports::chain::{Block, ChainError};
-use alloy::rpc::client::RpcClient;
-use alloy::rpc::json_rpc::{ErrorPayload, RpcError, RpcRecv, RpcSend};
+use alloy::rpc::json_rpc::{ErrorPayload, Response, ResponsePayload};
 use alloy::rpc::types::Header;
-use alloy::transports::{TransportError, TransportErrorKind};
-use std::borrow::Cow;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use url::Url;
+
+/// The longest answer that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A JSON-RPC 2.0 request. Each has a connection's answer to itself, so one id serves all.
+#[derive(Serialize)]
+struct Request<P> {
+    jsonrpc: &'static str,
+    id: u64,
+    method: &'static str,
+    params: P,
+}
 
 /// Why one node gave nothing.
 #[derive(Debug)]
@@ -16,7 +34,13 @@ pub(super) enum Fault {
     /// It answered with a JSON-RPC error.
     Said(NodeError),
     /// It did not answer, or with an HTTP error: in a few words, without the URL.
-    Silent { class: &'static str, detail: String },
+    Silent {
+        /// For metrics.
+        class: &'static str,
+        detail: String,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
+    },
     /// It answered something that cannot be read, or cannot be so.
     Unreadable(String),
 }
@@ -65,28 +89,85 @@ impl Fault {
 pub(super) struct Node {
     /// Its place in the configuration, from 1.
     pub(super) place: usize,
-    pub(super) client: RpcClient,
+    pub(super) health: Arc<Health>,
+    http: reqwest::Client,
+    url: Url,
 }
 
 impl Node {
-    /// One call. Counts what went wrong under `claviger_rpc_errors_total`.
-    pub(super) async fn call<P: RpcSend, R: RpcRecv>(
+    pub(super) fn new(place: usize, chain: ChainId, http: reqwest::Client, url: Url) -> Self {
+        Self { place, health: Arc::new(Health::new(chain.to_string(), place)), http, url }
+    }
+
+    /// One call. Counts what went wrong under `claviger_rpc_errors_total`, and keeps the node's health.
+    pub(super) async fn call<P: Serialize + Send, R: DeserializeOwned>(
         &self,
         method: &'static str,
         params: P,
     ) -> Result<R, Fault> {
-        let answer = self.client.request::<P, R>(Cow::Borrowed(method), params).await;
-        answer.map_err(|error| {
-            let fault = fault(error);
-            let class = fault.class();
-            metrics::counter!("claviger_rpc_errors_total", "class" => class).increment(1);
-            tracing::debug!(node = self.place, method, class, "a node gave no answer");
-            fault
-        })
+        let answer = self.post(method, params).await.and_then(|answer| {
+            serde_json::from_str(answer.get())
+                .map_err(|error| Fault::Unreadable(format!("unreadable answer: {error}")))
+        });
+        match &answer {
+            Ok(_) => self.health.answered(),
+            Err(fault) => {
+                let class = fault.class();
+                metrics::counter!("claviger_rpc_errors_total", "class" => class).increment(1);
+                tracing::debug!(node = self.place, method, class, "a node gave no answer");
+                match fault {
+                    Fault::Said(error) if !error.is_busy() => self.health.answered(),
+                    Fault::Silent { retry_after, .. } => {
+                        self.health.failed(Instant::now(), *retry_after);
+                    }
+                    Fault::Said(_) | Fault::Unreadable(_) => {
+                        self.health.failed(Instant::now(), None);
+                    }
+                }
+            }
+        }
+        answer
+    }
+
+    async fn post<P: Serialize + Send>(
+        &self,
+        method: &'static str,
+        params: P,
+    ) -> Result<Box<RawValue>, Fault> {
+        let request = self.http.post(self.url.clone()).json(&Request {
+            jsonrpc: "2.0",
+            id: 1,
+            method,
+            params,
+        });
+        let mut answer = request.send().await.map_err(|error| silent(&error))?;
+        let (status, retry_after) = (answer.status(), retry_after(answer.headers()));
+        let mut body = Vec::new();
+        while let Some(part) = answer.chunk().await.map_err(|error| silent(&error))? {
+            if body.len().saturating_add(part.len()) > ANSWER_BYTES_MAX {
+                return Err(Fault::unreadable("an answer that is too long"));
+            }
+            body.extend_from_slice(&part);
+        }
+        let read = serde_json::from_slice::<Response>(&body);
+        let is_limit = status.as_u16() == 429;
+        match read.map(|answer| answer.payload) {
+            // Some answer a call that failed with an error status and the usual body.
+            Ok(ResponsePayload::Failure(payload)) if !is_limit => Err(Fault::Said(said(&payload))),
+            Ok(ResponsePayload::Success(result)) if status.is_success() => Ok(result),
+            Err(_) if status.is_success() => {
+                Err(Fault::unreadable("an answer that is no JSON-RPC"))
+            }
+            _ => {
+                let class = if is_limit { "rate_limited" } else { "http" };
+                let detail = format!("HTTP status {}", status.as_u16());
+                Err(Fault::Silent { class, detail, retry_after })
+            }
+        }
     }
 
     /// A block's header by number, tag or hash; `None` if the node answers null.
-    pub(super) async fn header<P: RpcSend>(
+    pub(super) async fn header<P: Serialize + Send>(
         &self,
         method: &'static str,
         which: P,
@@ -96,30 +177,23 @@ impl Node {
     }
 }
 
-fn fault(error: TransportError) -> Fault {
-    match error {
-        RpcError::ErrorResp(payload) => Fault::Said(said(&payload)),
-        RpcError::NullResp => Fault::unreadable("null where an answer was due"),
-        RpcError::DeserError { err, .. } => Fault::Unreadable(format!("unreadable answer: {err}")),
-        RpcError::SerError(_) | RpcError::UnsupportedFeature(_) | RpcError::LocalUsageError(_) => {
-            Fault::unreadable("the request could not be written")
-        }
-        RpcError::Transport(kind) => silent(&kind),
-    }
+/// Seconds that the node asks to be left alone for. A date (the header's other form) is not read.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    text.trim().parse().ok().map(Duration::from_secs)
 }
 
-fn silent(kind: &TransportErrorKind) -> Fault {
-    if let Some(http) = kind.as_http_error() {
-        let class = if http.is_rate_limit_err() { "rate_limited" } else { "http" };
-        return Fault::Silent { class, detail: format!("HTTP status {}", http.status) };
-    }
-    let transport = kind.as_custom().and_then(|error| error.downcast_ref::<reqwest::Error>());
-    let (class, detail) = match transport {
-        Some(error) if error.is_timeout() => ("timeout", "no answer in time"),
-        Some(error) if error.is_connect() => ("transport", "cannot connect"),
-        _ => ("transport", "the connection broke"),
+fn silent(error: &reqwest::Error) -> Fault {
+    let (class, detail) = if error.is_timeout() {
+        ("timeout", "no answer in time")
+    } else if error.is_connect() {
+        ("transport", "cannot connect")
+    } else if error.is_builder() {
+        ("transport", "the request could not be written")
+    } else {
+        ("transport", "the connection broke")
     };
-    Fault::Silent { class, detail: detail.to_owned() }
+    Fault::Silent { class, detail: detail.to_owned(), retry_after: None }
 }
 
 fn said(payload: &ErrorPayload) -> NodeError {

@@ -169,6 +169,17 @@ pub struct ChainSection {
     /// The envelope when the caller names none: `eip1559`, `eip2930` or `legacy`.
     #[serde(default = "default_type")]
     pub transaction_type: String,
+    /// How many nodes must say the same, where none contradicts, before an end is told; 2 where three or more
+    /// are configured, else 1.
+    pub agree: Option<usize>,
+}
+
+impl ChainSection {
+    /// How many nodes must say the same, where none contradicts, before an end is told.
+    #[must_use]
+    pub fn agree(&self) -> usize {
+        self.agree.unwrap_or(if self.rpc.len() > 2 { 2 } else { 1 })
+    }
 }
 
 /// `finality`
@@ -438,6 +449,9 @@ fn chain_findings(chain: &ChainSection, say: &mut impl FnMut(String)) {
     }
     if chain.finality == FinalitySetting::Depth(0) {
         say(format!("[[chain]] `{name}`: a finality depth of 0 is no finality"));
+    }
+    if !(1..=chain.rpc.len()).contains(&chain.agree()) && !chain.rpc.is_empty() {
+        say(format!("[[chain]] `{name}`: agree must be 1 to {}, its nodes", chain.rpc.len()));
     }
     if chain.max_in_flight == 0 {
         say(format!("[[chain]] `{name}`: max_in_flight must be at least 1"));

@@ -4,6 +4,7 @@
 //! values (and `now`) and return values. `tests/architecture.rs` refuses anything else.
 
 pub mod access;
+pub mod agreement;
 pub mod amount;
 pub mod audit;
 pub mod chain_view;

@@ -1,6 +1,7 @@
 //! One chain, as the use cases see it. Nodes can lie, lag, or lose transactions: nothing here is
 //! trusted beyond what each method says.
 
+use crate::core::agreement::Agreement;
 use crate::core::id::ChainId;
 use alloy::primitives::{Address, B256, Bytes, U256};
 use async_trait::async_trait;
@@ -126,6 +127,99 @@ pub enum Broadcast {
     Ambiguous(String),
 }
 
+/// A block by height and hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BlockId {
+    /// Height.
+    pub number: u64,
+    /// Its hash.
+    pub hash: B256,
+}
+
+/// Where a transaction was seen mined before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Which of its hashes.
+    pub transaction_hash: B256,
+    /// In which block.
+    pub block: BlockId,
+    /// Read the receipt again wherever it is, not only where its end is due.
+    pub receipt_wanted: bool,
+}
+
+/// What to look for: all that was ever signed for one nonce.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sought {
+    /// The nonce.
+    pub nonce: u64,
+    /// The hashes, the newest first.
+    pub hashes: Vec<B256>,
+    /// Where one of them was seen mined before.
+    pub seen: Option<Seen>,
+}
+
+/// What a node has of what was sought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// None of the hashes is mined on its chain.
+    Nothing,
+    /// This one is: its block is canonical there, and holds the transaction.
+    Mined(Receipt),
+    /// It is where it was seen: that block is canonical there, holds the transaction and is not final yet.
+    /// The receipt was not read again.
+    Still,
+    /// Another block stands where it was seen, and it is in none.
+    Displaced,
+    /// The node has not come to the block where it was seen, or has that block and not the receipt.
+    Unknown,
+}
+
+/// One node's word about an account's transactions, all of it from that node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountLook {
+    /// The node's place in the configuration, from 1.
+    pub node: usize,
+    /// How many transactions the account has mined, at the node's head.
+    pub nonce_latest: u64,
+    /// The node's newest final block; `None` if there is none, or nothing asked for it.
+    pub last_final: Option<BlockId>,
+    /// The count at that block; `None` if nothing asked for it, or the node has forgotten that state.
+    pub nonce_final: Option<u64>,
+    /// What was found of each that was sought, in the same order.
+    pub found: Vec<Found>,
+}
+
+/// A receipt, and what the same node says of its block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mined {
+    /// The node's place.
+    pub node: usize,
+    /// The receipt.
+    pub receipt: Receipt,
+    /// Whether the block is canonical there, and holds the transaction.
+    pub is_canonical: bool,
+    /// Whether it is canonical and final there.
+    pub is_final: bool,
+}
+
+/// What other nodes are asked about before anything is ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    /// This block is canonical.
+    Canonical(BlockId),
+    /// This block is canonical and final.
+    Final(BlockId),
+    /// The nonce is used up at the final block of this height, by none of these transactions.
+    Foreign {
+        /// The account.
+        address: Address,
+        /// The transactions.
+        sought: Sought,
+        /// The claiming node's final height.
+        final_number: u64,
+    },
+}
+
 /// A chain's nodes.
 #[async_trait]
 pub trait Chain: Send + Sync {
@@ -157,13 +251,30 @@ pub trait Chain: Send + Sync {
     /// is no longer canonical: compare `block_hash`.
     async fn receipt(&self, hash: B256) -> Result<Option<Receipt>, ChainError>;
 
-    /// The receipt of a transaction by the word of any node. Only a reason to wait: nothing may be ended or
-    /// allowed on it, since one node that lies is enough to invent it.
-    async fn receipt_anywhere(&self, hash: B256) -> Result<Option<Receipt>, ChainError>;
+    /// What one node has of an account's transactions: one that does not fail on the way, and is none of
+    /// `passed_over` (places). All of the answer is that node's. `None` if no node is left.
+    async fn look(
+        &self,
+        address: Address,
+        sought: &[Sought],
+        passed_over: &[usize],
+    ) -> Result<Option<AccountLook>, ChainError>;
+
+    /// A mined transaction with its block and whether it is final, all from one node.
+    async fn mined(&self, hash: B256) -> Result<Option<Mined>, ChainError>;
+
+    /// Asks all nodes but `by`, which claims it and counts as agreeing. A node that does not answer, or is
+    /// not to be asked now, is silent. `by` is asked after the others for a while if more than half of all
+    /// contradict it.
+    async fn agreement(&self, claim: &Claim, by: Option<usize>) -> Agreement;
+
+    /// More than half of all nodes said otherwise than this one: for a while it is asked after the others.
+    fn outvoted(&self, node: usize);
 
     /// All logs of one block that any of these addresses emitted, by block hash.
     async fn logs(&self, block: B256, addresses: &[Address]) -> Result<Vec<Log>, ChainError>;
 
-    /// Sends signed bytes to every node. Sending the same bytes twice is harmless.
+    /// Sends signed bytes to every node. Sending the same bytes twice is harmless. Answers as soon as one
+    /// node took them; the others are sent to all the same.
     async fn broadcast(&self, raw: &Bytes) -> Broadcast;
 }

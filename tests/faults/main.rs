@@ -24,6 +24,7 @@ mod support {
 mod broken;
 mod crashes;
 mod doubles;
+mod economy;
 mod fees;
 mod nodes;
 mod points;

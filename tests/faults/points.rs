@@ -53,6 +53,7 @@ const POINTS: &[(&str, Reach)] = &[
     ("create_key.after_begin", Reach::Key),
     ("create_key.after_hsm", Reach::Key),
     ("create_key.after_pinned", Reach::Key),
+    ("finality.after_halt", Reach::Elsewhere),
     ("follow.after_change", Reach::Payment),
     ("follow.after_change:2", Reach::Payment),
     ("follow.after_change:3", Reach::Payment),

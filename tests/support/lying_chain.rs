@@ -11,10 +11,12 @@
 
 use alloy::primitives::{Address, B256, Bloom, Bytes, U256, keccak256};
 use async_trait::async_trait;
+use claviger::core::agreement::Agreement;
 use claviger::core::id::ChainId;
 use claviger::ports::block_logs::BlockLogs;
 use claviger::ports::chain::{
-    Block, BlockAt, Broadcast, CallRequest, Chain, ChainError, FeeMarket, Log, Receipt,
+    AccountLook, Block, BlockAt, Broadcast, CallRequest, Chain, ChainError, Claim, FeeMarket, Log,
+    Mined, Receipt, Sought,
 };
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -184,9 +186,24 @@ impl Chain for LyingChain {
         unasked()
     }
 
-    async fn receipt_anywhere(&self, _: B256) -> Result<Option<Receipt>, ChainError> {
+    async fn look(
+        &self,
+        _: Address,
+        _: &[Sought],
+        _: &[usize],
+    ) -> Result<Option<AccountLook>, ChainError> {
         unasked()
     }
+
+    async fn mined(&self, _: B256) -> Result<Option<Mined>, ChainError> {
+        unasked()
+    }
+
+    async fn agreement(&self, _: &Claim, _: Option<usize>) -> Agreement {
+        Agreement::default()
+    }
+
+    fn outvoted(&self, _: usize) {}
 
     async fn logs(&self, _: B256, _: &[Address]) -> Result<Vec<Log>, ChainError> {
         unasked()

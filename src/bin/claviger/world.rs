@@ -104,6 +104,7 @@ fn chain(section: &ChainSection) -> Result<ChainRuntime, Failure> {
             refused_patience_ms: ms(&section.refused_patience, "refused_patience")?,
         },
         in_flight_max: i64::from(section.max_in_flight),
+        agree: section.agree(),
     };
     Ok(ChainRuntime::new(settings, nodes(section)?, READING_MS))
 }

@@ -411,6 +411,37 @@ pub trait Unit: Send {
 
     /// Sets a named value.
     async fn set_meta(&mut self, name: &str, value: &str) -> Result<(), StoreError>;
+
+    // -- final blocks -------------------------------------------------------------------------------
+
+    /// The newest block of a chain in which an end was told.
+    async fn anchor(&mut self, chain: ChainId) -> Result<Option<Anchor>, StoreError>;
+
+    /// Remembers a block in which an end is told, if it is newer than what is remembered and the chain does
+    /// not stand still.
+    async fn raise_anchor(
+        &mut self,
+        chain: ChainId,
+        number: u64,
+        hash: B256,
+    ) -> Result<(), StoreError>;
+
+    /// Another block was found in the place of this one: the chain stands still, whatever becomes of its
+    /// lanes, until an operator releases it. `false` if something else is remembered by now, or it stood
+    /// still already; then nothing was changed.
+    async fn break_anchor(
+        &mut self,
+        chain: ChainId,
+        anchor: &Anchor,
+        reason: &str,
+    ) -> Result<bool, StoreError>;
+
+    /// An operator has looked: the chain goes on, and from now on this block (or none) is remembered.
+    async fn replace_anchor(
+        &mut self,
+        chain: ChainId,
+        anchor: Option<(u64, B256)>,
+    ) -> Result<(), StoreError>;
 }
 
 /// What a use case needs to open a lane.

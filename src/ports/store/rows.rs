@@ -501,3 +501,14 @@ pub struct NewEvent {
     /// When.
     pub at: Timestamp,
 }
+
+/// The newest block of a chain in which an end was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anchor {
+    /// Its height.
+    pub number: u64,
+    /// Its hash.
+    pub hash: B256,
+    /// Why the chain stands still, if another block was found at that height.
+    pub broken: Option<String>,
+}

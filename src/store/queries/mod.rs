@@ -3,6 +3,7 @@
 //! The portable subset: i64, text and bytes; amounts as 32 bytes; `RETURNING`, `ON CONFLICT`; arithmetic
 //! on amounts in Rust. Every statement has a name, and a test prepares them all on both databases.
 
+mod anchors;
 mod attempts;
 mod audit;
 mod column;
@@ -23,8 +24,17 @@ use crate::ports::store::{Store, StoreError, look};
 /// Every statement, for the test that prepares them.
 #[cfg(test)]
 pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
-    [attempts::ALL, audit::ALL, keys::ALL, lanes::ALL, requests::ALL, signatures::ALL, spend::ALL]
-        .concat()
+    [
+        anchors::ALL,
+        attempts::ALL,
+        audit::ALL,
+        keys::ALL,
+        lanes::ALL,
+        requests::ALL,
+        signatures::ALL,
+        spend::ALL,
+    ]
+    .concat()
 }
 
 /// A database of ours says so in `meta`.

@@ -1,7 +1,7 @@
 //! The port, operation by operation.
 
 use super::statement::Tx;
-use super::{attempts, audit, keys, lanes, requests, signatures, spend};
+use super::{anchors, attempts, audit, keys, lanes, requests, signatures, spend};
 use crate::core::audit::EncodedLeaf;
 use crate::core::id::{ChainId, GroupName, KeyId, RequestId};
 use crate::core::intent::Fees;
@@ -12,9 +12,9 @@ use crate::core::policy::verdict::EventUse;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::ports::store::{
-    AttemptRow, Bound, DecisionSummary, Filter, KeyBinding, Lane, LaneKey, LaneLoad, LimitExceeded,
-    LimitNow, LimitRow, LimitUse, LogBatch, LogHead, LogLeaf, NewAttempt, NewEvent, NewKey,
-    NewSignatureRequest, NewTransaction, Sent, Settlement, SignatureRow, SignedAttempt,
+    Anchor, AttemptRow, Bound, DecisionSummary, Filter, KeyBinding, Lane, LaneKey, LaneLoad,
+    LimitExceeded, LimitNow, LimitRow, LimitUse, LogBatch, LogHead, LogLeaf, NewAttempt, NewEvent,
+    NewKey, NewSignatureRequest, NewTransaction, Sent, Settlement, SignatureRow, SignedAttempt,
     SignedCheckpoint, StatusChange, StoreError, TransactionRow, Unit, WaitingLeaf,
 };
 use alloy::primitives::{Address, B256};
@@ -348,5 +348,35 @@ impl Unit for Tx {
 
     async fn set_meta(&mut self, name: &str, value: &str) -> Result<(), StoreError> {
         kept!(self, requests::set_meta(self, name, value))
+    }
+
+    async fn anchor(&mut self, chain: ChainId) -> Result<Option<Anchor>, StoreError> {
+        kept!(self, anchors::anchor(self, chain))
+    }
+
+    async fn raise_anchor(
+        &mut self,
+        chain: ChainId,
+        number: u64,
+        hash: B256,
+    ) -> Result<(), StoreError> {
+        kept!(self, anchors::raise_anchor(self, chain, number, hash))
+    }
+
+    async fn break_anchor(
+        &mut self,
+        chain: ChainId,
+        anchor: &Anchor,
+        reason: &str,
+    ) -> Result<bool, StoreError> {
+        kept!(self, anchors::break_anchor(self, chain, anchor, reason))
+    }
+
+    async fn replace_anchor(
+        &mut self,
+        chain: ChainId,
+        anchor: Option<(u64, B256)>,
+    ) -> Result<(), StoreError> {
+        kept!(self, anchors::replace_anchor(self, chain, anchor))
     }
 }

@@ -1,0 +1,173 @@
+//! Where the attempts of open transactions are mined: one look per account, all of it from one node. Another
+//! node's word counts only as a whole, never mixed with the first one's.
+
+use crate::app::ChainRuntime;
+use crate::core::tx::state::Status;
+use crate::core::tx::step::Inclusion;
+use crate::ports::chain::{BlockId, ChainError, Claim, Found, Receipt, Seen, Sought};
+use crate::ports::store::{AttemptRow, TransactionRow};
+use alloy::primitives::Address;
+
+/// One node's word about one transaction.
+#[derive(Clone, Debug)]
+pub(crate) struct RowLook {
+    /// Whose word it is.
+    pub(crate) node: usize,
+    /// How many transactions the account has mined at the head.
+    pub(crate) nonce_latest: u64,
+    /// The same at the newest final block, if it was needed and to be had.
+    pub(crate) nonce_final: Option<u64>,
+    /// The newest final block, if it was needed.
+    pub(crate) last_final: Option<BlockId>,
+    /// What was found.
+    pub(crate) found: Found,
+}
+
+/// What the other nodes have of a transaction that one node does not have.
+#[derive(Debug)]
+pub(crate) enum Elsewhere {
+    /// Nothing that counts.
+    Nothing,
+    /// Some node has it mined where the first one has not come to yet: nothing new is signed.
+    Wait,
+    /// More than half of all nodes have the block in which it is mined: this counts in place of the first
+    /// one's word.
+    Overruled(RowLook),
+}
+
+impl RowLook {
+    /// The receipt, if it was read.
+    pub(crate) const fn receipt(&self) -> Option<&Receipt> {
+        match &self.found {
+            Found::Mined(receipt) => Some(receipt),
+            _ => None,
+        }
+    }
+
+    /// Where it is mined, by this look or, if nothing changed, by an earlier one.
+    pub(crate) fn inclusion(&self, row: &TransactionRow) -> Option<Inclusion> {
+        match (&self.found, &row.mined) {
+            (Found::Mined(receipt), _) => Some(Inclusion {
+                hash: receipt.transaction_hash,
+                block_hash: receipt.block_hash,
+                block_number: receipt.block_number,
+                success: receipt.success,
+            }),
+            (Found::Still, Some(mined)) => Some(Inclusion {
+                hash: mined.transaction_hash,
+                block_hash: mined.block_hash,
+                block_number: mined.block_number,
+                success: mined.success,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// What is to be looked for. Once a transaction was seen mined, its receipt is read again only for its end,
+/// or where its status does not say yet that it is mined.
+pub(crate) fn sought(row: &TransactionRow, attempts: &[AttemptRow]) -> Sought {
+    let seen = row.mined.as_ref().map(|mined| {
+        let no_op =
+            attempts.iter().any(|it| it.is_no_op() && it.hash == Some(mined.transaction_hash));
+        let told = if no_op { Status::Cancelling } else { Status::Mined };
+        Seen {
+            transaction_hash: mined.transaction_hash,
+            block: BlockId { number: mined.block_number, hash: mined.block_hash },
+            receipt_wanted: row.status != told,
+        }
+    });
+    Sought {
+        // An open transaction has a nonce; without one nothing could be mined.
+        nonce: row.nonce.unwrap_or(u64::MAX),
+        hashes: attempts.iter().rev().filter_map(|attempt| attempt.hash).collect(),
+        seen,
+    }
+}
+
+/// Looks at transactions of one account, in the order given. Those of which the node cannot know, because it
+/// has not come to their block or has no receipt of it, are looked at on the others.
+///
+/// # Errors
+/// When no node answers.
+pub(crate) async fn of_account(
+    chain: &ChainRuntime,
+    address: Address,
+    sought: &[Sought],
+) -> Result<Vec<RowLook>, ChainError> {
+    let look = chain.port.look(address, sought, &[]).await?;
+    let look = look.ok_or_else(|| ChainError::Unavailable("no node".to_owned()))?;
+    let mut looks = Vec::with_capacity(sought.len());
+    for (one, found) in sought.iter().zip(look.found) {
+        let first = RowLook {
+            node: look.node,
+            nonce_latest: look.nonce_latest,
+            nonce_final: look.nonce_final,
+            last_final: look.last_final,
+            found,
+        };
+        let known = if first.found == Found::Unknown {
+            others(chain, address, one, first.node)
+                .await
+                .into_iter()
+                .find(|other| matches!(other.found, Found::Mined(_) | Found::Still))
+        } else {
+            None
+        };
+        looks.push(known.unwrap_or(first));
+    }
+    Ok(looks)
+}
+
+/// What the other nodes that answer have of one transaction.
+async fn others(
+    chain: &ChainRuntime,
+    address: Address,
+    one: &Sought,
+    first: usize,
+) -> Vec<RowLook> {
+    let (mut looks, mut passed_over) = (Vec::new(), vec![first]);
+    let one = std::slice::from_ref(one);
+    while let Ok(Some(look)) = chain.port.look(address, one, &passed_over).await {
+        passed_over.push(look.node);
+        looks.extend(look.found.into_iter().next().map(|found| RowLook {
+            node: look.node,
+            nonce_latest: look.nonce_latest,
+            nonce_final: look.nonce_final,
+            last_final: look.last_final,
+            found,
+        }));
+    }
+    looks
+}
+
+/// Whether another node has a transaction mined of which `first` has nothing. In a block in whose place the
+/// first node has another, that node is on a fork or lies, and must not keep the transaction from going on.
+pub(crate) async fn elsewhere(
+    chain: &ChainRuntime,
+    address: Address,
+    one: &Sought,
+    first: &RowLook,
+) -> Elsewhere {
+    let mut answer = Elsewhere::Nothing;
+    for other in others(chain, address, one, first.node).await {
+        let Some(receipt) = other.receipt() else {
+            continue;
+        };
+        let block = BlockId { number: receipt.block_number, hash: receipt.block_hash };
+        let said = chain.port.agreement(&Claim::Canonical(block), Some(other.node)).await;
+        if said.is_carried() {
+            if said.agree.contains(&first.node) {
+                tracing::warn!(node = first.node, "a node does not show what is in its own block");
+                chain.port.outvoted(first.node);
+            }
+            return Elsewhere::Overruled(other);
+        }
+        if said.contradict.contains(&first.node) {
+            tracing::warn!(node = other.node, "a node has it mined in a block of another fork");
+        } else {
+            answer = Elsewhere::Wait;
+        }
+    }
+    answer
+}

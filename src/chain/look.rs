@@ -1,0 +1,233 @@
+//! One look at one node: what it has of an account's transactions, and what it says to another's claim.
+//!
+//! Everything in an answer is from the same node. Its final block is read before the blocks of the receipts:
+//! a block that is canonical then, and not above it, is final there.
+
+use super::evm::{Finality, block_on, receipt_on};
+use super::node::{Fault, Node};
+use crate::ports::chain::{
+    AccountLook, BlockAt, BlockId, Claim, Found, Mined, Receipt, Seen, Sought,
+};
+use alloy::eips::BlockNumberOrTag;
+use alloy::primitives::{Address, B256, U64};
+use alloy::rpc::types::Header;
+use serde::Deserialize;
+use std::collections::HashMap;
+
+/// A block with the hashes of its transactions.
+#[derive(Debug, Deserialize)]
+struct WireBlock {
+    #[serde(flatten)]
+    header: Header,
+    transactions: Vec<B256>,
+}
+
+/// A canonical block and what is in it.
+#[derive(Debug, Clone)]
+struct Content {
+    hash: B256,
+    transactions: Vec<B256>,
+}
+
+/// One look. Blocks are read once, however many transactions are in them.
+struct Look<'a> {
+    node: &'a Node,
+    blocks: HashMap<u64, Option<Content>>,
+}
+
+/// What an answer to a claim is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    Agrees,
+    Silent,
+    Contradicts,
+}
+
+/// What the node has of these transactions. See [`crate::ports::chain::Chain::look`].
+pub(super) async fn account(
+    node: &Node,
+    finality: Finality,
+    address: Address,
+    sought: &[Sought],
+) -> Result<AccountLook, Fault> {
+    let mut look = Look { node, blocks: HashMap::new() };
+    let nonce_latest = count(node, address, BlockNumberOrTag::Latest).await?;
+    // What was never seen mined, and whose nonce is not used, is not mined.
+    let may_be = |one: &Sought| one.seen.is_some() || nonce_latest > one.nonce;
+    let last_final =
+        if sought.iter().any(may_be) { final_block(node, finality).await? } else { None };
+    let mut found = Vec::with_capacity(sought.len());
+    for one in sought {
+        found.push(if may_be(one) { look.find(one, last_final).await? } else { Found::Nothing });
+    }
+    let used_by_none = sought
+        .iter()
+        .zip(&found)
+        .any(|(one, found)| *found == Found::Nothing && nonce_latest > one.nonce);
+    let nonce_final = match last_final {
+        Some(block) if used_by_none => {
+            match count(node, address, BlockNumberOrTag::Number(block.number)).await {
+                Ok(count) => Some(count),
+                // It has forgotten the state of that block: nothing is concluded from it.
+                Err(Fault::Said(error)) if !error.is_busy() => None,
+                Err(fault) => return Err(fault),
+            }
+        }
+        _ => None,
+    };
+    Ok(AccountLook { node: node.place, nonce_latest, last_final, nonce_final, found })
+}
+
+/// A mined transaction on this node. See [`crate::ports::chain::Chain::mined`].
+pub(super) async fn mined(
+    node: &Node,
+    finality: Finality,
+    hash: B256,
+) -> Result<Option<Mined>, Fault> {
+    let mut look = Look { node, blocks: HashMap::new() };
+    let Some(receipt) = receipt_on(node, hash).await? else {
+        return Ok(None);
+    };
+    let last_final = final_block(node, finality).await?;
+    let is_canonical = look.is_in_its_block(&receipt).await?;
+    let is_below = last_final.is_some_and(|block| receipt.block_number <= block.number);
+    Ok(Some(Mined { node: node.place, receipt, is_canonical, is_final: is_canonical && is_below }))
+}
+
+/// What this node says to a claim.
+pub(super) async fn word(node: &Node, finality: Finality, claim: &Claim) -> Word {
+    let word = match claim {
+        Claim::Canonical(block) => has(node, finality, *block, false).await,
+        Claim::Final(block) => has(node, finality, *block, true).await,
+        Claim::Foreign { address, sought, final_number } => {
+            foreign(node, finality, *address, sought, *final_number).await
+        }
+    };
+    word.unwrap_or(Word::Silent)
+}
+
+/// Another block at that height contradicts; none yet, or one that is not final yet where it must be, is no
+/// answer.
+async fn has(
+    node: &Node,
+    finality: Finality,
+    block: BlockId,
+    must_be_final: bool,
+) -> Result<Word, Fault> {
+    let last_final = if must_be_final { final_block(node, finality).await? } else { None };
+    let here = block_on(node, BlockAt::Number(block.number), finality).await?;
+    Ok(match here {
+        None => Word::Silent,
+        Some(here) if here.hash != block.hash => Word::Contradicts,
+        Some(_) if !must_be_final => Word::Agrees,
+        Some(_) if last_final.is_some_and(|last| block.number <= last.number) => Word::Agrees,
+        Some(_) => Word::Silent,
+    })
+}
+
+async fn foreign(
+    node: &Node,
+    finality: Finality,
+    address: Address,
+    sought: &Sought,
+    final_number: u64,
+) -> Result<Word, Fault> {
+    let look = account(node, finality, address, std::slice::from_ref(sought)).await?;
+    let is_used = look.nonce_final.map(|count| count > sought.nonce);
+    let is_as_far = look.last_final.is_some_and(|last| last.number >= final_number);
+    Ok(match (look.found.first(), is_used) {
+        (Some(Found::Mined(_) | Found::Still), _) => Word::Contradicts,
+        (Some(Found::Nothing), Some(true)) => Word::Agrees,
+        (Some(Found::Nothing), Some(false)) if is_as_far => Word::Contradicts,
+        _ => Word::Silent,
+    })
+}
+
+async fn count(node: &Node, address: Address, at: BlockNumberOrTag) -> Result<u64, Fault> {
+    let count: U64 = node.call("eth_getTransactionCount", (address, at)).await?;
+    Ok(count.to::<u64>())
+}
+
+/// The node's newest final block.
+pub(super) async fn final_block(node: &Node, finality: Finality) -> Result<Option<BlockId>, Fault> {
+    let block = block_on(node, BlockAt::Final, finality).await?;
+    let block = block.map(|block| BlockId { number: block.number, hash: block.hash });
+    if let Some(block) = block {
+        node.health.says_final(block.number);
+    }
+    Ok(block)
+}
+
+impl Look<'_> {
+    async fn find(&mut self, one: &Sought, last_final: Option<BlockId>) -> Result<Found, Fault> {
+        let Some(seen) = one.seen else {
+            return Ok(self.search(one).await?.map_or(Found::Nothing, Found::Mined));
+        };
+        match self.block(seen.block.number).await? {
+            None => Ok(Found::Unknown),
+            Some(block)
+                if block.hash == seen.block.hash
+                    && block.transactions.contains(&seen.transaction_hash) =>
+            {
+                self.again(seen, last_final).await
+            }
+            Some(_) => Ok(self.search(one).await?.map_or(Found::Displaced, Found::Mined)),
+        }
+    }
+
+    /// It is where it was seen. Its receipt is read where it will be needed.
+    async fn again(&self, seen: Seen, last_final: Option<BlockId>) -> Result<Found, Fault> {
+        let is_final = last_final.is_some_and(|last| seen.block.number <= last.number);
+        if !is_final && !seen.receipt_wanted {
+            return Ok(Found::Still);
+        }
+        let receipt = receipt_on(self.node, seen.transaction_hash).await?;
+        let is_there = |receipt: &Receipt| receipt.block_hash == seen.block.hash;
+        Ok(receipt.filter(is_there).map_or(Found::Unknown, Found::Mined))
+    }
+
+    /// The receipt of whichever of the hashes is mined in a canonical block.
+    async fn search(&mut self, one: &Sought) -> Result<Option<Receipt>, Fault> {
+        for hash in &one.hashes {
+            if let Some(receipt) = receipt_on(self.node, *hash).await?
+                && self.is_in_its_block(&receipt).await?
+            {
+                return Ok(Some(receipt));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a receipt's block is canonical on this node. A node whose canonical block does not hold what
+    /// it gave a receipt for contradicts itself, and is not believed at all.
+    async fn is_in_its_block(&mut self, receipt: &Receipt) -> Result<bool, Fault> {
+        let block = self.block(receipt.block_number).await?;
+        let Some(block) = block.filter(|block| block.hash == receipt.block_hash) else {
+            return Ok(false);
+        };
+        if !block.transactions.contains(&receipt.transaction_hash) {
+            tracing::warn!(
+                node = self.node.place,
+                hash = %receipt.transaction_hash,
+                "a node shows a receipt of a block that does not hold the transaction"
+            );
+            return Err(Fault::unreadable("a receipt of a block that does not hold it"));
+        }
+        Ok(true)
+    }
+
+    async fn block(&mut self, number: u64) -> Result<Option<Content>, Fault> {
+        if let Some(known) = self.blocks.get(&number) {
+            return Ok(known.clone());
+        }
+        let which = (BlockNumberOrTag::Number(number), false);
+        let found: Option<WireBlock> = self.node.call("eth_getBlockByNumber", which).await?;
+        if found.as_ref().is_some_and(|block| block.header.inner.number != number) {
+            return Err(Fault::unreadable("a block of another number than was asked for"));
+        }
+        let content = found
+            .map(|block| Content { hash: block.header.hash, transactions: block.transactions });
+        self.blocks.insert(number, content.clone());
+        Ok(content)
+    }
+}
