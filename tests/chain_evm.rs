@@ -9,18 +9,24 @@
 )]
 
 mod support {
+    pub mod fault_proxy;
     pub mod services;
 }
 
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use claviger::chain::evm::{EvmChain, EvmConfig, EvmError, Finality};
 use claviger::core::id::ChainId;
-use claviger::ports::chain::{BlockAt, Broadcast, CallRequest, Chain, ChainError};
+use claviger::ports::chain::{
+    BlockAt, BlockId, Broadcast, CallRequest, Chain, ChainError, Claim, Found, Seen, Sought,
+};
 use ethers_core::k256::ecdsa::SigningKey;
 use ethers_core::types::transaction::eip2718::TypedTransaction;
 use ethers_core::types::{Eip1559TransactionRequest, Signature, U256 as EthersU256};
-use serde_json::json;
-use support::services::{Anvil, AnvilOptions, Mining};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use support::fault_proxy::{Fault, FaultProxy, SEND, Times};
+use support::services::{Anvil, AnvilOptions, Mining, poll_until};
 use url::Url;
 
 /// The published keys of anvil's first development account, and of an account without funds.
@@ -163,4 +169,183 @@ fn urls_that_cannot_be_nodes_are_refused() {
     assert!(matches!(with(Vec::new()), Err(EvmError::NoNode)));
     let ftp = vec![Url::parse("ftp://node").unwrap()];
     assert!(matches!(with(ftp), Err(EvmError::Scheme(1))));
+}
+
+/// The first version of nonce 0 of the funded account.
+fn first_version(seen: Option<Seen>) -> (Bytes, Sought) {
+    let raw = signed(FUNDED, 0, 5);
+    let hashes = vec![B256::repeat_byte(7), keccak256(&raw)];
+    (raw, Sought { nonce: 0, hashes, seen })
+}
+
+async fn hash_of(anvil: &Anvil, number: u64) -> B256 {
+    let block = anvil.rpc("eth_getBlockByNumber", json!([format!("{number:#x}"), false])).await;
+    block["hash"].as_str().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_look_tells_where_a_transaction_is_and_asks_no_more_than_it_needs() {
+    let anvil = manual().await;
+    let proxy = FaultProxy::start(&anvil.url()).await;
+    let chain = chain_of(&[&proxy.url()], Finality::Depth(2));
+    let account: Address = anvil.accounts()[0].parse().unwrap();
+    let look = async |sought: &Sought| {
+        let before = proxy.count_all();
+        let sought = std::slice::from_ref(sought);
+        let mut found = chain.look(account, sought, &[]).await.unwrap().unwrap();
+        (found.found.pop().unwrap(), found.nonce_final, proxy.count_all() - before)
+    };
+    let (raw, fresh) = first_version(None);
+    chain.broadcast(&raw).await;
+    assert_eq!(look(&fresh).await, (Found::Nothing, None, 1), "the count alone");
+    anvil.mine(1).await;
+    let (found, nonce_final, _) = look(&fresh).await;
+    let Found::Mined(receipt) = found else { panic!("{found:?}") };
+    assert_eq!((receipt.transaction_hash, receipt.block_number), (keccak256(&raw), 1));
+    assert_eq!(nonce_final, None);
+    let block = BlockId { number: 1, hash: hash_of(&anvil, 1).await };
+    let transaction_hash = keccak256(&raw);
+    let seen = |block, receipt_wanted| Seen { transaction_hash, block, receipt_wanted };
+    let (_, mined) = first_version(Some(seen(block, false)));
+    // Count, head, and the block; nothing is final yet.
+    assert_eq!(look(&mined).await, (Found::Still, None, 3));
+    let (_, wanted) = first_version(Some(seen(block, true)));
+    assert!(matches!(look(&wanted).await.0, Found::Mined(_)));
+    let elsewhere = BlockId { number: 1, hash: B256::repeat_byte(9) };
+    let (_, moved) = first_version(Some(seen(elsewhere, false)));
+    assert!(matches!(look(&moved).await.0, Found::Mined(_)), "in another block");
+    let (_, above) = first_version(Some(seen(BlockId { number: 5, ..block }, false)));
+    assert_eq!(look(&above).await.0, Found::Unknown, "it has not come there");
+    anvil.mine(2).await;
+    assert!(matches!(look(&mined).await.0, Found::Mined(_)), "final: the receipt is read");
+    // Somebody else's bytes used the nonce.
+    let strange = Sought { hashes: vec![B256::repeat_byte(7)], ..fresh };
+    let (found, nonce_final, _) = look(&strange).await;
+    assert_eq!((found, nonce_final), (Found::Nothing, Some(1)));
+    anvil.rpc("anvil_reorg", json!([3, []])).await;
+    assert_eq!(look(&mined).await.0, Found::Displaced);
+}
+
+#[tokio::test]
+async fn a_look_that_fails_on_the_way_begins_again_on_the_next_node() {
+    let anvil = manual().await;
+    let (first, second) =
+        (FaultProxy::start(&anvil.url()).await, FaultProxy::start(&anvil.url()).await);
+    let chain = chain_of(&[&first.url(), &second.url()], Finality::Depth(2));
+    let account: Address = anvil.accounts()[0].parse().unwrap();
+    let (raw, sought) = first_version(None);
+    chain.broadcast(&raw).await;
+    anvil.mine(4).await;
+    first.inject("eth_getTransactionReceipt", Times::Once, Fault::DropReply);
+    let sought = [sought];
+    let look = chain.look(account, &sought, &[]).await.unwrap().unwrap();
+    assert_eq!(look.node, 2);
+    assert!(matches!(look.found[0], Found::Mined(_)));
+    let whole = ["eth_getTransactionCount", "eth_getTransactionReceipt"];
+    assert!(whole.iter().all(|method| second.count(method) >= 1), "all of it from the second");
+    assert_eq!(chain.look(account, &sought, &[1, 2]).await.unwrap(), None, "no node is left");
+}
+
+#[tokio::test]
+async fn nodes_agree_are_silent_or_contradict() {
+    let anvil = manual().await;
+    let other = manual().await;
+    let lagging = FaultProxy::start(&anvil.url()).await;
+    let urls = [anvil.url(), lagging.url(), other.url(), "http://127.0.0.1:1".to_owned()];
+    let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+    let chain = chain_of(&urls, Finality::Depth(2));
+    anvil.mine(5).await;
+    other.mine(5).await;
+    let block = BlockId { number: 2, hash: hash_of(&anvil, 2).await };
+    let said = chain.agreement(&Claim::Final(block), None).await;
+    assert_eq!((said.agree, said.silent, said.contradict), (vec![1, 2], vec![4], vec![3]));
+    lagging.lag(Some(support::fault_proxy::Lag::all(2)));
+    let said = chain.agreement(&Claim::Final(block), Some(1)).await;
+    assert_eq!((said.agree, said.silent, said.contradict), (vec![1], vec![2, 4], vec![3]));
+    let said = chain.agreement(&Claim::Canonical(block), Some(1)).await;
+    assert_eq!((said.agree, said.silent, said.contradict), (vec![1, 2], vec![4], vec![3]));
+    let account: Address = anvil.accounts()[0].parse().unwrap();
+    let sought = Sought { nonce: 0, hashes: vec![], seen: None };
+    let claim = Claim::Foreign { address: account, sought, final_number: 3 };
+    let said = chain.agreement(&claim, Some(1)).await;
+    assert!(said.contradict.contains(&3) || said.silent.contains(&3), "{said:?}");
+    assert!(!said.is_enough(2));
+}
+
+#[tokio::test]
+async fn when_every_node_failed_lately_the_answer_is_at_once() {
+    let anvil = manual().await;
+    let proxy = FaultProxy::start(&anvil.url()).await;
+    let chain = chain_of(&[&proxy.url()], Finality::Finalized);
+    let storm = proxy.throttle(Times::UntilLifted, Some(60));
+    assert!(chain.block(BlockAt::Latest).await.is_err());
+    let calls = proxy.count_all();
+    for _ in 0..5 {
+        match chain.block(BlockAt::Latest).await {
+            Err(ChainError::Unavailable(why)) => assert!(why.contains("asked again in"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(proxy.count_all(), calls, "nobody asked it");
+    proxy.lift(storm);
+    // Bytes go out all the same: there is nobody else.
+    assert_eq!(chain.broadcast(&signed(FUNDED, 0, 10)).await, Broadcast::Accepted);
+    assert!(chain.block(BlockAt::Latest).await.unwrap().is_some(), "it answered, and is well");
+}
+
+#[tokio::test]
+async fn an_error_in_the_usual_body_under_an_error_status_is_the_nodes_word() {
+    let anvil = manual().await;
+    let proxy = FaultProxy::start(&anvil.url()).await;
+    let chain = chain_of(&[&proxy.url()], Finality::Finalized);
+    let error = json!({ "code": -32603, "message": "Internal error: nonce too low" });
+    proxy.inject(SEND, Times::Once, Fault::Say(error));
+    assert_eq!(chain.broadcast(&signed(FUNDED, 0, 10)).await, Broadcast::NonceTooLow);
+    assert!(chain.block(BlockAt::Latest).await.is_ok(), "the node is not left alone for it");
+}
+
+#[tokio::test]
+async fn a_broadcast_answers_with_the_first_that_took_it_and_reaches_the_others_all_the_same() {
+    let anvil = manual().await;
+    let (slow, fast) =
+        (FaultProxy::start(&anvil.url()).await, FaultProxy::start(&anvil.url()).await);
+    let chain = chain_of(&[&slow.url(), &fast.url()], Finality::Finalized);
+    let held = slow.inject(SEND, Times::Once, Fault::Hold);
+    let begun = Instant::now();
+    assert_eq!(chain.broadcast(&signed(FUNDED, 0, 10)).await, Broadcast::Accepted);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    slow.wait_for_held(held, Duration::from_secs(30)).await;
+    slow.lift(held);
+    poll_until(Duration::from_secs(30), "the slow one has it too", async || {
+        (slow.sent().len() == 1 && slow.held(held).is_empty()).then_some(())
+    })
+    .await;
+    assert_eq!(anvil.rpc("txpool_status", json!([])).await["pending"], "0x1");
+}
+
+/// Rewrites the `transactions` of a block.
+fn without_transactions() -> support::fault_proxy::Rewriter {
+    Arc::new(|_: &Value, mut answer: Value| {
+        if answer["result"]["transactions"].is_array() {
+            answer["result"]["transactions"] = json!([]);
+        }
+        answer
+    })
+}
+
+#[tokio::test]
+async fn a_receipt_of_a_block_that_does_not_hold_it_is_not_believed() {
+    let anvil = manual().await;
+    let proxy = FaultProxy::start(&anvil.url()).await;
+    let chain = chain_of(&[&proxy.url(), &anvil.url()], Finality::Depth(2));
+    let account: Address = anvil.accounts()[0].parse().unwrap();
+    let (raw, sought) = first_version(None);
+    chain.broadcast(&raw).await;
+    anvil.mine(1).await;
+    let lie = Fault::Rewrite(without_transactions());
+    proxy.inject("eth_getBlockByNumber", Times::UntilLifted, lie);
+    let look = chain.look(account, &[sought], &[]).await.unwrap().unwrap();
+    assert_eq!(look.node, 2);
+    let mined = chain.mined(keccak256(&raw)).await.unwrap().unwrap();
+    assert_eq!((mined.node, mined.is_canonical, mined.is_final), (2, true, false));
 }

@@ -25,6 +25,7 @@ mod broken;
 mod crashes;
 mod doubles;
 mod economy;
+mod endpoints;
 mod fees;
 mod nodes;
 mod points;

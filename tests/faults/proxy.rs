@@ -3,7 +3,7 @@
 use crate::fees::{send, signed};
 use crate::stage::GWEI;
 use crate::support::fault_proxy::{
-    Fault, FaultProxy, Keeping, Lag, PoolRules, Rounding, SEND, Times,
+    Fault, FaultProxy, Keeping, Lag, PoolRules, Provider, Rounding, SEND, Times,
 };
 use crate::support::server::LIMIT;
 use crate::support::services::{Anvil, AnvilOptions, Mining, artefact, poll_until, word};
@@ -192,4 +192,93 @@ async fn a_proxy_over_two_is_a_load_balancer() {
         (ahead.count("eth_blockNumber") == 2).then_some(())
     })
     .await;
+}
+
+/// A status, the seconds of `Retry-After`, and the code of the error in the body.
+async fn refusal(proxy: &FaultProxy) -> (u16, Option<String>, Option<i64>) {
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let body = call("eth_chainId", json!([]));
+    let answer = http.post(proxy.url()).json(&body).send().await.unwrap();
+    let retry = answer.headers().get("retry-after").map(|it| it.to_str().unwrap().to_owned());
+    let status = answer.status().as_u16();
+    let body: Value = answer.json().await.unwrap_or_default();
+    (status, retry, body["error"]["code"].as_i64())
+}
+
+#[tokio::test]
+async fn f7_a_provider_without_quota_says_so_by_status_or_by_code() {
+    let (_anvil, proxy) = stage().await;
+    proxy.throttle(Times::Once, Some(7));
+    assert_eq!(refusal(&proxy).await, (429, Some("7".to_owned()), None));
+    proxy.throttle(Times::Once, None);
+    assert_eq!(refusal(&proxy).await, (429, None, None));
+    for status in [500, 502, 503] {
+        proxy.break_down(Times::Once, status);
+        assert_eq!(refusal(&proxy).await, (status, None, None));
+    }
+    proxy.exhaust(Times::Once);
+    assert_eq!(refusal(&proxy).await, (200, None, Some(-32005)));
+    assert_eq!(refusal(&proxy).await, (200, None, None), "lifted");
+}
+
+/// A chain with three logs in three blocks, and the receipt of the first.
+async fn with_logs() -> (Anvil, FaultProxy, String) {
+    let (anvil, proxy) = stage().await;
+    let counter = anvil.deploy(&artefact("NaiveCounter"), "").await;
+    let caller = anvil.accounts()[1].clone();
+    let mut first = None;
+    for n in 1..=3 {
+        let hit = anvil.calldata("hit(uint256)", &[word(n)]).await;
+        let hash = anvil.send(&caller, &counter, &hit, 0).await;
+        anvil.mine(1).await;
+        anvil.wait_for_receipt(&hash, LIMIT).await;
+        first.get_or_insert(hash);
+    }
+    (anvil, proxy, first.unwrap())
+}
+
+#[tokio::test]
+async fn f8_logs_are_cut_empty_and_repeated_and_f9_receipts_are_null() {
+    let (_anvil, proxy, hash) = with_logs().await;
+    let logs = async || {
+        let found = ask(&proxy, "eth_getLogs", json!([{ "fromBlock": "0x0" }])).await.unwrap();
+        let found = found["result"].as_array().unwrap().clone();
+        found.iter().map(|log| log["logIndex"].clone()).collect::<Vec<_>>().len()
+    };
+    assert_eq!(logs().await, 3);
+    proxy.cut_logs(Times::Once, 2);
+    assert_eq!(logs().await, 2);
+    proxy.empty_logs(Times::Once);
+    assert_eq!(logs().await, 0);
+    proxy.repeat_logs(Times::Once);
+    assert_eq!(logs().await, 6);
+    assert_eq!(logs().await, 3);
+    let receipt = async || ask(&proxy, "eth_getTransactionReceipt", json!([hash])).await.unwrap();
+    proxy.null_receipts(Times::Once);
+    assert_eq!(receipt().await["result"], Value::Null);
+    assert!(receipt().await["result"].is_object());
+}
+
+#[tokio::test]
+async fn f10_ranges_that_are_too_long_are_refused_in_each_providers_words() {
+    let (_anvil, proxy, _) = with_logs().await;
+    let logs = async |from: &str, to: &str| {
+        let filter = json!([{ "fromBlock": from, "toBlock": to }]);
+        ask(&proxy, "eth_getLogs", filter).await.unwrap()
+    };
+    let mut said = Vec::new();
+    for provider in Provider::ALL {
+        let rule = proxy.limit_range(Times::UntilLifted, provider, 2);
+        assert!(logs("0x1", "0x2").await["result"].is_array(), "{provider:?}");
+        let refused = logs("0x1", "0x3").await;
+        assert!(refused["result"].is_null() && refused["error"]["code"].is_i64(), "{refused}");
+        assert!(logs("0x1", "latest").await["error"].is_object(), "{provider:?}");
+        said.push(refused["error"].to_string());
+        proxy.lift(rule);
+        assert!(logs("0x1", "latest").await["result"].is_array());
+    }
+    assert!(said[0].contains("this block range should work: [0x1, 0x2]"), "{}", said[0]);
+    said.sort();
+    said.dedup();
+    assert_eq!(said.len(), Provider::ALL.len(), "each has words of its own");
 }

@@ -19,6 +19,7 @@ mod support {
 #[macro_use]
 mod fixtures;
 
+mod anchors;
 mod attempts;
 mod audit;
 mod groups;

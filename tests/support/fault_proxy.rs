@@ -30,9 +30,11 @@
 mod http;
 mod lag;
 mod pool;
+mod provider;
 
 pub use lag::Lag;
 pub use pool::{Keeping, PoolRules, Rounding};
+pub use provider::Provider;
 
 use super::services::poll_until;
 use pool::Pool;
@@ -75,6 +77,8 @@ pub enum Fault {
     Rewrite(Rewriter),
     /// An HTTP status instead of an answer, for the whole request (F7).
     Status(u16),
+    /// The same, with the seconds of a `Retry-After`, if any (F7).
+    Busy { status: u16, retry_after_s: Option<u64> },
 }
 
 impl std::fmt::Debug for Fault {
@@ -89,6 +93,7 @@ impl std::fmt::Debug for Fault {
             Self::Answer(_) => "Answer",
             Self::Rewrite(_) => "Rewrite",
             Self::Status(_) => "Status",
+            Self::Busy { .. } => "Busy",
         })
     }
 }
@@ -152,7 +157,10 @@ enum Reply {
     Body(Value),
     /// The connection closes.
     Broken,
-    Status(u16),
+    Status {
+        status: u16,
+        retry_after_s: Option<u64>,
+    },
 }
 
 impl FaultProxy {
@@ -273,6 +281,11 @@ impl FaultProxy {
         state.recorded.iter().filter(|call| call.method == method).cloned().collect()
     }
 
+    /// How many calls came, of all methods.
+    pub fn count_all(&self) -> usize {
+        self.shared.state().recorded.len()
+    }
+
     /// How many calls of a method came.
     pub fn count(&self, method: &str) -> usize {
         self.shared.state().recorded.iter().filter(|call| call.method == method).count()
@@ -343,7 +356,8 @@ impl Shared {
                 let answer = self.forward(&recorded).await;
                 finish(call, answer.map(|answer| rewrite(&recorded.params, answer)))
             }
-            Fault::Status(status) => Reply::Status(status),
+            Fault::Status(status) => Reply::Status { status, retry_after_s: None },
+            Fault::Busy { status, retry_after_s } => Reply::Status { status, retry_after_s },
         }
     }
 

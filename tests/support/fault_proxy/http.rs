@@ -11,14 +11,16 @@ pub(super) async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     let mut stream = BufReader::new(stream);
     while let Some(body) = read(&mut stream).await {
         let Ok(body) = serde_json::from_slice(&body) else { return };
-        let (status, text) = match shared.answer(&body).await {
-            Reply::Body(answer) => (200, answer.to_string()),
-            Reply::Status(status) => (status, String::new()),
+        let (status, text, retry_after_s) = match shared.answer(&body).await {
+            Reply::Body(answer) => (200, answer.to_string(), None),
+            Reply::Status { status, retry_after_s } => (status, String::new(), retry_after_s),
             // Dropping the stream closes the connection.
             Reply::Broken => return,
         };
+        let retry = retry_after_s.map_or_else(String::new, |s| format!("retry-after: {s}\r\n"));
         let head = format!(
-            "HTTP/1.1 {status} Answer\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            "HTTP/1.1 {status} Answer\r\ncontent-type: application/json\r\n{retry}\
+             content-length: {}\r\n\r\n",
             text.len()
         );
         let whole = [head.as_bytes(), text.as_bytes()].concat();
