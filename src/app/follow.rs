@@ -2,7 +2,7 @@
 
 use crate::app::outbid::{Version, no_op_type, outbid};
 use crate::app::sign::Signed;
-use crate::app::{App, AppError, ChainRuntime, ChainSettings, chains, read, record, send};
+use crate::app::{App, AppError, ChainRuntime, ChainSettings, chains, lease, read, record, send};
 use crate::core::amount::Amount;
 use crate::core::id::RequestId;
 use crate::core::time::Timestamp;
@@ -12,29 +12,24 @@ use crate::core::tx::step::{
 };
 use crate::ports::chain::{BlockAt, ChainError, Receipt};
 use crate::ports::store::{
-    AttemptRow, End, MinedRow, Sent, Settlement, StatusChange, TransactionRow, look, unit,
+    AttemptRow, End, Lease, MinedRow, Sent, Settlement, StatusChange, TransactionRow, look,
 };
-use alloy::primitives::Address;
-use std::collections::HashMap;
 use std::sync::Arc;
-
-/// Accounts' nonces at the head: one reading a look.
-type Nonces = HashMap<Address, u64>;
 
 /// How long the chain must say that somebody else used a nonce of ours before we believe it: its nodes may
 /// be at different blocks for a while.
 const FOREIGN_AFTER_MS: i64 = 60_000;
 
-/// Looks once at every transaction of a chain that has a nonce and no end, and does what is due.
+/// Looks once at every transaction of an account that has a nonce and no end, and does what is due.
 ///
 /// # Errors
 /// When the store or the nodes do not answer. The next look goes on.
-pub async fn follow(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
-    let id = chain.settings.id;
+pub async fn follow(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<(), AppError> {
+    let (id, address) = (chain.settings.id, lease.address);
     let open = look(&*app.store, "open_transactions", move |unit| {
         Box::pin(async move {
             let mut open = Vec::new();
-            for row in unit.open_transactions(id).await? {
+            for row in unit.open_of(id, address).await? {
                 let attempts = unit.attempts(row.new.id).await?;
                 open.push((row, attempts));
             }
@@ -48,10 +43,13 @@ pub async fn follow(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
     chains::verify(app, chain).await?;
     let last_final = chain.port.block(BlockAt::Final).await?;
     let final_number = last_final.map(|block| block.number);
-    let mut nonces = Nonces::new();
+    let latest = chain.port.nonce(address, BlockAt::Latest).await?;
     for (row, attempts) in open {
-        let latest = nonce_of(chain, &mut nonces, row.new.address).await?;
-        if let Err(error) = follow_one(app, chain, &row, &attempts, latest, final_number).await {
+        if !lease::is_kept(app, chain, lease).await? {
+            return Ok(());
+        }
+        let found = (&row, attempts.as_slice());
+        if let Err(error) = follow_one(app, chain, lease, found, latest, final_number).await {
             // One that cannot be read now must not keep the others waiting.
             tracing::warn!(request = %row.new.id, %error, "could not follow");
         }
@@ -59,20 +57,8 @@ pub async fn follow(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
     Ok(())
 }
 
-async fn nonce_of(
-    chain: &ChainRuntime,
-    known: &mut Nonces,
-    address: Address,
-) -> Result<u64, ChainError> {
-    if let Some(nonce) = known.get(&address) {
-        return Ok(*nonce);
-    }
-    let latest = chain.port.nonce(address, BlockAt::Latest).await?;
-    known.insert(address, latest);
-    Ok(latest)
-}
-
-/// Looks at one transaction now, without waiting for the next look at its chain.
+/// Looks at one transaction now, without waiting for the next look at its account; if another process works
+/// the account, its next look does.
 ///
 /// # Errors
 /// When the store or the nodes do not answer. The next look goes on.
@@ -81,18 +67,22 @@ pub(crate) async fn follow_up(app: &App, id: RequestId) -> Result<(), AppError> 
     let Some(chain) = app.chain_of(found.row.new.intent.chain.id) else {
         return Ok(());
     };
+    let Some(lease) = lease::hold(app, chain, found.row.new.address).await? else {
+        return Ok(());
+    };
     chains::verify(app, chain).await?;
     let last_final = chain.port.block(BlockAt::Final).await?;
     let latest = chain.port.nonce(found.row.new.address, BlockAt::Latest).await?;
     let final_number = last_final.map(|block| block.number);
-    follow_one(app, chain, &found.row, &found.attempts, latest, final_number).await
+    let (row, attempts) = (&found.row, found.attempts.as_slice());
+    follow_one(app, chain, &lease, (row, attempts), latest, final_number).await
 }
 
 async fn follow_one(
     app: &App,
     chain: &ChainRuntime,
-    row: &TransactionRow,
-    attempts: &[AttemptRow],
+    lease: &Lease,
+    (row, attempts): (&TransactionRow, &[AttemptRow]),
     nonce_latest: u64,
     final_number: Option<u64>,
 ) -> Result<(), AppError> {
@@ -139,7 +129,7 @@ async fn follow_one(
     if due != Step::ForeignNonce {
         chain.not_foreign(row.new.id);
     }
-    perform(app, chain, (row, attempts), &view, due, receipt).await
+    perform(app, chain, lease, (row, attempts), &view, due, receipt).await
 }
 
 /// What deciding needs to know.
@@ -231,6 +221,7 @@ const fn included(receipt: &Receipt) -> Inclusion {
 async fn perform(
     app: &App,
     chain: &ChainRuntime,
+    lease: &Lease,
     (row, attempts): (&TransactionRow, &[AttemptRow]),
     view: &TransactionView,
     due: Step,
@@ -246,20 +237,20 @@ async fn perform(
         }
         Step::Replace(fees) => {
             let version = Version::Asked("replacement");
-            outbid(app, chain, (row, attempts), version, fees, None).await.map(|_| ())
+            outbid(app, chain, lease, (row, attempts), version, fees, None).await.map(|_| ())
         }
         Step::NoOp(ending, fees) => {
             if row.ending.is_none() {
                 tracing::warn!(request = %row.new.id, ?ending, "a no-op is to take its nonce");
             }
             let version = Version::NoOp(ending);
-            outbid(app, chain, (row, attempts), version, fees, None).await.map(|_| ())
+            outbid(app, chain, lease, (row, attempts), version, fees, None).await.map(|_| ())
         }
         Step::Mined(_, status) | Step::End { status, .. } => {
-            change(app, row, attempts, status, receipt).await.map(|_| ())
+            change(app, lease, (row, attempts), status, receipt).await.map(|_| ())
         }
         Step::Reopen(status) => {
-            let reopened = change(app, row, attempts, status, None).await?;
+            let reopened = change(app, lease, (row, attempts), status, None).await?;
             let newest = sendable(app.clock.now(), view, chain.settings.pace);
             match newest.filter(|_| reopened) {
                 Some(attempt) => resend(app, chain, row, attempts, attempt.number).await,
@@ -272,7 +263,7 @@ async fn perform(
             if now.since(since) < FOREIGN_AFTER_MS {
                 return Ok(());
             }
-            foreign(app, row, now).await
+            foreign(app, lease, row, now).await
         }
     }
 }
@@ -297,8 +288,8 @@ async fn resend(
 /// Records a change of status; an end settles what was held.
 async fn change(
     app: &App,
-    row: &TransactionRow,
-    attempts: &[AttemptRow],
+    lease: &Lease,
+    (row, attempts): (&TransactionRow, &[AttemptRow]),
     status: Status,
     receipt: Option<Receipt>,
 ) -> Result<bool, AppError> {
@@ -340,7 +331,7 @@ async fn change(
         _ => None,
     };
     let work = Arc::new((change, event, leaf, settlement));
-    let stored = unit(&*app.store, "change_status", move |unit| {
+    let stored = lease::fenced(app, lease, "change_status", move |unit| {
         let work = work.clone();
         Box::pin(async move {
             let (change, event, leaf, settlement) = &*work;
@@ -358,6 +349,7 @@ async fn change(
         })
     })
     .await?;
+    let stored = stored == Some(true);
     crate::failpoint!("follow.after_change");
     app.changed_one(row.new.id);
     if stored {
@@ -378,7 +370,12 @@ fn mined_row(receipt: &Receipt) -> MinedRow {
 }
 
 /// Somebody else used a nonce of ours: the lane stands still, and nothing is issued again by itself.
-async fn foreign(app: &App, row: &TransactionRow, now: Timestamp) -> Result<(), AppError> {
+async fn foreign(
+    app: &App,
+    lease: &Lease,
+    row: &TransactionRow,
+    now: Timestamp,
+) -> Result<(), AppError> {
     let (chain, address) = (row.new.intent.chain.id, row.new.address);
     let reason = format!(
         "nonce {} of request {} is final, and none of our transactions used it",
@@ -387,7 +384,7 @@ async fn foreign(app: &App, row: &TransactionRow, now: Timestamp) -> Result<(), 
     );
     let leaf = Arc::new(record::alarm(row.new.id, &reason, now)?);
     let told = reason.clone();
-    let halted = unit(&*app.store, "halt_lane", move |unit| {
+    let halted = lease::fenced(app, lease, "halt_lane", move |unit| {
         let (reason, leaf) = (reason.clone(), leaf.clone());
         Box::pin(async move {
             let lane = unit.lane(chain, address).await?;
@@ -401,7 +398,7 @@ async fn foreign(app: &App, row: &TransactionRow, now: Timestamp) -> Result<(), 
     })
     .await?;
     crate::failpoint!("follow.after_halt");
-    if halted {
+    if halted == Some(true) {
         tracing::error!(request = %row.new.id, reason = told, "the lane was halted");
     }
     Ok(())

@@ -1,12 +1,12 @@
 //! Go on after a crash: decisions without a signature are signed, keys that were begun are finished, all
 //! keys prove themselves.
 
-use crate::app::{App, AppError, create_key, send, sign};
-use crate::core::id::{ChainId, RequestId};
+use crate::app::{App, AppError, create_key, lease, send, sign};
+use crate::core::id::RequestId;
 use crate::ports::store::look;
 
-/// Signs what was decided and not signed, and sends what are transactions of ours. The same bytes with the
-/// same nonce: the permit is minted from the committed decision.
+/// Signs what was decided and not signed, and sends what are transactions of ours, but for the lanes of
+/// other processes. The same bytes with the same nonce: the permit is minted from the committed decision.
 ///
 /// # Errors
 /// When the store does not answer. An attempt that cannot be signed now stays for the next call.
@@ -24,23 +24,24 @@ pub async fn unsigned(app: &App) -> Result<(), AppError> {
 }
 
 async fn one(app: &App, request: RequestId, number: i64) -> Result<(), AppError> {
-    let Some(signed) = sign::sign(app, request, number).await? else {
-        return Ok(());
-    };
-    let chain = chain_of(app, request).await?;
-    match chain.and_then(|id| app.chain_of(id)) {
-        Some(chain) => send::send(app, chain, &signed).await,
-        None => Ok(()),
-    }
-}
-
-/// The chain of a managed transaction; `None` for requests whose bytes are their caller's to send.
-async fn chain_of(app: &App, request: RequestId) -> Result<Option<ChainId>, AppError> {
     let row = look(&*app.store, "transaction", move |unit| {
         Box::pin(async move { unit.transaction(request).await })
     })
     .await?;
-    Ok(row.map(|row| row.new.intent.chain.id))
+    // Requests for signatures have no lane: their bytes are their caller's to send.
+    let chain = row.as_ref().and_then(|row| app.chain_of(row.new.intent.chain.id));
+    if let (Some(row), Some(chain)) = (&row, chain)
+        && lease::hold(app, chain, row.new.address).await?.is_none()
+    {
+        return Ok(());
+    }
+    let Some(signed) = sign::sign(app, request, number).await? else {
+        return Ok(());
+    };
+    match chain {
+        Some(chain) => send::send(app, chain, &signed).await,
+        None => Ok(()),
+    }
 }
 
 /// Finishes keys whose creation was interrupted, then enrolls every key. A key that cannot be used is told
