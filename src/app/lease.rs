@@ -23,13 +23,15 @@ pub struct Leases {
     holder: HolderId,
     lasts_ms: i64,
     held: Mutex<HashMap<LaneName, LeaseRow>>,
+    /// Lanes that were left to others, until when.
+    left: Mutex<HashMap<LaneName, Timestamp>>,
 }
 
 impl Leases {
     /// None yet, for a process with this random id. Each lasts so many milliseconds unless it is renewed.
     #[must_use]
     pub fn new(holder: HolderId, lasts_ms: i64) -> Self {
-        Self { holder, lasts_ms, held: Mutex::default() }
+        Self { holder, lasts_ms, held: Mutex::default(), left: Mutex::default() }
     }
 
     /// Whether a lane with this lease is another process's to work.
@@ -60,6 +62,20 @@ impl Leases {
         held.get(&lane).filter(young).filter(|row| left(row) <= self.lasts_ms).map(|row| row.lease)
     }
 
+    fn leave(&self, lane: LaneName, now: Timestamp) {
+        let until = now.plus_millis(self.lasts_ms.div_euclid(2));
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).insert(lane, until);
+    }
+
+    fn is_left(&self, lane: LaneName, now: Timestamp) -> bool {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let still = left.get(&lane).is_some_and(|until| now < *until);
+        if !still {
+            left.remove(&lane);
+        }
+        still
+    }
+
     fn keep(&self, lease: Lease, until: Timestamp) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.insert((lease.chain, lease.address), LeaseRow { lease, until });
@@ -84,6 +100,9 @@ pub async fn hold(
     let now = app.clock.now();
     if let Some(lease) = app.leases.young(lane, now) {
         return Ok(Some(lease));
+    }
+    if app.leases.is_left(lane, now) {
+        return Ok(None);
     }
     // Looked at first: what another process holds is asked for at each look, and costs no commit.
     let found = look(&*app.store, "lease", move |unit| {
@@ -129,6 +148,25 @@ pub async fn seize(app: &App, chain: &ChainRuntime, address: Address) -> Result<
     tracing::info!(chain = %chain.settings.name, %address, lease.token, "lane seized");
     app.leases.keep(lease, until);
     Ok(lease)
+}
+
+/// Leaves a lane to the other processes for a while: this one cannot sign for it. Where there is no other,
+/// nothing changes.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn leave(app: &App, lease: &Lease) -> Result<(), StoreError> {
+    if app.store.is_alone() {
+        return Ok(());
+    }
+    let (kept, lane) = (*lease, (lease.chain, lease.address));
+    app.leases.leave(lane, app.clock.now());
+    app.leases.lose(lane);
+    tracing::warn!(address = %lease.address, "the lane is left to other servers for a while");
+    unit(&*app.store, "release_lease", move |unit| {
+        Box::pin(async move { Ok(End::Commit(unit.release_lease(&kept).await?)) })
+    })
+    .await
 }
 
 /// Whether work that began under this lease may go on: renews it in time.
@@ -239,6 +277,15 @@ mod tests {
         leases.lose(LANE);
         assert!(leases.young(LANE, Timestamp::from_millis(10_000)).is_none());
         assert!(leases.of(LANE).is_none());
+    }
+
+    #[test]
+    fn a_lane_that_was_left_is_left_for_half_the_time_of_a_lease() {
+        let leases = leases();
+        leases.leave(LANE, Timestamp::from_millis(1_000));
+        assert!(leases.is_left(LANE, Timestamp::from_millis(1_499)));
+        assert!(!leases.is_left(LANE, Timestamp::from_millis(1_500)));
+        assert!(!leases.is_left((ChainId::new(2), Address::ZERO), Timestamp::from_millis(1_000)));
     }
 
     #[test]

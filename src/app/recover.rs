@@ -3,6 +3,7 @@
 
 use crate::app::{App, AppError, create_key, lease, send, sign};
 use crate::core::id::RequestId;
+use crate::ports::signer::SignerError;
 use crate::ports::store::look;
 
 /// Signs what was decided and not signed, and sends what are transactions of ours, but for the lanes of
@@ -30,18 +31,49 @@ async fn one(app: &App, request: RequestId, number: i64) -> Result<(), AppError>
     .await?;
     // Requests for signatures have no lane: their bytes are their caller's to send.
     let chain = row.as_ref().and_then(|row| app.chain_of(row.new.intent.chain.id));
-    if let (Some(row), Some(chain)) = (&row, chain)
-        && lease::hold(app, chain, row.new.address).await?.is_none()
-    {
-        return Ok(());
+    let mut lease = None;
+    if let (Some(row), Some(chain)) = (&row, chain) {
+        lease = lease::hold(app, chain, row.new.address).await?;
+        if lease.is_none() {
+            return Ok(());
+        }
     }
-    let Some(signed) = sign::sign(app, request, number).await? else {
-        return Ok(());
+    let signed = match sign::sign(app, request, number).await {
+        Err(error @ AppError::Signer(_)) => {
+            // Another server may have made the key since this one started, or its HSM may answer.
+            let found = matches!(error, AppError::Signer(SignerError::KeyUnusable(_)))
+                && enroll_again(app, request, number).await?;
+            if let Some(lease) = lease.filter(|_| !found) {
+                lease::leave(app, &lease).await?;
+            }
+            return Err(error);
+        }
+        other => other?,
     };
-    match chain {
-        Some(chain) => send::send(app, chain, &signed).await,
-        None => Ok(()),
+    match (signed, chain) {
+        (Some(signed), Some(chain)) => send::send(app, chain, &signed).await,
+        _ => Ok(()),
     }
+}
+
+/// Looks for the key of an attempt in the HSM once more; answers whether it can be used now.
+async fn enroll_again(app: &App, request: RequestId, number: i64) -> Result<bool, AppError> {
+    let key = look(&*app.store, "key_of", move |unit| {
+        Box::pin(async move {
+            let decision = unit.decision(request, number).await?;
+            let keys = unit.keys().await?;
+            Ok(keys.into_iter().find(|key| decision.as_ref().is_some_and(|it| it.key == key.id)))
+        })
+    })
+    .await?;
+    let Some(key) = key else {
+        return Ok(false);
+    };
+    let enrolled = app.signer.enroll(&key).await;
+    if let Err(error) = &enrolled {
+        tracing::error!(key = %key.id, address = %key.address, %error, "a key cannot be used");
+    }
+    Ok(enrolled.is_ok())
 }
 
 /// Finishes keys whose creation was interrupted, then enrolls every key. A key that cannot be used is told

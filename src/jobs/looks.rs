@@ -116,7 +116,15 @@ async fn account(app: &App, chain: &ChainRuntime, address: Address) {
         Ok(Idle::AboveCap) => tracing::warn!(%address, "the base fee is above the cap"),
         Ok(Idle::Halted(reason)) => tracing::warn!(%address, reason, "the lane is halted"),
         Ok(Idle::Empty | Idle::Full | Idle::Contended | Idle::Elsewhere) => {}
-        Err(error) => tracing::warn!(%address, %error, "the lane will be worked again"),
+        Err(error) => {
+            tracing::warn!(%address, %error, "the lane will be worked again");
+            // Another server's HSM may answer.
+            if matches!(error, AppError::Signer(_))
+                && let Err(error) = lease::leave(app, &lease).await
+            {
+                tracing::warn!(%address, %error, "the lane could not be left");
+            }
+        }
     }
 }
 

@@ -25,6 +25,8 @@ mod broken;
 mod crashes;
 mod doubles;
 mod fees;
+mod lanes;
+mod leases;
 mod nodes;
 mod points;
 mod pools;

@@ -437,6 +437,9 @@ pub trait Unit: Send {
         address: Address,
     ) -> Result<Option<LeaseRow>, StoreError>;
 
+    /// Ends a lease, if it is held still: another process may take the lane at once.
+    async fn release_lease(&mut self, lease: &Lease) -> Result<(), StoreError>;
+
     /// Ends all leases of a process that stops: others need not wait for them.
     async fn release_leases(&mut self, holder: HolderId) -> Result<(), StoreError>;
 

@@ -2,7 +2,7 @@
 //! back, so a token names one holder's time for ever.
 
 use super::column::{address, parsed, to_i64, to_u64};
-use super::statement::{Tx, values};
+use super::statement::{Tx, Value, values};
 use crate::core::id::{ChainId, HolderId};
 use crate::core::time::Timestamp;
 use crate::ports::store::{Lease, LeaseRow, StoreError};
@@ -23,6 +23,8 @@ statements! {
     HOLDS_LEASE = locked!("SELECT token FROM leases WHERE chain_id = $1 AND address = $2 \
         AND holder = $3 AND token = $4");
     LEASE = "SELECT * FROM leases WHERE chain_id = $1 AND address = $2";
+    RELEASE_LEASE = "UPDATE leases SET until = 0 WHERE chain_id = $1 AND address = $2 \
+        AND holder = $3 AND token = $4";
     RELEASE_LEASES = "UPDATE leases SET until = 0 WHERE holder = $1";
     END_LEASES = "UPDATE leases SET until = 0";
 }
@@ -87,14 +89,22 @@ pub(super) async fn seize_lease(
     }
 }
 
-pub(super) async fn holds_lease(tx: &mut Tx, lease: &Lease) -> Result<bool, StoreError> {
-    let values = values![
+fn exactly(lease: &Lease) -> Result<Vec<Value>, StoreError> {
+    Ok(values![
         to_i64(lease.chain.get())?,
         lease.address.as_slice(),
         lease.holder.to_string(),
         lease.token,
-    ];
-    Ok(tx.one::<Token>(HOLDS_LEASE, values).await?.is_some_and(|row| row.token == lease.token))
+    ])
+}
+
+pub(super) async fn holds_lease(tx: &mut Tx, lease: &Lease) -> Result<bool, StoreError> {
+    let found = tx.one::<Token>(HOLDS_LEASE, exactly(lease)?).await?;
+    Ok(found.is_some_and(|row| row.token == lease.token))
+}
+
+pub(super) async fn release_lease(tx: &mut Tx, lease: &Lease) -> Result<(), StoreError> {
+    tx.execute(RELEASE_LEASE, exactly(lease)?).await.map(|_| ())
 }
 
 pub(super) async fn lease(

@@ -370,6 +370,10 @@ impl Unit for Tx {
         kept!(self, leases::lease(self, chain, address))
     }
 
+    async fn release_lease(&mut self, lease: &Lease) -> Result<(), StoreError> {
+        kept!(self, leases::release_lease(self, lease))
+    }
+
     async fn release_leases(&mut self, holder: HolderId) -> Result<(), StoreError> {
         kept!(self, leases::release_leases(self, holder))
     }
