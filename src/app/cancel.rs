@@ -111,6 +111,9 @@ async fn once(app: &App, row: TransactionRow, said: &Instruction) -> Result<Foun
     })
 }
 
+/// Without the lane's lease, on purpose: an operator's word is written wherever it arrives. It decides no
+/// version and takes no nonce; the row's version keeps it apart from whoever works the lane, whose next
+/// look sends the no-op.
 async fn store(unit: &mut dyn Unit, work: &Cancellation) -> Result<bool, StoreError> {
     // Whoever gives nonces holds the lane, and takes limits after it: so does this.
     unit.lock_lane(&work.lane).await?;

@@ -4,7 +4,7 @@ use crate::app::inclusion::{self, Elsewhere, RowLook};
 use crate::app::outbid::{Version, no_op_type, outbid};
 use crate::app::sign::Signed;
 use crate::app::{
-    App, AppError, ChainRuntime, ChainSettings, chains, finality, read, record, send,
+    App, AppError, ChainRuntime, ChainSettings, chains, finality, lease, read, record, send,
 };
 use crate::core::amount::Amount;
 use crate::core::id::RequestId;
@@ -15,12 +15,9 @@ use crate::core::tx::step::{
 };
 use crate::ports::chain::{BlockId, Claim, Found, Receipt, Sought};
 use crate::ports::store::{
-    AttemptRow, End, MinedRow, Sent, Settlement, StatusChange, TransactionRow, look, unit,
+    AttemptRow, End, Lease, MinedRow, Sent, Settlement, StatusChange, TransactionRow, look,
 };
 use std::sync::Arc;
-
-/// An open transaction with its attempts.
-pub(crate) type Open = (TransactionRow, Vec<AttemptRow>);
 
 /// How long the chain must say that somebody else used a nonce of ours before we believe it: its nodes may
 /// be at different blocks for a while.
@@ -29,16 +26,16 @@ const FOREIGN_AFTER_MS: i64 = 60_000;
 /// How long beyond its time a replacement waits for a block that another node says it has.
 const ELSEWHERE_MS: i64 = 60_000;
 
-/// Looks once at every transaction of a chain that has a nonce and no end, and does what is due.
+/// Looks once at every transaction of an account that has a nonce and no end, and does what is due.
 ///
 /// # Errors
 /// When the store or the nodes do not answer. The next look goes on.
-pub async fn follow(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
-    let id = chain.settings.id;
+pub async fn follow(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<(), AppError> {
+    let (id, address) = (chain.settings.id, lease.address);
     let open = look(&*app.store, "open_transactions", move |unit| {
         Box::pin(async move {
             let mut open = Vec::new();
-            for row in unit.open_transactions(id).await? {
+            for row in unit.open_of(id, address).await? {
                 let attempts = unit.attempts(row.new.id).await?;
                 open.push((row, attempts));
             }
@@ -46,38 +43,18 @@ pub async fn follow(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
         })
     })
     .await?;
-    // Also while nothing is open: what was told must still be so.
-    finality::stands_still(app, chain).await?;
     if open.is_empty() {
         return Ok(());
     }
     chains::verify(app, chain).await?;
-    for account in open.chunk_by(|(one, _), (other, _)| one.new.address == other.new.address) {
-        if let Err(error) = follow_account(app, chain, account).await {
-            // One account that cannot be read now must not keep the others waiting.
-            tracing::warn!(chain = %chain.settings.name, %error, "could not follow an account");
-        }
-    }
-    Ok(())
-}
-
-/// Looks once at open transactions of one account, in the order of their nonces, and does what is due.
-///
-/// # Errors
-/// When no node answers. The next look goes on.
-pub(crate) async fn follow_account(
-    app: &App,
-    chain: &ChainRuntime,
-    account: &[Open],
-) -> Result<(), AppError> {
-    let Some((first, _)) = account.first() else {
-        return Ok(());
-    };
     let sought: Vec<Sought> =
-        account.iter().map(|(row, attempts)| inclusion::sought(row, attempts)).collect();
-    let looks = inclusion::of_account(chain, first.new.address, &sought).await?;
-    for ((row, attempts), look) in account.iter().zip(looks) {
-        if let Err(error) = follow_one(app, chain, row, attempts, look).await {
+        open.iter().map(|(row, attempts)| inclusion::sought(row, attempts)).collect();
+    let looks = inclusion::of_account(chain, address, &sought).await?;
+    for ((row, attempts), look) in open.iter().zip(looks) {
+        if !lease::is_kept(app, chain, lease).await? {
+            return Ok(());
+        }
+        if let Err(error) = follow_one(app, chain, lease, (row, attempts), look).await {
             // One that cannot be read now must not keep the others waiting.
             tracing::warn!(request = %row.new.id, %error, "could not follow");
         }
@@ -85,7 +62,8 @@ pub(crate) async fn follow_account(
     Ok(())
 }
 
-/// Looks at one transaction now, without waiting for the next look at its chain.
+/// Looks at one transaction now, without waiting for the next look at its account; if another process works
+/// the account, its next look does.
 ///
 /// # Errors
 /// When the store or the nodes do not answer. The next look goes on.
@@ -94,11 +72,15 @@ pub(crate) async fn follow_up(app: &App, id: RequestId) -> Result<(), AppError> 
     let Some(chain) = app.chain_of(found.row.new.intent.chain.id) else {
         return Ok(());
     };
+    let Some(lease) = lease::hold(app, chain, found.row.new.address).await? else {
+        return Ok(());
+    };
     chains::verify(app, chain).await?;
-    let sought = [inclusion::sought(&found.row, &found.attempts)];
-    let mut looks = inclusion::of_account(chain, found.row.new.address, &sought).await?;
+    let (row, attempts) = (&found.row, found.attempts.as_slice());
+    let sought = [inclusion::sought(row, attempts)];
+    let mut looks = inclusion::of_account(chain, row.new.address, &sought).await?;
     match looks.pop() {
-        Some(look) => follow_one(app, chain, &found.row, &found.attempts, look).await,
+        Some(look) => follow_one(app, chain, &lease, (row, attempts), look).await,
         None => Ok(()),
     }
 }
@@ -106,8 +88,8 @@ pub(crate) async fn follow_up(app: &App, id: RequestId) -> Result<(), AppError> 
 async fn follow_one(
     app: &App,
     chain: &ChainRuntime,
-    row: &TransactionRow,
-    attempts: &[AttemptRow],
+    lease: &Lease,
+    (row, attempts): (&TransactionRow, &[AttemptRow]),
     mut look: RowLook,
 ) -> Result<(), AppError> {
     let now = app.clock.now();
@@ -143,7 +125,7 @@ async fn follow_one(
     if due != Step::ForeignNonce {
         chain.not_foreign(row.new.id);
     }
-    perform(app, chain, (row, attempts), &view, due, look.receipt().cloned()).await
+    perform(app, chain, lease, (row, attempts), &view, due, look.receipt().cloned()).await
 }
 
 /// What of a step may be done: nothing ends by one node's word alone, and nothing is signed, sent or ended on a
@@ -212,6 +194,7 @@ pub(crate) fn view(
 async fn perform(
     app: &App,
     chain: &ChainRuntime,
+    lease: &Lease,
     (row, attempts): (&TransactionRow, &[AttemptRow]),
     view: &TransactionView,
     due: Step,
@@ -227,20 +210,20 @@ async fn perform(
         }
         Step::Replace(fees) => {
             let version = Version::Asked("replacement");
-            outbid(app, chain, (row, attempts), version, fees, None).await.map(|_| ())
+            outbid(app, chain, lease, (row, attempts), version, fees, None).await.map(|_| ())
         }
         Step::NoOp(ending, fees) => {
             if row.ending.is_none() {
                 tracing::warn!(request = %row.new.id, ?ending, "a no-op is to take its nonce");
             }
             let version = Version::NoOp(ending);
-            outbid(app, chain, (row, attempts), version, fees, None).await.map(|_| ())
+            outbid(app, chain, lease, (row, attempts), version, fees, None).await.map(|_| ())
         }
         Step::Mined(_, status) | Step::End { status, .. } => {
-            change(app, row, attempts, status, receipt).await.map(|_| ())
+            change(app, lease, (row, attempts), status, receipt).await.map(|_| ())
         }
         Step::Reopen(status) => {
-            let reopened = change(app, row, attempts, status, None).await?;
+            let reopened = change(app, lease, (row, attempts), status, None).await?;
             let newest = sendable(app.clock.now(), view, chain.settings.pace);
             match newest.filter(|_| reopened) {
                 Some(attempt) => resend(app, chain, row, attempts, attempt.number).await,
@@ -253,7 +236,7 @@ async fn perform(
             if now.since(since) < FOREIGN_AFTER_MS {
                 return Ok(());
             }
-            foreign(app, row, now).await
+            foreign(app, lease, row, now).await
         }
     }
 }
@@ -278,8 +261,8 @@ async fn resend(
 /// Records a change of status; an end settles what was held.
 async fn change(
     app: &App,
-    row: &TransactionRow,
-    attempts: &[AttemptRow],
+    lease: &Lease,
+    (row, attempts): (&TransactionRow, &[AttemptRow]),
     status: Status,
     receipt: Option<Receipt>,
 ) -> Result<bool, AppError> {
@@ -322,7 +305,7 @@ async fn change(
     };
     let chain = row.new.intent.chain.id;
     let work = Arc::new((change, event, leaf, settlement));
-    let stored = unit(&*app.store, "change_status", move |unit| {
+    let stored = lease::fenced(app, lease, "change_status", move |unit| {
         let work = work.clone();
         Box::pin(async move {
             let (change, event, leaf, settlement) = &*work;
@@ -347,6 +330,7 @@ async fn change(
         })
     })
     .await?;
+    let stored = stored == Some(true);
     crate::failpoint!("follow.after_change");
     app.changed_one(row.new.id);
     if stored {
@@ -367,7 +351,12 @@ fn mined_row(receipt: &Receipt) -> MinedRow {
 }
 
 /// Somebody else used a nonce of ours: the lane stands still, and nothing is issued again by itself.
-async fn foreign(app: &App, row: &TransactionRow, now: Timestamp) -> Result<(), AppError> {
+async fn foreign(
+    app: &App,
+    lease: &Lease,
+    row: &TransactionRow,
+    now: Timestamp,
+) -> Result<(), AppError> {
     let (chain, address) = (row.new.intent.chain.id, row.new.address);
     let reason = format!(
         "nonce {} of request {} is final, and none of our transactions used it",
@@ -376,7 +365,7 @@ async fn foreign(app: &App, row: &TransactionRow, now: Timestamp) -> Result<(), 
     );
     let leaf = Arc::new(record::alarm(row.new.id, &reason, now)?);
     let told = reason.clone();
-    let halted = unit(&*app.store, "halt_lane", move |unit| {
+    let halted = lease::fenced(app, lease, "halt_lane", move |unit| {
         let (reason, leaf) = (reason.clone(), leaf.clone());
         Box::pin(async move {
             let lane = unit.lane(chain, address).await?;
@@ -390,7 +379,7 @@ async fn foreign(app: &App, row: &TransactionRow, now: Timestamp) -> Result<(), 
     })
     .await?;
     crate::failpoint!("follow.after_halt");
-    if halted {
+    if halted == Some(true) {
         tracing::error!(request = %row.new.id, reason = told, "the lane was halted");
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use crate::app::accept::summary;
 use crate::app::rejudge::{self, Rejudged};
-use crate::app::{App, AppError, ChainRuntime, chains, finality, record, send, sign};
+use crate::app::{App, AppError, ChainRuntime, chains, finality, lease, record, send, sign};
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::{KeyId, RequestId};
@@ -15,8 +15,8 @@ use crate::core::tx::fee::{self, Market};
 use crate::core::tx::state::Status;
 use crate::ports::chain::BlockAt;
 use crate::ports::store::{
-    End, Lane, LaneKey, LimitExceeded, NewAttempt, StatusChange, StoreError, TransactionRow, Unit,
-    look, unit,
+    End, Lane, LaneKey, Lease, LimitExceeded, NewAttempt, StatusChange, StoreError, TransactionRow,
+    Unit, look,
 };
 use alloy::primitives::{Address, B256, U256, keccak256};
 use std::sync::Arc;
@@ -36,30 +36,36 @@ pub enum Idle {
     Halted(String),
     /// Another worker was faster.
     Contended,
+    /// Another process holds the lane's lease; its next look goes on.
+    Elsewhere,
 }
 
 enum Allocated {
     Decided(RequestId),
-    Ended,
+    Ended(RequestId),
     NoRoom(LimitExceeded),
     Idle(Idle),
 }
 
-/// Works the lane until it is idle: each round allocates one nonce, signs and sends.
+/// Works the lane until it is idle, if its lease is ours or free: each round allocates one nonce, signs and
+/// sends.
 ///
 /// # Errors
 /// When the store or the chain does not answer. Nothing is lost: the next call goes on.
 pub async fn work(app: &App, chain: &ChainRuntime, address: Address) -> Result<Idle, AppError> {
     loop {
-        match allocate(app, chain, address).await? {
+        let Some(lease) = lease::hold(app, chain, address).await? else {
+            return Ok(Idle::Elsewhere);
+        };
+        match allocate(app, chain, &lease).await? {
             Allocated::Idle(Idle::Halted(reason)) => {
                 crate::failpoint!("lane.after_halt");
                 return Ok(Idle::Halted(reason));
             }
             Allocated::Idle(idle) => return Ok(idle),
-            Allocated::Ended => {
+            Allocated::Ended(request) => {
                 crate::failpoint!("lane.after_ended");
-                app.changed();
+                app.changed_one(request);
             }
             Allocated::NoRoom(_) => return Ok(Idle::Contended),
             Allocated::Decided(request) => {
@@ -83,16 +89,12 @@ struct Readings {
     bundle: B256,
 }
 
-async fn allocate(
-    app: &App,
-    chain: &ChainRuntime,
-    address: Address,
-) -> Result<Allocated, AppError> {
+async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allocated, AppError> {
     chains::verify(app, chain).await?;
+    let (id, address) = (chain.settings.id, lease.address);
     if let Some(reason) = finality::stands_still(app, chain).await? {
         return Ok(Allocated::Idle(Idle::Halted(reason)));
     }
-    let id = chain.settings.id;
     let waiting = look(&*app.store, "next_queued", move |unit| {
         Box::pin(async move { unit.next_queued(id, address).await })
     })
@@ -109,7 +111,7 @@ async fn allocate(
     let rejudged = if rejudge::is_stale(app, &waiting, now) {
         let again = rejudge::rejudge(app, chain, &waiting, now).await?;
         if let Some(reasons) = again.refusal() {
-            return refuse(app, &waiting, &again, &reasons, now).await;
+            return refuse(app, lease, (&waiting, &again), &reasons, now).await;
         }
         Some((waiting.new.id, Arc::new(again)))
     } else {
@@ -123,11 +125,12 @@ async fn allocate(
         bundle: app.bundle.hash(),
     };
     let again = readings.rejudged.clone();
-    let allocated = allocate_in(app, chain, address, waiting.new.key, readings, now).await?;
+    let allocated = allocate_in(app, chain, lease, waiting.new.key, readings, now).await?;
     if let (Allocated::NoRoom(full), Some((_, again))) = (&allocated, again) {
-        return refuse(app, &waiting, &again, &[record::window_reason(full)], now).await;
+        let reasons = [record::window_reason(full)];
+        return refuse(app, lease, (&waiting, &again), &reasons, now).await;
     }
-    if !matches!(allocated, Allocated::Idle(Idle::Halted(_))) {
+    if !matches!(allocated, Allocated::Idle(Idle::Halted(_) | Idle::Elsewhere)) {
         chain.lane_was_checked(address);
     }
     Ok(allocated)
@@ -136,14 +139,14 @@ async fn allocate(
 /// Ends a queued row that policy refuses now.
 async fn refuse(
     app: &App,
-    row: &TransactionRow,
-    again: &Rejudged,
+    lease: &Lease,
+    (row, again): (&TransactionRow, &Rejudged),
     reasons: &[Reason],
     now: Timestamp,
 ) -> Result<Allocated, AppError> {
     let refusal = again.refuse(row, reasons, app.entropy.uuid().to_string(), now)?;
     let refusal = Arc::new(refusal);
-    let ended = unit(&*app.store, "refuse_queued", move |unit| {
+    let ended = lease::fenced(app, lease, "refuse_queued", move |unit| {
         let refusal = refusal.clone();
         Box::pin(async move {
             let ended = refusal.store(unit).await?;
@@ -151,24 +154,30 @@ async fn refuse(
         })
     })
     .await?;
-    tracing::warn!(request = %row.new.id, "a queued transaction was refused");
-    Ok(if ended { Allocated::Ended } else { Allocated::Idle(Idle::Contended) })
+    Ok(match ended {
+        Some(true) => {
+            tracing::warn!(request = %row.new.id, "a queued transaction was refused");
+            Allocated::Ended(row.new.id)
+        }
+        Some(false) => Allocated::Idle(Idle::Contended),
+        None => Allocated::Idle(Idle::Elsewhere),
+    })
 }
 
 /// The unit: one nonce, one decision.
 async fn allocate_in(
     app: &App,
     chain: &ChainRuntime,
-    address: Address,
+    lease: &Lease,
     key: KeyId,
     readings: Readings,
     now: Timestamp,
 ) -> Result<Allocated, AppError> {
-    let (id, settings) = (chain.settings.id, chain.settings.clone());
+    let (id, address, settings) = (chain.settings.id, lease.address, chain.settings.clone());
     // The readings took their time.
     let now = app.clock.now().max(now);
     let event_id = app.entropy.uuid().to_string();
-    let allocated = unit(&*app.store, "allocate_nonce", move |unit| {
+    let allocated = lease::fenced(app, lease, "allocate_nonce", move |unit| {
         let (readings, settings) = (readings.clone(), settings.clone());
         let event_id = event_id.clone();
         Box::pin(async move {
@@ -177,21 +186,22 @@ async fn allocate_in(
             if let Some(halted) = check_lane(unit, &lane, &readings, now).await? {
                 return Ok(halted);
             }
-            let (flying, _) = unit.in_flight(id, address).await?;
+            // Before anything that may park the lane: what a request holds must not wait for its head.
+            if let Some(late) = unit.next_expired(id, address, now).await? {
+                return expire(unit, &late, event_id, now).await;
+            }
+            let flying = unit.in_flight(id, address).await?;
             if flying >= settings.in_flight_max {
                 return Ok(End::Rollback(Allocated::Idle(Idle::Full)));
             }
             let Some(row) = unit.next_queued(id, address).await? else {
                 return Ok(End::Rollback(Allocated::Idle(Idle::Empty)));
             };
-            if row.new.intent.not_after.is_some_and(|limit| now > limit) {
-                return expire(unit, &row, event_id, now).await;
-            }
             decide(unit, &lane, &row, &readings, settings.cap, event_id, now).await
         })
     })
     .await?;
-    Ok(allocated)
+    Ok(allocated.unwrap_or(Allocated::Idle(Idle::Elsewhere)))
 }
 
 /// A lane that stands still, or whose account has more mined transactions than we ever gave nonces, gives
@@ -243,7 +253,7 @@ async fn expire(
     }
     unit.release(&row.new.id.to_string()).await?;
     unit.append_event(&record::status_event(row, Status::Expired, event_id, now)).await?;
-    Ok(End::Commit(Allocated::Ended))
+    Ok(End::Commit(Allocated::Ended(row.new.id)))
 }
 
 /// Gives the nonce and writes the decision: the exact bytes, and the `DECIDED` leaf.
@@ -318,7 +328,8 @@ pub(crate) fn new_attempt(
     })
 }
 
-/// Whether the account can pay for everything in flight and for this one, at the fees of now.
+/// Whether the account can pay for this one at these fees, and for everything in flight at what each has
+/// offered.
 async fn is_funded(
     unit: &mut dyn Unit,
     lane: &Lane,
@@ -327,10 +338,12 @@ async fn is_funded(
     balance: U256,
 ) -> Result<bool, StoreError> {
     let flying = unit.owed(lane.chain, lane.address).await?;
-    let total = flying.iter().chain([row]).try_fold(Amount::ZERO, |sum, row| {
-        let intent = &row.new.intent;
-        let fee = Amount::from(intent.gas).checked_mul(Amount::from(fees.max_fee))?;
-        sum.checked_add(intent.value)?.checked_add(fee)
+    let intent = &row.new.intent;
+    let own = (intent.value, intent.gas, fees.max_fee);
+    let others = flying.iter().map(|owed| (owed.value, owed.gas, owed.max_fee));
+    let total = others.chain([own]).try_fold(Amount::ZERO, |sum, (value, gas, price)| {
+        let fee = Amount::from(gas).checked_mul(Amount::from(price))?;
+        sum.checked_add(value)?.checked_add(fee)
     });
     Ok(total.is_some_and(|total| total.units() <= balance))
 }

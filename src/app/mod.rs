@@ -14,6 +14,7 @@ pub mod finality;
 pub mod follow;
 pub mod inclusion;
 pub mod lane;
+pub mod lease;
 pub mod outbid;
 pub mod read;
 pub mod read_limits;
@@ -61,9 +62,10 @@ pub struct App {
     pub signing: Mutex<HashSet<(RequestId, i64)>>,
     /// Whose turn it is among equally busy keys.
     pub turn: AtomicUsize,
-    /// Told after each change of a transaction in this process, for callers that wait: which one, or none
-    /// in particular.
-    pub changes: tokio::sync::broadcast::Sender<Option<RequestId>>,
+    /// Told after each change of a transaction in this process, for callers that wait.
+    pub changes: tokio::sync::broadcast::Sender<RequestId>,
+    /// Which lanes this process works.
+    pub leases: lease::Leases,
 }
 
 impl std::fmt::Debug for App {
@@ -73,24 +75,19 @@ impl std::fmt::Debug for App {
 }
 
 impl App {
-    /// Wakes all callers that wait for a change.
-    pub fn changed(&self) {
-        // Nobody may be waiting.
-        let _ = self.changes.send(None);
-    }
-
     /// Wakes the callers that wait for a change of this one.
     pub fn changed_one(&self, request: RequestId) {
-        let _ = self.changes.send(Some(request));
+        // Nobody may be waiting.
+        let _ = self.changes.send(request);
     }
 
     /// Waits for a change that may be of this request. Who hears of every one would read as often as all
     /// others change.
-    pub async fn change_of(changes: &mut Receiver<Option<RequestId>>, request: RequestId) {
+    pub async fn change_of(changes: &mut Receiver<RequestId>, request: RequestId) {
         loop {
             match changes.recv().await {
-                Ok(Some(other)) if other != request => {}
-                // One of ours, one that is not named, or some were missed.
+                Ok(other) if other != request => {}
+                // This one, or some were missed.
                 Ok(_) | Err(RecvError::Lagged(_)) => return,
                 Err(RecvError::Closed) => return std::future::pending().await,
             }

@@ -1,7 +1,9 @@
 //! Decide another version at the nonce that a transaction has: what was asked at higher fees, or a no-op;
 //! then sign it and send it. Whichever is mined wins.
 
-use crate::app::{App, AppError, ChainRuntime, ChainSettings, finality, lane, record, send, sign};
+use crate::app::{
+    App, AppError, ChainRuntime, ChainSettings, finality, lane, lease, record, send, sign,
+};
 use crate::core::audit::EncodedLeaf;
 use crate::core::evm::transaction::{NO_OP_GAS, NoOp, UnsignedTransaction};
 use crate::core::intent::{Fees, TxType};
@@ -9,8 +11,8 @@ use crate::core::time::Timestamp;
 use crate::core::tx::state::{Ending, Status};
 use crate::ports::chain::CallRequest;
 use crate::ports::store::{
-    AttemptRow, End, Failure, NO_OP, NewAttempt, NewEvent, StatusChange, StoreError,
-    TransactionRow, Unit, unit,
+    AttemptRow, End, Failure, Lease, NO_OP, NewAttempt, NewEvent, StatusChange, StoreError,
+    TransactionRow, Unit,
 };
 use alloy::primitives::{Bytes, U256};
 use std::sync::Arc;
@@ -38,13 +40,15 @@ struct Decision {
     begins: Option<(StatusChange, NewEvent)>,
 }
 
-/// Decides, signs and sends. `false` if the transaction has moved on meanwhile: nothing was decided.
+/// Decides, signs and sends. `false` if the transaction has moved on meanwhile, or its lane is another
+/// process's by now: nothing was decided.
 ///
 /// # Errors
 /// When the store, or the HSM, does not answer. What was decided is signed later.
 pub async fn outbid(
     app: &App,
     chain: &ChainRuntime,
+    lease: &Lease,
     (row, attempts): (&TransactionRow, &[AttemptRow]),
     version: Version,
     fees: Fees,
@@ -68,7 +72,7 @@ pub async fn outbid(
     };
     let what = (version, shape);
     let decision = Arc::new(decision(app, (row, attempts), what, fees, instructed, now)?);
-    let decided = unit(&*app.store, "decide_version", move |unit| {
+    let decided = lease::fenced(app, lease, "decide_version", move |unit| {
         let decision = decision.clone();
         Box::pin(async move {
             let stored = store(unit, &decision).await?;
@@ -76,7 +80,7 @@ pub async fn outbid(
         })
     })
     .await?;
-    if !decided {
+    if decided != Some(true) {
         return Ok(false);
     }
     app.changed_one(row.new.id);

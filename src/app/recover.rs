@@ -1,12 +1,13 @@
 //! Go on after a crash: decisions without a signature are signed, keys that were begun are finished, all
 //! keys prove themselves.
 
-use crate::app::{App, AppError, create_key, send, sign};
-use crate::core::id::{ChainId, RequestId};
+use crate::app::{App, AppError, create_key, lease, send, sign};
+use crate::core::id::RequestId;
+use crate::ports::signer::SignerError;
 use crate::ports::store::look;
 
-/// Signs what was decided and not signed, and sends what are transactions of ours. The same bytes with the
-/// same nonce: the permit is minted from the committed decision.
+/// Signs what was decided and not signed, and sends what are transactions of ours, but for the lanes of
+/// other processes. The same bytes with the same nonce: the permit is minted from the committed decision.
 ///
 /// # Errors
 /// When the store does not answer. An attempt that cannot be signed now stays for the next call.
@@ -24,23 +25,55 @@ pub async fn unsigned(app: &App) -> Result<(), AppError> {
 }
 
 async fn one(app: &App, request: RequestId, number: i64) -> Result<(), AppError> {
-    let Some(signed) = sign::sign(app, request, number).await? else {
-        return Ok(());
-    };
-    let chain = chain_of(app, request).await?;
-    match chain.and_then(|id| app.chain_of(id)) {
-        Some(chain) => send::send(app, chain, &signed).await,
-        None => Ok(()),
-    }
-}
-
-/// The chain of a managed transaction; `None` for requests whose bytes are their caller's to send.
-async fn chain_of(app: &App, request: RequestId) -> Result<Option<ChainId>, AppError> {
     let row = look(&*app.store, "transaction", move |unit| {
         Box::pin(async move { unit.transaction(request).await })
     })
     .await?;
-    Ok(row.map(|row| row.new.intent.chain.id))
+    // Requests for signatures have no lane: their bytes are their caller's to send.
+    let chain = row.as_ref().and_then(|row| app.chain_of(row.new.intent.chain.id));
+    let mut lease = None;
+    if let (Some(row), Some(chain)) = (&row, chain) {
+        lease = lease::hold(app, chain, row.new.address).await?;
+        if lease.is_none() {
+            return Ok(());
+        }
+    }
+    let signed = match sign::sign(app, request, number).await {
+        Err(error @ AppError::Signer(_)) => {
+            // Another server may have made the key since this one started, or its HSM may answer.
+            let found = matches!(error, AppError::Signer(SignerError::KeyUnusable(_)))
+                && enroll_again(app, request, number).await?;
+            if let Some(lease) = lease.filter(|_| !found) {
+                lease::leave(app, &lease).await?;
+            }
+            return Err(error);
+        }
+        other => other?,
+    };
+    match (signed, chain) {
+        (Some(signed), Some(chain)) => send::send(app, chain, &signed).await,
+        _ => Ok(()),
+    }
+}
+
+/// Looks for the key of an attempt in the HSM once more; answers whether it can be used now.
+async fn enroll_again(app: &App, request: RequestId, number: i64) -> Result<bool, AppError> {
+    let key = look(&*app.store, "key_of", move |unit| {
+        Box::pin(async move {
+            let decision = unit.decision(request, number).await?;
+            let keys = unit.keys().await?;
+            Ok(keys.into_iter().find(|key| decision.as_ref().is_some_and(|it| it.key == key.id)))
+        })
+    })
+    .await?;
+    let Some(key) = key else {
+        return Ok(false);
+    };
+    let enrolled = app.signer.enroll(&key).await;
+    if let Err(error) = &enrolled {
+        tracing::error!(key = %key.id, address = %key.address, %error, "a key cannot be used");
+    }
+    Ok(enrolled.is_ok())
 }
 
 /// Finishes keys whose creation was interrupted, then enrolls every key. A key that cannot be used is told

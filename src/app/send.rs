@@ -1,9 +1,9 @@
 //! Send stored bytes. Ambiguous means sent: the same bytes again, never a new nonce.
 
 use crate::app::sign::Signed;
-use crate::app::{App, AppError, ChainRuntime};
+use crate::app::{App, AppError, ChainRuntime, lease};
 use crate::ports::chain::Broadcast;
-use crate::ports::store::{End, Sent, look, unit};
+use crate::ports::store::{End, Sent, TransactionRow, look, unit};
 
 /// Hands the bytes to the nodes and records that it did. Whatever they answer, the transaction is followed
 /// from here on.
@@ -14,10 +14,12 @@ pub async fn send(app: &App, chain: &ChainRuntime, signed: &Signed) -> Result<()
     let raw = signed.attempt.raw.as_ref();
     let raw = raw.ok_or_else(|| AppError::internal("an attempt without bytes cannot be sent"))?;
     crate::failpoint!("send.before_broadcast");
-    if !is_wanted(app, signed).await? {
+    let Some(row) = wanted(app, signed).await? else {
         tracing::info!(request = %signed.request, "not sent: a no-op is to take its nonce");
         return Ok(());
-    }
+    };
+    // What the nodes say now is told by who works the lane now.
+    let lease = app.leases.of((row.new.intent.chain.id, row.new.address));
     let answer = chain.port.broadcast(raw).await;
     crate::failpoint!("send.after_broadcast");
     let (request, number) = (signed.request, signed.attempt.number);
@@ -38,27 +40,35 @@ pub async fn send(app: &App, chain: &ChainRuntime, signed: &Signed) -> Result<()
     metrics::counter!("claviger_attempts_total", "kind" => kind).increment(1);
     let at = app.clock.now();
     let sent = sent(answer);
-    unit(&*app.store, "mark_sent", move |unit| {
+    let told = unit(&*app.store, "mark_sent", move |unit| {
         let sent = sent.clone();
         Box::pin(async move {
+            if let Some(lease) = &lease
+                && !unit.holds_lease(lease).await?
+            {
+                return Ok(End::Rollback(Some(*lease)));
+            }
             unit.mark_sent(request, number, &sent, at).await?;
-            Ok(End::Commit(()))
+            Ok(End::Commit(None))
         })
     })
     .await?;
+    if let Some(late) = told {
+        lease::was_fenced(app, &late, "mark_sent");
+    }
     crate::failpoint!("send.after_recorded");
     Ok(())
 }
 
 /// What was asked is not sent any more once it was cancelled, however long its bytes have been on their way
 /// here.
-async fn is_wanted(app: &App, signed: &Signed) -> Result<bool, AppError> {
+async fn wanted(app: &App, signed: &Signed) -> Result<Option<TransactionRow>, AppError> {
     let (request, is_no_op) = (signed.request, signed.attempt.is_no_op());
     let row = look(&*app.store, "transaction", move |unit| {
         Box::pin(async move { unit.transaction(request).await })
     })
     .await?;
-    Ok(row.is_some_and(|row| is_no_op || row.ending.is_none()))
+    Ok(row.filter(|row| is_no_op || row.ending.is_none()))
 }
 
 fn sent(answer: Broadcast) -> Sent {

@@ -60,8 +60,10 @@ pub enum Purpose {
     Tell,
 }
 
-/// The managed key of a set with the least work waiting on this chain. Equals take turns, so that requests
-/// which arrive together, before any of them is stored, do not all meet on one lane.
+/// The managed key of a set with the least work waiting on this chain, of those that this process may work
+/// at once: where another process holds the lane, or the lane is full, the caller would wait for an answer.
+/// Equals take turns, so that requests which arrive together, before any of them is stored, do not all meet
+/// on one lane.
 ///
 /// # Errors
 /// When none of them is managed there.
@@ -83,7 +85,8 @@ pub async fn least_busy(
     let loads =
         look(&*app.store, "least_busy", move |unit| Box::pin(async move { unit.loads(id).await }))
             .await?;
-    let mut best: Option<(i64, OperatorKey)> = None;
+    let now = app.clock.now();
+    let mut best: Option<((u8, i64), OperatorKey)> = None;
     for key in keys {
         // An account without a lane has not been used on this chain.
         let lane = loads.iter().find(|lane| lane.address == key.address);
@@ -91,10 +94,14 @@ pub async fn least_busy(
             continue;
         }
         let load = match lane {
-            None => 0,
-            // A halted lane takes new work only if there is no other.
-            Some(lane) if lane.halted => i64::MAX,
-            Some(lane) => lane.flying.saturating_add(lane.queued),
+            None => (0, 0),
+            Some(lane) => {
+                let load = lane.flying.saturating_add(lane.queued);
+                let waits =
+                    load >= chain.settings.in_flight_max || app.leases.is_foreign(lane.lease, now);
+                // A halted lane takes new work only if there is no other.
+                (if lane.halted { 2 } else { u8::from(waits) }, load)
+            }
         };
         if best.as_ref().is_none_or(|(least, _)| load < *least) {
             best = Some((load, key));

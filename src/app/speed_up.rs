@@ -4,7 +4,7 @@
 use crate::app::cancel::conflict;
 use crate::app::outbid::{Version, outbid};
 use crate::app::record::Instruction;
-use crate::app::{App, AppError, chains, follow, read, record};
+use crate::app::{App, AppError, chains, follow, lease, read, record};
 use crate::core::id::RequestId;
 use crate::core::tx::state::Status;
 use crate::core::tx::step::sped_up;
@@ -40,7 +40,13 @@ pub async fn speed_up(app: &App, id: RequestId, said: &Instruction) -> Result<()
     };
     let version = row.ending.map_or(Version::Asked("speed_up"), Version::NoOp);
     let leaf = record::instructed(id, "speed_up", said, now)?;
-    if outbid(app, chain, (row, attempts), version, fees, Some(leaf)).await? {
+    // An operator's word is carried out where it arrives. If another process works the account, this one
+    // takes the lane over, and what the other was about to write for it is rolled back.
+    let lease = match lease::hold(app, chain, row.new.address).await? {
+        Some(lease) => lease,
+        None => lease::seize(app, chain, row.new.address).await?,
+    };
+    if outbid(app, chain, &lease, (row, attempts), version, fees, Some(leaf)).await? {
         Ok(())
     } else {
         Err(busy("it changed meanwhile"))

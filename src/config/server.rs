@@ -8,6 +8,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use url::Url;
 
+/// A shorter lease would run out between two looks.
+const LEASE_MS_MIN: i64 = 1_000;
+
 /// `claviger.toml`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,6 +52,11 @@ pub struct ServerSection {
     /// Threads of the runtime. One is enough beside two HSM threads on two cores.
     #[serde(default = "default_workers")]
     pub workers: usize,
+    /// For how long this process has an account's lane to itself unless it renews it, which it does at its
+    /// looks: `"15s"`. Where several servers share a database, so long a stopped one's accounts wait for
+    /// another. Longer than `poll_every` of every chain, or lanes change hands for nothing.
+    #[serde(default = "default_lease")]
+    pub lease: String,
 }
 
 /// `[server.tls]`
@@ -275,6 +283,9 @@ impl AuditSection {
 fn default_workers() -> usize {
     1
 }
+fn default_lease() -> String {
+    "15s".to_owned()
+}
 fn default_sessions() -> usize {
     2
 }
@@ -359,6 +370,13 @@ impl ServerConfig {
             }
         }
         self.audit.findings(&mut say);
+        match duration_ms(&self.server.lease) {
+            Some(lease) if lease >= LEASE_MS_MIN => {}
+            _ => {
+                say("[server] lease is not a duration of at least a second, such as `15s`"
+                    .to_owned())
+            }
+        }
         if !(1..=64).contains(&self.hsm.sessions) || !(1..=100_000).contains(&self.hsm.queue) {
             say("[hsm] sessions must be 1 to 64 and queue 1 to 100000".to_owned());
         }

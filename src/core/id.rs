@@ -44,6 +44,10 @@ uuid_id! {
     /// An operator key.
     KeyId
 }
+uuid_id! {
+    /// A server process, from its start to its end: who holds the leases of lanes.
+    HolderId
+}
 
 macro_rules! name {
     ($(#[$meta:meta])* $name:ident) => {

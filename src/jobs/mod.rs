@@ -1,8 +1,11 @@
 //! Work that recurs: one table of (name, period, use case). A job that fails is logged and comes again;
 //! on stop the running ones end first.
 
-use crate::app::lane::Idle;
-use crate::app::{App, AppError, ChainRuntime, follow, lane, recover, settle_external};
+mod looks;
+
+pub use looks::Looks;
+
+use crate::app::{App, AppError, ChainRuntime, finality, recover, settle_external};
 use crate::core::tx::state::Status;
 use crate::ports::store::look;
 use futures::future::BoxFuture;
@@ -10,6 +13,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 /// Periods, in milliseconds.
@@ -45,10 +49,11 @@ pub fn start(
 ) -> JoinSet<()> {
     let mut jobs = JoinSet::new();
     for (chain, every_ms) in chains {
-        let (app, stop) = (Arc::clone(app), stop.clone());
-        jobs.spawn(repeat("chain", every_ms, stop, move || {
+        jobs.spawn(accounts(Arc::clone(app), Arc::clone(&chain), every_ms, stop.clone()));
+        let app = Arc::clone(app);
+        jobs.spawn(repeat("ends", every_ms, stop.clone(), move || {
             let (app, chain) = (Arc::clone(&app), Arc::clone(&chain));
-            async move { one_chain(&app, &chain).await }
+            async move { ends(&app, &chain).await }
         }));
     }
     let (all, token) = (Arc::clone(app), stop.clone());
@@ -67,34 +72,37 @@ pub fn start(
     jobs
 }
 
-/// One look at a chain: follow what is out, settle what callers sent, then give nonces to what waits.
+/// One look at a chain's accounts, to its end; what callers sent is settled.
 ///
 /// # Errors
 /// When the store or the nodes do not answer.
-pub async fn one_chain(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
-    // One part that fails must not keep the others waiting.
-    if let Err(error) = follow::follow(app, chain).await {
-        tracing::warn!(chain = %chain.settings.name, %error, "could not follow");
-    }
-    if let Err(error) = settle_external::settle(app, chain).await {
-        tracing::warn!(chain = %chain.settings.name, %error, "could not settle");
-    }
-    let id = chain.settings.id;
-    let lanes = look(&*app.store, "waiting_lanes", move |unit| {
-        Box::pin(async move { unit.waiting_accounts(id).await })
-    })
-    .await?;
-    for address in lanes {
-        match lane::work(app, chain, address).await {
-            Ok(Idle::Unfunded) => tracing::warn!(%address, "the account needs a top-up"),
-            Ok(Idle::AboveCap) => tracing::warn!(%address, "the base fee is above the cap"),
-            Ok(Idle::Halted(reason)) => tracing::warn!(%address, reason, "the lane is halted"),
-            Ok(Idle::Empty | Idle::Full | Idle::Contended) => {}
-            // One lane that fails must not keep the others waiting.
-            Err(error) => tracing::warn!(%address, %error, "the lane will be worked again"),
+pub async fn one_chain(app: &Arc<App>, chain: &Arc<ChainRuntime>) -> Result<(), AppError> {
+    let mut looks = Looks::new(Arc::clone(app), Arc::clone(chain));
+    let started = looks.start().await;
+    looks.drained().await;
+    started?;
+    ends(app, chain).await
+}
+
+/// What was told as final must still be so, also while nothing is open; and what callers sent is settled.
+async fn ends(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
+    finality::stands_still(app, chain).await?;
+    settle_external::settle(app, chain).await
+}
+
+/// Each period starts looks at the accounts that are not being looked at. On stop the running ones end
+/// first.
+async fn accounts(app: Arc<App>, chain: Arc<ChainRuntime>, every_ms: u64, stop: CancellationToken) {
+    let mut looks = Looks::new(app, chain);
+    let mut ticks = every(every_ms);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        match stop.run_until_cancelled(looks.start()).await {
+            Some(Err(error)) => tracing::warn!(job = "accounts", %error, "will be tried again"),
+            Some(Ok(())) => {}
+            None => break,
         }
     }
-    Ok(())
+    looks.drained().await;
 }
 
 async fn gauges(app: &App) -> Result<(), AppError> {
@@ -113,6 +121,27 @@ async fn gauges(app: &App) -> Result<(), AppError> {
     metrics::gauge!("claviger_audit_outbox").set(as_f64(waiting));
     let size = i64::try_from(head.size).unwrap_or(i64::MAX);
     metrics::gauge!("claviger_audit_size").set(as_f64(size));
+    for chain in app.chains.values() {
+        lane_gauges(app, chain).await?;
+    }
+    Ok(())
+}
+
+async fn lane_gauges(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
+    let (id, name) = (chain.settings.id, chain.settings.name.to_string());
+    let lanes = look(&*app.store, "lane_ages", move |unit| {
+        Box::pin(async move { unit.lane_ages(id).await })
+    })
+    .await?;
+    let now = app.clock.now();
+    for lane in lanes {
+        let labels = [("chain", name.clone()), ("address", format!("{:#x}", lane.address))];
+        metrics::gauge!("claviger_lane_in_flight", &labels).set(as_f64(lane.flying));
+        let age_ms = lane.oldest.map_or(0, |at| now.since(at).max(0));
+        metrics::gauge!("claviger_lane_oldest_seconds", &labels).set(as_f64(age_ms) / 1_000.0);
+        let own = i64::from(app.leases.is_own(lane.lease, now));
+        metrics::gauge!("claviger_lane_leased", &labels).set(as_f64(own));
+    }
     Ok(())
 }
 
@@ -127,11 +156,16 @@ where
     F: FnMut() -> Fut + Send,
     Fut: Future<Output = Result<(), AppError>> + Send,
 {
-    let mut ticks = tokio::time::interval(Duration::from_millis(every_ms));
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ticks = every(every_ms);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         if let Err(error) = job().await {
             tracing::warn!(job = name, %error, "will be tried again");
         }
     }
+}
+
+fn every(ms: u64) -> Interval {
+    let mut ticks = tokio::time::interval(Duration::from_millis(ms));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }

@@ -46,7 +46,10 @@ impl PostgresStore {
         let mut options = PgConnectOptions::from_str(url)
             .map_err(|e| unavailable(&e))?
             .application_name("claviger")
-            .options([("statement_timeout", "30000"), ("lock_timeout", "15000")]);
+            .options([("statement_timeout", "30000"), ("lock_timeout", "15000")])
+            // A unit never waits for anything but the database. A process that was stopped in the midst of
+            // one must not keep its locks from the process that takes over.
+            .options([("idle_in_transaction_session_timeout", "10000")]);
         if mode == OpenMode::Reading {
             options = options.options([("default_transaction_read_only", "on")]);
         }
@@ -99,6 +102,10 @@ impl Store for PostgresStore {
 
     async fn ping(&self) -> Result<(), StoreError> {
         queries::ping(self).await
+    }
+
+    fn is_alone(&self) -> bool {
+        false
     }
 }
 

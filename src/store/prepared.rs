@@ -61,3 +61,35 @@ async fn every_statement_prepares_on_postgres_with_portable_types() {
         }
     }
 }
+
+/// What a lane costs must not grow with what waits or is over in it: these go by an index, and by the whole
+/// of what they ask for.
+#[tokio::test]
+async fn what_a_lane_asks_for_is_found_by_an_index_on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("claviger.db").display());
+    let _store = open(&url, OpenMode::Create).await.unwrap();
+    let mut raw = SqliteConnection::connect(&url).await.unwrap();
+    let exact = [
+        ("NEXT_QUEUED", "transactions_work (chain_id=? AND status=? AND address=?)"),
+        ("IN_FLIGHT", "transactions_work (chain_id=? AND status=? AND address=?)"),
+        ("OWED", "transactions_work (chain_id=? AND status=? AND address=?)"),
+        ("OPEN_OF", "transactions_work (chain_id=? AND status=? AND address=?)"),
+        ("BUSY_ACCOUNTS", "transactions_work (chain_id=? AND status=? AND address=?)"),
+        ("LOADS", "transactions_work (chain_id=? AND status=? AND address=?)"),
+        ("NEXT_EXPIRED", "transactions_deadline (chain_id=? AND address=? AND not_after<?)"),
+    ];
+    for (name, by) in exact {
+        let all = sqlite::all_statements();
+        let statement = all.iter().find(|statement| statement.name == name).unwrap();
+        let sql = format!("EXPLAIN QUERY PLAN {}", statement.sql);
+        let plan: Vec<(i64, i64, i64, String)> =
+            sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(&mut raw).await.unwrap();
+        let plan: Vec<String> = plan.into_iter().map(|(.., step)| step).collect();
+        assert!(plan.iter().any(|step| step.contains(by)), "{name}: {plan:?}");
+        let scans = |step: &String| {
+            step.starts_with("SCAN t") || step.contains("transactions_deadline (chain_id=?)")
+        };
+        assert!(!plan.iter().any(scans), "{name}: {plan:?}");
+    }
+}

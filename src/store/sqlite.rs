@@ -159,6 +159,10 @@ impl Store for SqliteStore {
     async fn ping(&self) -> Result<(), StoreError> {
         queries::ping(self).await
     }
+
+    fn is_alone(&self) -> bool {
+        true
+    }
 }
 
 /// An SQLite database that is only read, beside the server that writes it: in WAL mode neither waits for
@@ -207,6 +211,10 @@ impl Store for SqliteReader {
 
     async fn ping(&self) -> Result<(), StoreError> {
         queries::ping(self).await
+    }
+
+    fn is_alone(&self) -> bool {
+        false
     }
 }
 

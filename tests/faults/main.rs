@@ -27,6 +27,8 @@ mod doubles;
 mod economy;
 mod endpoints;
 mod fees;
+mod lanes;
+mod leases;
 mod nodes;
 mod points;
 mod pools;

@@ -61,6 +61,7 @@ const POINTS: &[(&str, Reach)] = &[
     ("lane.after_decided", Reach::Payment),
     ("lane.after_ended", Reach::Expiry),
     ("lane.after_halt", Reach::Halt),
+    ("lease.after_taken", Reach::Payment),
     ("outbid.after_decided", Reach::Cancel),
     ("outbid.after_decided", Reach::Replacement),
     ("send.after_broadcast", Reach::Payment),

@@ -26,7 +26,7 @@ on_both!(
     sending_what_was_never_decided_is_an_error,
 );
 
-fn attempt(n: u128, number: i64) -> NewAttempt {
+pub fn attempt(n: u128, number: i64) -> NewAttempt {
     // All bytes there are, so that no text encoding could carry them.
     let bytes: Vec<u8> = (0..=255).chain([u8::try_from(number).unwrap()]).collect();
     NewAttempt {

@@ -102,7 +102,7 @@ async fn work_of_a_lane_is_counted_and_ordered(store: Arc<dyn Store>) {
     assert_eq!(next.new.id, request(5), "who was accepted first");
     let mut waiting = vec![one, two];
     waiting.sort();
-    assert_eq!(read!(store, [], |unit| unit.waiting_accounts(CHAIN).await?), waiting);
+    assert_eq!(read!(store, [], |unit| unit.busy_accounts(CHAIN).await?), waiting);
     for n in [5, 4, 3] {
         submit(&store, request(n), 1).await;
     }
@@ -116,19 +116,19 @@ async fn work_of_a_lane_is_counted_and_ordered(store: Arc<dyn Store>) {
         at: crate::fixtures::at(0),
     };
     commit!(store, [ended], |unit| unit.advance(&ended).await?).unwrap();
-    assert_eq!(read!(store, [], |unit| unit.in_flight(CHAIN, one).await?), (2, 1));
-    assert_eq!(read!(store, [], |unit| unit.in_flight(CHAIN, two).await?), (0, 1));
-    assert_eq!(read!(store, [], |unit| unit.in_flight(OTHER_CHAIN, one).await?), (0, 0));
+    assert_eq!(read!(store, [], |unit| unit.in_flight(CHAIN, one).await?), 2);
+    assert_eq!(read!(store, [], |unit| unit.in_flight(CHAIN, two).await?), 0);
+    assert_eq!(read!(store, [], |unit| unit.in_flight(OTHER_CHAIN, one).await?), 0);
     let loads = read!(store, [], |unit| unit.loads(CHAIN).await?);
     let loads: Vec<_> = loads.iter().map(|lane| (lane.address, lane.flying, lane.queued)).collect();
     assert_eq!(loads, [(one, 2, 1)], "the other has no lane yet");
     assert!(read!(store, [], |unit| unit.loads(OTHER_CHAIN).await?).is_empty());
     let owed = read!(store, [], |unit| unit.owed(CHAIN, one).await?);
-    let owed: Vec<_> = owed.iter().map(|row| (row.new.id, row.nonce)).collect();
-    assert_eq!(owed, [(request(5), Some(0)), (request(3), Some(2))]);
+    let owed: Vec<_> = owed.iter().map(|row| row.nonce).collect();
+    assert_eq!(owed, [0, 2]);
     let next = read!(store, [], |unit| unit.next_queued(CHAIN, one).await?).unwrap();
     assert_eq!(next.new.id, request(2));
     submit(&store, request(2), 1).await;
     assert_eq!(read!(store, [], |unit| unit.next_queued(CHAIN, one).await?), None);
-    assert_eq!(read!(store, [], |unit| unit.waiting_accounts(CHAIN).await?), [two]);
+    assert_eq!(read!(store, [], |unit| unit.busy_accounts(CHAIN).await?), waiting);
 }

@@ -25,6 +25,7 @@ mod audit;
 mod groups;
 mod keys;
 mod lanes;
+mod leases;
 mod nonces;
 mod opening;
 mod requests;

@@ -120,6 +120,8 @@ pub struct Recorded {
 struct Rule {
     id: RuleId,
     method: String,
+    /// Only calls whose parameters have this text in them, in lower case.
+    about: Option<String>,
     left: Option<usize>,
     hits: usize,
     fault: Fault,
@@ -196,6 +198,15 @@ impl FaultProxy {
     /// From now on this happens to calls of this method; `*` is every method. The first rule that applies
     /// decides.
     pub fn inject(&self, method: &str, times: Times, fault: Fault) -> RuleId {
+        self.add_rule(method, None, times, fault)
+    }
+
+    /// As [`Self::inject`], for calls whose parameters name this account.
+    pub fn inject_about(&self, method: &str, account: &str, times: Times, fault: Fault) -> RuleId {
+        self.add_rule(method, Some(account.to_lowercase()), times, fault)
+    }
+
+    fn add_rule(&self, method: &str, about: Option<String>, times: Times, fault: Fault) -> RuleId {
         let mut state = self.shared.state();
         let id = RuleId(state.next_rule);
         state.next_rule += 1;
@@ -205,7 +216,8 @@ impl FaultProxy {
             Times::UntilLifted => None,
         };
         let (gate, _) = watch::channel(false);
-        state.rules.push(Rule { id, method: method.to_owned(), left, hits: 0, fault, gate });
+        let method = method.to_owned();
+        state.rules.push(Rule { id, method, about, left, hits: 0, fault, gate });
         id
     }
 
@@ -366,7 +378,10 @@ impl Shared {
         let mut state = self.state();
         state.recorded.push(call.clone());
         let applies = |rule: &&mut Rule| {
-            rule.left != Some(0) && (rule.method == "*" || rule.method == call.method)
+            let named = |about: &String| call.params.to_string().to_lowercase().contains(about);
+            rule.left != Some(0)
+                && (rule.method == "*" || rule.method == call.method)
+                && rule.about.as_ref().is_none_or(named)
         };
         let rule = state.rules.iter_mut().find(applies)?;
         rule.left = rule.left.map(|left| left - 1);

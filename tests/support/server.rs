@@ -73,6 +73,18 @@ impl SetUp {
         self.server(program).await
     }
 
+    /// Starts another server over the same database (PostgreSQL), with ports and a signer's record of its
+    /// own. It knows the keys that were made before.
+    pub async fn start_beside(&self, record: &str, envs: &[(&str, &str)]) -> Server {
+        let own = self.dir().join(record);
+        if !own.exists() {
+            std::fs::copy(self.dir().join("audit.record"), &own).unwrap();
+        }
+        let mut all = vec![("CLAVIGER__AUDIT__RECORD_FILE", record)];
+        all.extend(envs);
+        self.start(&all).await
+    }
+
     /// Starts a server that may reach its fail point before it is ready: `None` if it did.
     pub async fn try_start(&self, envs: &[(&str, &str)]) -> Option<Server> {
         let mut program = self.spawn(envs);
@@ -92,6 +104,8 @@ impl SetUp {
             ("CLAVIGER__CHAIN__0__POLL_EVERY", "100ms"),
             ("CLAVIGER__CHAIN__0__REBROADCAST_AFTER", "1s"),
             ("CLAVIGER__AUDIT__SEQUENCE_EVERY", "50ms"),
+            // On PostgreSQL a lane of a server that was killed waits so long for the next one.
+            ("CLAVIGER__SERVER__LEASE", "2s"),
         ] {
             if envs.iter().all(|(name, _)| name != key) {
                 envs.push((key.to_owned(), value.to_owned()));
@@ -243,6 +257,26 @@ impl Server {
         let url = format!("{}/v1/transactions?limit=200", self.client_url());
         let found = self.try_call(Method::GET, url, &token, None, None).await.expect("an answer");
         found.ok()["transactions"].as_array().unwrap().clone()
+    }
+
+    /// An operator's word: `cancel` or `speed-up`.
+    pub async fn intervene(&self, id: &str, action: &str) -> Answer {
+        let token = self.token("dev:op", Role::Operator);
+        let url = format!("{}/v1/transactions/{id}/{action}", self.client_url());
+        let body = json!({ "reason": "a test" });
+        self.try_call(Method::POST, url, &token, None, Some(&body)).await.expect("an answer")
+    }
+
+    /// The value of a metric with these labels; 0 if it was never told.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let text = self.metrics().await;
+        let wanted = |line: &&str| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
+                && labels.iter().all(|(key, value)| line.contains(&format!("{key}=\"{value}\"")))
+        };
+        let values = text.lines().filter(wanted);
+        values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
     /// Polls until the transaction is in one of these statuses.

@@ -2,7 +2,7 @@
 
 use crate::audit::Signing;
 use crate::{softhsm, world};
-use claviger::app::{App, recover};
+use claviger::app::{App, lease, recover};
 use claviger::audit::sequencer;
 use claviger::cli::{Failure, load};
 use claviger::config::server::ServerConfig;
@@ -59,6 +59,7 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     recover::keys(&app).await.map_err(|e| Failure::of("keys", e))?;
     let auth = world::authenticator(&config, bundle)?;
     auth.load().await.map_err(|_| Failure::new("the token issuers' keys cannot be loaded"))?;
+    lease::begin(&app).await.map_err(|e| Failure::of("leases", e))?;
     recover::unsigned(&app).await.map_err(|e| Failure::of("recovery", e))?;
 
     let state = HttpState { app: Arc::clone(&app), auth };
@@ -92,6 +93,9 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
         // Whatever they are at is committed step by step, and goes on at the next start.
         tracing::warn!("jobs did not end in time");
         jobs.shutdown().await;
+    }
+    if let Err(error) = lease::release(&app).await {
+        tracing::warn!(%error, "other servers wait until this one's leases run out");
     }
     if let Some(signing) = signing {
         signing.close().await;

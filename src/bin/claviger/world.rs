@@ -1,10 +1,11 @@
 //! Builds the edges from the configuration.
 
+use claviger::app::lease::Leases;
 use claviger::app::{App, ChainRuntime, ChainSettings};
 use claviger::chain::evm::{EvmChain, EvmConfig, Finality};
 use claviger::cli::Failure;
 use claviger::config::server::{ChainSection, FinalitySetting, ServerConfig, gwei};
-use claviger::core::id::{ChainId, ChainName, GroupName};
+use claviger::core::id::{ChainId, ChainName, GroupName, HolderId};
 use claviger::core::intent::{Fees, TxType};
 use claviger::core::policy::Bundle;
 use claviger::core::time::duration_ms;
@@ -12,6 +13,7 @@ use claviger::core::tx::step::Pace;
 use claviger::hsm::{Hsm, HsmConfig};
 use claviger::http::auth::{Authenticator, IssuerConfig};
 use claviger::ports::chain::Chain;
+use claviger::ports::clock::Entropy;
 use claviger::ports::signer::Signer;
 use claviger::ports::store::Store;
 use claviger::store::{self, OpenMode};
@@ -123,6 +125,8 @@ pub fn app(
     for section in &config.chains {
         chains.insert(ChainName::new(section.name.clone()), Arc::new(chain(section)?));
     }
+    let lease_ms = duration_ms(&config.server.lease)
+        .ok_or_else(|| Failure::new("[server] lease is not a duration such as `15s`"))?;
     Ok(Arc::new(App {
         store,
         signer,
@@ -134,6 +138,7 @@ pub fn app(
         signing: Mutex::default(),
         turn: AtomicUsize::new(0),
         changes: tokio::sync::broadcast::Sender::new(1_024),
+        leases: Leases::new(HolderId::new(SystemEntropy.uuid()), lease_ms),
     }))
 }
 

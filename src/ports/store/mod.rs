@@ -9,7 +9,7 @@ mod rows;
 pub use rows::*;
 
 use crate::core::audit::EncodedLeaf;
-use crate::core::id::{ChainId, GroupName, KeyId, RequestId};
+use crate::core::id::{ChainId, GroupName, HolderId, KeyId, RequestId};
 use crate::core::intent::Fees;
 use crate::core::key::{NonceMode, OperatorKey, PublicKey};
 use crate::core::permit::DecisionRecord;
@@ -68,6 +68,9 @@ pub trait Store: Send + Sync {
 
     /// Whether the database answers; for `doctor` and `readyz`.
     async fn ping(&self) -> Result<(), StoreError>;
+
+    /// Whether no other process can write to this database while this one has it open.
+    fn is_alone(&self) -> bool;
 }
 
 /// Runs a named unit and gives its value back, whether it ended by commit or by rollback.
@@ -130,7 +133,7 @@ fn typed<T: 'static>(end: End<Erased>) -> Result<T, StoreError> {
 }
 
 /// One open transaction. Every method is atomic with the rest of the unit. Locks are taken in one
-/// order: idempotency, lane, limits by id.
+/// order: idempotency, lease, lane, limits by id.
 #[async_trait]
 pub trait Unit: Send {
     // -- requests -----------------------------------------------------------------------------------
@@ -203,22 +206,11 @@ pub trait Unit: Send {
         address: Address,
     ) -> Result<Option<TransactionRow>, StoreError>;
 
-    /// Accounts of a chain that have transactions waiting for a nonce.
-    async fn waiting_accounts(&mut self, chain: ChainId) -> Result<Vec<Address>, StoreError>;
+    /// How many transactions of the lane have a nonce and are not mined.
+    async fn in_flight(&mut self, chain: ChainId, address: Address) -> Result<i64, StoreError>;
 
-    /// How many transactions of the lane have a nonce and are not mined, and how many wait for one.
-    async fn in_flight(
-        &mut self,
-        chain: ChainId,
-        address: Address,
-    ) -> Result<(i64, i64), StoreError>;
-
-    /// Native value that the lane's unmined transactions may still take: value + gas × their newest fee.
-    async fn owed(
-        &mut self,
-        chain: ChainId,
-        address: Address,
-    ) -> Result<Vec<TransactionRow>, StoreError>;
+    /// What each of the lane's unmined transactions may still take, by nonce. As many as are in flight.
+    async fn owed(&mut self, chain: ChainId, address: Address) -> Result<Vec<Owed>, StoreError>;
 
     /// Takes the lane's next nonce and gives it to a queued transaction, which becomes submitted.
     /// `None` if the lane moved on meanwhile.
@@ -237,8 +229,8 @@ pub trait Unit: Send {
         reason: &str,
     ) -> Result<(), StoreError>;
 
-    /// The lanes of a chain, each with how many of its transactions have a nonce and are not mined, and how
-    /// many wait for one.
+    /// The lanes of a chain, each with its lease, with how many of its transactions have a nonce and are not
+    /// mined, and with how many wait for one, counted up to 256: busier is full all the same.
     async fn loads(&mut self, chain: ChainId) -> Result<Vec<LaneLoad>, StoreError>;
 
     // -- decisions and signatures -------------------------------------------------------------------
@@ -442,6 +434,70 @@ pub trait Unit: Send {
         chain: ChainId,
         anchor: Option<(u64, B256)>,
     ) -> Result<(), StoreError>;
+
+    // -- leases and the work of accounts --------------------------------------------------------------
+
+    /// Takes the lease of an account's lane, or renews it for who holds it, until this time of our clock.
+    /// `None` if another holds it and `now` is before its end. The token grows at every change of the holder,
+    /// and no token is ever given twice.
+    async fn take_lease(
+        &mut self,
+        lane: (ChainId, Address),
+        holder: HolderId,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<Option<Lease>, StoreError>;
+
+    /// Takes the lease whoever holds it. What the other writes from then on changes nothing.
+    async fn seize_lease(
+        &mut self,
+        lane: (ChainId, Address),
+        holder: HolderId,
+        until: Timestamp,
+    ) -> Result<Lease, StoreError>;
+
+    /// The fence: whether this is the lane's lease still. It cannot change hands before the end of the unit.
+    /// A unit that writes for a lane and meets `false` must be rolled back. No clock is asked: a lease that
+    /// has run out and was not taken by another is as good as new.
+    async fn holds_lease(&mut self, lease: &Lease) -> Result<bool, StoreError>;
+
+    /// The lease of an account's lane. Not locked.
+    async fn lease(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+    ) -> Result<Option<LeaseRow>, StoreError>;
+
+    /// Ends a lease, if it is held still: another process may take the lane at once.
+    async fn release_lease(&mut self, lease: &Lease) -> Result<(), StoreError>;
+
+    /// Ends all leases of a process that stops: others need not wait for them.
+    async fn release_leases(&mut self, holder: HolderId) -> Result<(), StoreError>;
+
+    /// Ends all leases: only for a process that knows itself to be the only one.
+    async fn end_leases(&mut self) -> Result<(), StoreError>;
+
+    /// Accounts of a chain that have transactions without an end, with a nonce or without one. Costs a look
+    /// per account, whatever waits there.
+    async fn busy_accounts(&mut self, chain: ChainId) -> Result<Vec<Address>, StoreError>;
+
+    /// Transactions of an account that have a nonce and no end, by nonce.
+    async fn open_of(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+    ) -> Result<Vec<TransactionRow>, StoreError>;
+
+    /// A transaction without a nonce whose `not_after` has passed, wherever it stands in its lane.
+    async fn next_expired(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+        now: Timestamp,
+    ) -> Result<Option<TransactionRow>, StoreError>;
+
+    /// The lanes of a chain, for metrics.
+    async fn lane_ages(&mut self, chain: ChainId) -> Result<Vec<LaneAge>, StoreError>;
 }
 
 /// What a use case needs to open a lane.

@@ -1,7 +1,7 @@
 //! What goes into and comes out of the store.
 
 use crate::core::amount::Amount;
-use crate::core::id::{ChainId, ChainName, GroupName, KeyId, RequestId};
+use crate::core::id::{ChainId, ChainName, GroupName, HolderId, KeyId, RequestId};
 use crate::core::intent::{Fees, TransactionIntent};
 use crate::core::key::{CkaId, NonceMode};
 use crate::core::permit::{PayloadKind, RawSignature};
@@ -190,8 +190,10 @@ pub struct LaneLoad {
     pub halted: bool,
     /// Transactions that have a nonce and are not mined.
     pub flying: i64,
-    /// Transactions that wait for a nonce.
+    /// Transactions that wait for a nonce, counted up to 256.
     pub queued: i64,
+    /// Its lease, if it ever had one: who, until when by their clock.
+    pub lease: Option<(HolderId, Timestamp)>,
 }
 
 /// A decision to be stored: these bytes may be signed.
@@ -511,4 +513,52 @@ pub struct Anchor {
     pub hash: B256,
     /// Why the chain stands still, if another block was found at that height.
     pub broken: Option<String>,
+}
+
+/// The right to work an account's lane. Its token is what a late worker is recognised by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// The chain.
+    pub chain: ChainId,
+    /// The account.
+    pub address: Address,
+    /// Whose it is.
+    pub holder: HolderId,
+    /// Grows at every change of the holder.
+    pub token: i64,
+}
+
+/// A stored lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseRow {
+    /// The lease.
+    pub lease: Lease,
+    /// Its end, by its holder's clock.
+    pub until: Timestamp,
+}
+
+/// What an unmined transaction may still take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owed {
+    /// Its nonce.
+    pub nonce: u64,
+    /// The value, in wei.
+    pub value: Amount,
+    /// The gas limit.
+    pub gas: u64,
+    /// Wei per gas that its newest attempt offers; its cap, if it has none.
+    pub max_fee: u128,
+}
+
+/// How old a lane's work is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneAge {
+    /// The account.
+    pub address: Address,
+    /// Transactions that have a nonce and are not mined.
+    pub flying: i64,
+    /// When the oldest that waits, or is not mined, was accepted.
+    pub oldest: Option<Timestamp>,
+    /// Its lease, if it ever had one: who, until when by their clock.
+    pub lease: Option<(HolderId, Timestamp)>,
 }

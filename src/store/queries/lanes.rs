@@ -1,12 +1,12 @@
 //! Lanes: nonces are given here and nowhere else.
 
-use super::column::{address, corrupt, exactly_one, parsed, to_i64, to_u64};
+use super::column::{address, amount, corrupt, exactly_one, parsed, price, to_i64, to_u64};
 use super::rows::TransactionColumns;
 use super::statement::{Tx, values};
-use crate::core::id::ChainId;
+use crate::core::id::{ChainId, HolderId};
 use crate::core::key::NonceMode;
 use crate::core::time::Timestamp;
-use crate::ports::store::{Lane, LaneKey, LaneLoad, StoreError, TransactionRow};
+use crate::ports::store::{Lane, LaneAge, LaneKey, LaneLoad, Owed, StoreError, TransactionRow};
 use alloy::primitives::Address;
 use sqlx::FromRow;
 
@@ -18,20 +18,39 @@ statements! {
     LANES = "SELECT * FROM lanes WHERE chain_id = $1 ORDER BY address";
     NEXT_QUEUED = "SELECT * FROM transactions WHERE chain_id = $1 AND status = 'queued' \
         AND address = $2 ORDER BY seq LIMIT 1";
-    WAITING_ACCOUNTS = "SELECT DISTINCT address FROM transactions WHERE chain_id = $1 \
-        AND status = 'queued' ORDER BY address";
     IN_FLIGHT = "SELECT COUNT(*) AS n FROM transactions WHERE chain_id = $1 \
         AND status IN ('submitted', 'cancelling') AND mined_hash IS NULL AND address = $2";
-    QUEUED = "SELECT COUNT(*) AS n FROM transactions WHERE chain_id = $1 AND status = 'queued' \
-        AND address = $2";
-    OWED = "SELECT * FROM transactions WHERE chain_id = $1 \
-        AND status IN ('submitted', 'cancelling') AND mined_hash IS NULL AND address = $2 \
-        ORDER BY nonce";
-    LOADS = "SELECT address, mode, halted, (SELECT COUNT(*) FROM transactions \
+    OWED = "SELECT t.nonce, t.value, t.gas, COALESCE((SELECT a.max_fee FROM attempts a \
+        WHERE a.request_id = t.id ORDER BY a.number DESC LIMIT 1), t.cap_fee) AS max_fee \
+        FROM transactions t WHERE t.chain_id = $1 AND t.status IN ('submitted', 'cancelling') \
+        AND t.mined_hash IS NULL AND t.address = $2 ORDER BY t.nonce";
+    OPEN_OF = "SELECT * FROM transactions WHERE chain_id = $1 \
+        AND status IN ('submitted', 'cancelling', 'mined') AND address = $2 ORDER BY nonce";
+    NEXT_EXPIRED = "SELECT * FROM transactions WHERE chain_id = $1 AND status = 'queued' \
+        AND address = $2 AND not_after IS NOT NULL AND not_after < $3 ORDER BY not_after LIMIT 1";
+    BUSY_ACCOUNTS = "SELECT k.address FROM operator_keys k WHERE k.address IS NOT NULL \
+        AND EXISTS (SELECT 1 FROM transactions t WHERE t.chain_id = $1 \
+        AND t.status IN ('queued', 'submitted', 'cancelling', 'mined') AND t.address = k.address) \
+        ORDER BY k.address";
+    LOADS = "SELECT lanes.address, mode, halted, holder, until, (SELECT COUNT(*) FROM transactions \
         WHERE transactions.chain_id = lanes.chain_id AND transactions.address = lanes.address \
-        AND status IN ('submitted', 'cancelling') AND mined_hash IS NULL) AS flying, (SELECT COUNT(*) FROM transactions \
+        AND status IN ('submitted', 'cancelling') AND mined_hash IS NULL) AS flying, \
+        (SELECT COUNT(*) FROM (SELECT 1 FROM transactions \
         WHERE transactions.chain_id = lanes.chain_id AND transactions.address = lanes.address \
-        AND status = 'queued') AS queued FROM lanes WHERE chain_id = $1 ORDER BY address";
+        AND status = 'queued' LIMIT 256) AS waiting) AS queued \
+        FROM lanes LEFT JOIN leases ON leases.chain_id = lanes.chain_id \
+        AND leases.address = lanes.address WHERE lanes.chain_id = $1 ORDER BY lanes.address";
+    LANE_AGES = "SELECT lanes.address, holder, until, (SELECT COUNT(*) FROM transactions \
+        WHERE transactions.chain_id = lanes.chain_id AND transactions.address = lanes.address \
+        AND status IN ('submitted', 'cancelling') AND mined_hash IS NULL) AS flying, \
+        (SELECT created_at FROM transactions \
+        WHERE transactions.chain_id = lanes.chain_id AND transactions.address = lanes.address \
+        AND status = 'queued' ORDER BY seq LIMIT 1) AS waits_since, \
+        (SELECT MIN(created_at) FROM transactions \
+        WHERE transactions.chain_id = lanes.chain_id AND transactions.address = lanes.address \
+        AND status IN ('submitted', 'cancelling') AND mined_hash IS NULL) AS flies_since \
+        FROM lanes LEFT JOIN leases ON leases.chain_id = lanes.chain_id \
+        AND leases.address = lanes.address WHERE lanes.chain_id = $1 ORDER BY lanes.address";
     TAKE_NONCE = "UPDATE lanes SET next_nonce = next_nonce + 1, version = version + 1 \
         WHERE chain_id = $1 AND address = $2 AND version = $3 AND halted IS NULL \
         AND mode = 'managed'";
@@ -60,8 +79,28 @@ struct LoadColumns {
     address: Vec<u8>,
     mode: String,
     halted: Option<String>,
+    holder: Option<String>,
+    until: Option<i64>,
     flying: i64,
     queued: i64,
+}
+
+#[derive(FromRow)]
+struct AgeColumns {
+    address: Vec<u8>,
+    holder: Option<String>,
+    until: Option<i64>,
+    flying: i64,
+    waits_since: Option<i64>,
+    flies_since: Option<i64>,
+}
+
+#[derive(FromRow)]
+struct OwedColumns {
+    nonce: i64,
+    value: Vec<u8>,
+    gas: i64,
+    max_fee: Vec<u8>,
 }
 
 #[derive(FromRow)]
@@ -126,33 +165,57 @@ pub(super) async fn next_queued(
     row.map(TransactionColumns::read).transpose()
 }
 
-pub(super) async fn waiting_accounts(
+pub(super) async fn busy_accounts(tx: &mut Tx, chain: ChainId) -> Result<Vec<Address>, StoreError> {
+    let rows = tx.all::<AddressColumn>(BUSY_ACCOUNTS, values![to_i64(chain.get())?]).await?;
+    rows.into_iter().map(|row| address(&row.address)).collect()
+}
+
+pub(super) async fn open_of(
     tx: &mut Tx,
     chain: ChainId,
-) -> Result<Vec<Address>, StoreError> {
-    let rows = tx.all::<AddressColumn>(WAITING_ACCOUNTS, values![to_i64(chain.get())?]).await?;
-    rows.into_iter().map(|row| address(&row.address)).collect()
+    account: Address,
+) -> Result<Vec<TransactionRow>, StoreError> {
+    let values = values![to_i64(chain.get())?, account.as_slice()];
+    let rows = tx.all::<TransactionColumns>(OPEN_OF, values).await?;
+    rows.into_iter().map(TransactionColumns::read).collect()
+}
+
+pub(super) async fn next_expired(
+    tx: &mut Tx,
+    chain: ChainId,
+    account: Address,
+    now: Timestamp,
+) -> Result<Option<TransactionRow>, StoreError> {
+    let values = values![to_i64(chain.get())?, account.as_slice(), now.millis()];
+    let row = tx.one::<TransactionColumns>(NEXT_EXPIRED, values).await?;
+    row.map(TransactionColumns::read).transpose()
 }
 
 pub(super) async fn in_flight(
     tx: &mut Tx,
     chain: ChainId,
     account: Address,
-) -> Result<(i64, i64), StoreError> {
+) -> Result<i64, StoreError> {
     let values = values![to_i64(chain.get())?, account.as_slice()];
-    let flying = tx.one::<Count>(IN_FLIGHT, values.clone()).await?;
-    let queued = tx.one::<Count>(QUEUED, values).await?;
-    Ok((flying.map_or(0, |row| row.n), queued.map_or(0, |row| row.n)))
+    Ok(tx.one::<Count>(IN_FLIGHT, values).await?.map_or(0, |row| row.n))
 }
 
 pub(super) async fn owed(
     tx: &mut Tx,
     chain: ChainId,
     account: Address,
-) -> Result<Vec<TransactionRow>, StoreError> {
+) -> Result<Vec<Owed>, StoreError> {
     let values = values![to_i64(chain.get())?, account.as_slice()];
-    let rows = tx.all::<TransactionColumns>(OWED, values).await?;
-    rows.into_iter().map(TransactionColumns::read).collect()
+    let rows = tx.all::<OwedColumns>(OWED, values).await?;
+    let read = |row: OwedColumns| {
+        Ok(Owed {
+            nonce: to_u64(row.nonce)?,
+            value: amount(&row.value)?,
+            gas: to_u64(row.gas)?,
+            max_fee: price(&row.max_fee)?,
+        })
+    };
+    rows.into_iter().map(read).collect()
 }
 
 pub(super) async fn take_nonce(
@@ -206,7 +269,32 @@ pub(super) async fn loads(tx: &mut Tx, chain: ChainId) -> Result<Vec<LaneLoad>, 
                 halted: row.halted.is_some(),
                 flying: row.flying,
                 queued: row.queued,
+                lease: held(row.holder.as_deref(), row.until)?,
             })
         })
         .collect()
+}
+
+pub(super) async fn lane_ages(tx: &mut Tx, chain: ChainId) -> Result<Vec<LaneAge>, StoreError> {
+    let rows = tx.all::<AgeColumns>(LANE_AGES, values![to_i64(chain.get())?]).await?;
+    let read = |row: AgeColumns| {
+        let oldest = [row.waits_since, row.flies_since].into_iter().flatten().min();
+        Ok(LaneAge {
+            address: address(&row.address)?,
+            flying: row.flying,
+            oldest: oldest.map(Timestamp::from_millis),
+            lease: held(row.holder.as_deref(), row.until)?,
+        })
+    };
+    rows.into_iter().map(read).collect()
+}
+
+fn held(
+    holder: Option<&str>,
+    until: Option<i64>,
+) -> Result<Option<(HolderId, Timestamp)>, StoreError> {
+    let Some((holder, until)) = holder.zip(until) else {
+        return Ok(None);
+    };
+    Ok(Some((parsed(holder)?, Timestamp::from_millis(until))))
 }

@@ -9,6 +9,7 @@ mod audit;
 mod column;
 mod keys;
 mod lanes;
+mod leases;
 mod requests;
 mod rows;
 mod signatures;
@@ -30,6 +31,7 @@ pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
         audit::ALL,
         keys::ALL,
         lanes::ALL,
+        leases::ALL,
         requests::ALL,
         signatures::ALL,
         spend::ALL,

@@ -1,9 +1,9 @@
 //! The port, operation by operation.
 
 use super::statement::Tx;
-use super::{anchors, attempts, audit, keys, lanes, requests, signatures, spend};
+use super::{anchors, attempts, audit, keys, lanes, leases, requests, signatures, spend};
 use crate::core::audit::EncodedLeaf;
-use crate::core::id::{ChainId, GroupName, KeyId, RequestId};
+use crate::core::id::{ChainId, GroupName, HolderId, KeyId, RequestId};
 use crate::core::intent::Fees;
 use crate::core::key::{OperatorKey, PublicKey};
 use crate::core::permit::DecisionRecord;
@@ -12,10 +12,11 @@ use crate::core::policy::verdict::EventUse;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::ports::store::{
-    Anchor, AttemptRow, Bound, DecisionSummary, Filter, KeyBinding, Lane, LaneKey, LaneLoad,
-    LimitExceeded, LimitNow, LimitRow, LimitUse, LogBatch, LogHead, LogLeaf, NewAttempt, NewEvent,
-    NewKey, NewSignatureRequest, NewTransaction, Sent, Settlement, SignatureRow, SignedAttempt,
-    SignedCheckpoint, StatusChange, StoreError, TransactionRow, Unit, WaitingLeaf,
+    Anchor, AttemptRow, Bound, DecisionSummary, Filter, KeyBinding, Lane, LaneAge, LaneKey,
+    LaneLoad, Lease, LeaseRow, LimitExceeded, LimitNow, LimitRow, LimitUse, LogBatch, LogHead,
+    LogLeaf, NewAttempt, NewEvent, NewKey, NewSignatureRequest, NewTransaction, Owed, Sent,
+    Settlement, SignatureRow, SignedAttempt, SignedCheckpoint, StatusChange, StoreError,
+    TransactionRow, Unit, WaitingLeaf,
 };
 use alloy::primitives::{Address, B256};
 use async_trait::async_trait;
@@ -111,23 +112,11 @@ impl Unit for Tx {
         kept!(self, lanes::next_queued(self, chain, address))
     }
 
-    async fn waiting_accounts(&mut self, chain: ChainId) -> Result<Vec<Address>, StoreError> {
-        kept!(self, lanes::waiting_accounts(self, chain))
-    }
-
-    async fn in_flight(
-        &mut self,
-        chain: ChainId,
-        address: Address,
-    ) -> Result<(i64, i64), StoreError> {
+    async fn in_flight(&mut self, chain: ChainId, address: Address) -> Result<i64, StoreError> {
         kept!(self, lanes::in_flight(self, chain, address))
     }
 
-    async fn owed(
-        &mut self,
-        chain: ChainId,
-        address: Address,
-    ) -> Result<Vec<TransactionRow>, StoreError> {
+    async fn owed(&mut self, chain: ChainId, address: Address) -> Result<Vec<Owed>, StoreError> {
         kept!(self, lanes::owed(self, chain, address))
     }
 
@@ -378,5 +367,73 @@ impl Unit for Tx {
         anchor: Option<(u64, B256)>,
     ) -> Result<(), StoreError> {
         kept!(self, anchors::replace_anchor(self, chain, anchor))
+    }
+
+    async fn take_lease(
+        &mut self,
+        lane: (ChainId, Address),
+        holder: HolderId,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<Option<Lease>, StoreError> {
+        kept!(self, leases::take_lease(self, lane, holder, now, until))
+    }
+
+    async fn seize_lease(
+        &mut self,
+        lane: (ChainId, Address),
+        holder: HolderId,
+        until: Timestamp,
+    ) -> Result<Lease, StoreError> {
+        kept!(self, leases::seize_lease(self, lane, holder, until))
+    }
+
+    async fn holds_lease(&mut self, lease: &Lease) -> Result<bool, StoreError> {
+        kept!(self, leases::holds_lease(self, lease))
+    }
+
+    async fn lease(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+    ) -> Result<Option<LeaseRow>, StoreError> {
+        kept!(self, leases::lease(self, chain, address))
+    }
+
+    async fn release_lease(&mut self, lease: &Lease) -> Result<(), StoreError> {
+        kept!(self, leases::release_lease(self, lease))
+    }
+
+    async fn release_leases(&mut self, holder: HolderId) -> Result<(), StoreError> {
+        kept!(self, leases::release_leases(self, holder))
+    }
+
+    async fn end_leases(&mut self) -> Result<(), StoreError> {
+        kept!(self, leases::end_leases(self))
+    }
+
+    async fn busy_accounts(&mut self, chain: ChainId) -> Result<Vec<Address>, StoreError> {
+        kept!(self, lanes::busy_accounts(self, chain))
+    }
+
+    async fn open_of(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+    ) -> Result<Vec<TransactionRow>, StoreError> {
+        kept!(self, lanes::open_of(self, chain, address))
+    }
+
+    async fn next_expired(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+        now: Timestamp,
+    ) -> Result<Option<TransactionRow>, StoreError> {
+        kept!(self, lanes::next_expired(self, chain, address, now))
+    }
+
+    async fn lane_ages(&mut self, chain: ChainId) -> Result<Vec<LaneAge>, StoreError> {
+        kept!(self, lanes::lane_ages(self, chain))
     }
 }
