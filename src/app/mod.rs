@@ -5,6 +5,7 @@
 //! the same functions.
 
 pub mod accept;
+pub mod adopt;
 pub mod cancel;
 pub mod chains;
 pub mod create_key;
@@ -15,6 +16,7 @@ pub mod lane;
 pub mod outbid;
 pub mod read;
 pub mod read_limits;
+pub mod reconcile;
 pub mod record;
 pub mod recover;
 pub mod rejudge;
@@ -24,6 +26,7 @@ pub mod sign;
 pub mod sign_request;
 pub mod signers;
 pub mod speed_up;
+pub mod suspension;
 
 pub use chains::{ChainRuntime, ChainSettings};
 pub use error::AppError;

@@ -5,11 +5,13 @@
 //! at once.
 
 use super::classify::combine;
+use super::history;
 use super::node::{Fault, Node};
 use super::wire::{self, WireReceipt};
 use crate::core::id::ChainId;
 use crate::ports::chain::{
-    Block, BlockAt, Broadcast, CallRequest, Chain, ChainError, FeeMarket, Log, Receipt,
+    Block, BlockAt, Broadcast, CallRequest, Chain, ChainError, FeeMarket, Log, MinedTransaction,
+    Receipt,
 };
 use alloy::eips::BlockNumberOrTag;
 use alloy::primitives::{Address, B256, Bytes, U64, U256};
@@ -324,6 +326,18 @@ impl Chain for EvmChain {
     async fn broadcast(&self, raw: &Bytes) -> Broadcast {
         let sends = self.nodes.iter().map(|node| send_on(node.clone(), raw.clone()));
         combine(join_all(sends).await)
+    }
+
+    async fn sent_in(
+        &self,
+        block: u64,
+        account: Address,
+    ) -> Result<Vec<MinedTransaction>, ChainError> {
+        self.read(|node| async move { history::sent_in(&node, block, account).await }).await
+    }
+
+    async fn pending_nonce(&self, account: Address) -> Result<u64, ChainError> {
+        history::pending_nonce(&self.nodes, account).await
     }
 }
 

@@ -7,5 +7,6 @@
 pub mod classify;
 pub mod evm;
 
+mod history;
 mod node;
 mod wire;

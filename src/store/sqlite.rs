@@ -159,6 +159,11 @@ impl Store for SqliteStore {
     async fn ping(&self) -> Result<(), StoreError> {
         queries::ping(self).await
     }
+
+    async fn identity(&self) -> Result<Option<String>, StoreError> {
+        // A file is what it is, whoever copied it.
+        Ok(None)
+    }
 }
 
 /// An SQLite database that is only read, beside the server that writes it: in WAL mode neither waits for
@@ -207,6 +212,11 @@ impl Store for SqliteReader {
 
     async fn ping(&self) -> Result<(), StoreError> {
         queries::ping(self).await
+    }
+
+    async fn identity(&self) -> Result<Option<String>, StoreError> {
+        // A file is what it is, whoever copied it.
+        Ok(None)
     }
 }
 

@@ -14,7 +14,8 @@ use async_trait::async_trait;
 use claviger::core::id::ChainId;
 use claviger::ports::block_logs::BlockLogs;
 use claviger::ports::chain::{
-    Block, BlockAt, Broadcast, CallRequest, Chain, ChainError, FeeMarket, Log, Receipt,
+    Block, BlockAt, Broadcast, CallRequest, Chain, ChainError, FeeMarket, Log, MinedTransaction,
+    Receipt,
 };
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -194,6 +195,14 @@ impl Chain for LyingChain {
 
     async fn broadcast(&self, _: &Bytes) -> Broadcast {
         Broadcast::Ambiguous("the watcher sends nothing".to_owned())
+    }
+
+    async fn sent_in(&self, _: u64, _: Address) -> Result<Vec<MinedTransaction>, ChainError> {
+        unasked()
+    }
+
+    async fn pending_nonce(&self, _: Address) -> Result<u64, ChainError> {
+        unasked()
     }
 }
 

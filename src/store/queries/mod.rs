@@ -8,6 +8,7 @@ mod audit;
 mod column;
 mod keys;
 mod lanes;
+mod reconcile;
 mod requests;
 mod rows;
 mod signatures;
@@ -23,8 +24,17 @@ use crate::ports::store::{Store, StoreError, look};
 /// Every statement, for the test that prepares them.
 #[cfg(test)]
 pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
-    [attempts::ALL, audit::ALL, keys::ALL, lanes::ALL, requests::ALL, signatures::ALL, spend::ALL]
-        .concat()
+    [
+        attempts::ALL,
+        audit::ALL,
+        keys::ALL,
+        lanes::ALL,
+        requests::ALL,
+        signatures::ALL,
+        spend::ALL,
+        reconcile::ALL,
+    ]
+    .concat()
 }
 
 /// A database of ours says so in `meta`.
