@@ -71,7 +71,16 @@ const WORDS: &[(&str, &[&str], &str)] = &[
     ("signer.sign", &["src/app/sign.rs"], "one use case signs: permit, HSM, compare, store"),
     // The order of the commits.
     (".take_nonce(", &["src/app/lane.rs"], "nonces are given where the decision is written"),
-    (".store_signature(", &["src/app/sign.rs"], "a signature is stored with its SIGNED leaf"),
+    (
+        ".store_signature(",
+        &["src/app/sign.rs", "src/app/adopt.rs"],
+        "a signature is stored with its SIGNED leaf: what was signed, or was found on the chain",
+    ),
+    (
+        ".adopt_nonce(",
+        &["src/app/adopt.rs"],
+        "a nonce of the chain is given only with what was mined there",
+    ),
     ("port.broadcast", &["src/app/send.rs"], "only stored bytes are sent, by one use case"),
     // Libraries stay in their rooms.
     ("cryptoki", &["src/hsm/"], "PKCS#11 stays in its edge"),

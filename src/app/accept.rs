@@ -1,6 +1,7 @@
 //! Accept a transaction: facts, verdict, then one unit that binds the key, holds the spend and queues the
 //! row. What was answered 2xx is never lost.
 
+use crate::app::adopt::{self, OnChain};
 use crate::app::signers::{self, Purpose};
 use crate::app::{App, AppError, ChainRuntime, chains, finality, record};
 use crate::core::amount::Amount;
@@ -18,8 +19,8 @@ use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::ports::chain::{BlockAt, BlockId, CallRequest, ChainError};
 use crate::ports::store::{
-    Bound, DecisionSummary, End, KeyBinding, LimitExceeded, NewTransaction, TransactionRow, look,
-    unit,
+    Bound, DecisionSummary, End, KeyBinding, LimitExceeded, NewTransaction, StoreError, Suspension,
+    TransactionRow, look, unit,
 };
 use alloy::primitives::{Address, B256, Bytes};
 use std::sync::Arc;
@@ -79,21 +80,29 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
     if let Some(before) = bound_before(app, &scope, &command.key, command.body_hash).await? {
         return Ok(Accepted::Before(before));
     }
+    let repeated = adopt::repeated(app, &command).await?;
     let now = app.clock.now();
+    let judged = repeated.as_ref().map_or(&command, |repeated| &repeated.command);
     let Judged { key, request, verdict, sendable } =
-        judge(app, &command, Purpose::Accept, now).await?;
+        judge(app, judged, Purpose::Accept, now).await?;
     let id = RequestId::new(app.entropy.uuid());
     if verdict.outcome != Outcome::Allow {
         let reasons = verdict.reasons.clone();
         return Err(deny(app, id, &request, &verdict, reasons, now).await);
     }
-    sendable?;
+    // What is mined need not be sendable any more.
+    if repeated.is_none() {
+        sendable?;
+    }
     let row = new_transaction(id, &command, &key, &request, &verdict, now)?;
     let binding = KeyBinding { scope, key: command.key, body_hash: command.body_hash, request: id };
-    match store(app, binding, row, &verdict, now).await? {
+    let found = repeated.map(|repeated| repeated.found);
+    match store(app, (binding, row, found), &verdict, now).await? {
         Stored::New => Ok(Accepted::New(id)),
         Stored::Before(before) => same_body(&before, command.body_hash).map(Accepted::Before),
         Stored::EventUsed(other) => Err(event_used(other)),
+        Stored::Suspended(why) => Err(AppError::ReconcileRequired(why.reason)),
+        Stored::Claimed => Err(StoreError::Contended.into()),
         Stored::Full(full) => {
             let reasons = vec![record::window_reason(&full)];
             Err(deny(app, id, &request, &verdict, reasons, now).await)
@@ -410,6 +419,10 @@ enum Stored {
     Before(KeyBinding),
     EventUsed(RequestId),
     Full(LimitExceeded),
+    /// The database is to be reconciled first.
+    Suspended(Suspension),
+    /// What is on the chain for it was bound to another request just now.
+    Claimed,
 }
 
 struct Acceptance {
@@ -418,14 +431,14 @@ struct Acceptance {
     charges: Vec<Charge>,
     event: Option<EventUse>,
     event_id: String,
+    found: Option<(OnChain, String)>,
     now: Timestamp,
 }
 
 /// The one unit: all of it or nothing.
 async fn store(
     app: &App,
-    binding: KeyBinding,
-    row: NewTransaction,
+    (binding, row, found): (KeyBinding, NewTransaction, Option<OnChain>),
     verdict: &Verdict,
     now: Timestamp,
 ) -> Result<Stored, AppError> {
@@ -435,6 +448,7 @@ async fn store(
         charges: verdict.charges.clone(),
         event: verdict.event_use.clone(),
         event_id: app.entropy.uuid().to_string(),
+        found: found.map(|found| (found, app.entropy.uuid().to_string())),
         now,
     });
     let stored = unit(&*app.store, "accept_transaction", move |unit| {
@@ -442,6 +456,9 @@ async fn store(
         Box::pin(async move {
             if let Bound::Before(before) = unit.bind_key(&it.binding).await? {
                 return Ok(End::Rollback(Stored::Before(before)));
+            }
+            if let Some(why) = unit.suspension().await? {
+                return Ok(End::Rollback(Stored::Suspended(why)));
             }
             if let Some(event) = &it.event
                 && let Some(other) = unit.claim_event(event, it.row.id).await?
@@ -454,12 +471,17 @@ async fn store(
             }
             unit.insert_transaction(&it.row).await?;
             let Some(row) = unit.transaction(it.row.id).await? else {
-                return Err(crate::ports::store::StoreError::Corrupt(
+                return Err(StoreError::Corrupt(
                     "a transaction was stored and is not there".to_owned(),
                 ));
             };
             let event = queued_event(&row, it.event_id.clone(), it.now);
             unit.append_event(&event).await?;
+            if let Some((found, event_id)) = &it.found
+                && !adopt::claim(unit, &row, found, event_id.clone(), it.now).await?
+            {
+                return Ok(End::Rollback(Stored::Claimed));
+            }
             Ok(End::Commit(Stored::New))
         })
     })

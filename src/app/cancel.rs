@@ -2,7 +2,7 @@
 //! whichever is mined wins. The end is told when that block is final.
 
 use crate::app::record::Instruction;
-use crate::app::{App, AppError, follow, outbid, record};
+use crate::app::{App, AppError, follow, outbid, record, suspension};
 use crate::core::audit::EncodedLeaf;
 use crate::core::id::RequestId;
 use crate::core::key::NonceMode;
@@ -33,6 +33,8 @@ enum Found {
 /// `NotFound`; `Conflict` where it is mined, or over. When the store does not answer. Whether the nodes
 /// answer makes no difference: the no-op is sent as soon as they do.
 pub async fn cancel(app: &App, id: RequestId, said: &Instruction) -> Result<(), AppError> {
+    // What looks queued here may be mined.
+    suspension::refuse(app).await?;
     for _ in 0..TRIES {
         let row = look(&*app.store, "transaction", move |unit| {
             Box::pin(async move { unit.transaction(id).await })
@@ -117,7 +119,7 @@ async fn once(app: &App, row: TransactionRow, said: &Instruction) -> Result<Foun
 async fn store(unit: &mut dyn Unit, work: &Cancellation) -> Result<bool, StoreError> {
     // Whoever gives nonces holds the lane, and takes limits after it: so does this.
     unit.lock_lane(&work.lane).await?;
-    if !unit.advance(&work.change).await? {
+    if unit.suspension().await?.is_some() || !unit.advance(&work.change).await? {
         return Ok(false);
     }
     if work.change.status == Status::Cancelled {

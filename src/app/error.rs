@@ -53,6 +53,9 @@ pub enum AppError {
     /// The chain's nodes gave nothing.
     #[error(transparent)]
     Chain(#[from] ChainError),
+    /// The database may be older than the chain: nothing is signed until an operator has looked.
+    #[error("waiting for `claviger reconcile`: {0}")]
+    ReconcileRequired(String),
     /// A rule of ours is broken. Nothing was done.
     #[error("{0}")]
     Internal(String),

@@ -2,7 +2,9 @@
 
 use crate::app::accept::summary;
 use crate::app::rejudge::{self, Rejudged};
-use crate::app::{App, AppError, ChainRuntime, chains, finality, lease, record, send, sign};
+use crate::app::{
+    App, AppError, ChainRuntime, chains, finality, lease, record, send, sign, suspension,
+};
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::{KeyId, RequestId};
@@ -95,10 +97,15 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
     if let Some(reason) = finality::stands_still(app, chain).await? {
         return Ok(Allocated::Idle(Idle::Halted(reason)));
     }
-    let waiting = look(&*app.store, "next_queued", move |unit| {
-        Box::pin(async move { unit.next_queued(id, address).await })
+    let (suspension, waiting) = look(&*app.store, "next_queued", move |unit| {
+        Box::pin(
+            async move { Ok((unit.suspension().await?, unit.next_queued(id, address).await?)) },
+        )
     })
     .await?;
+    if let Some(why) = suspension {
+        return Ok(Allocated::Idle(Idle::Halted(why.reason)));
+    }
     let Some(waiting) = waiting else {
         return Ok(Allocated::Idle(Idle::Empty));
     };
@@ -212,6 +219,9 @@ async fn check_lane(
     readings: &Readings,
     now: Timestamp,
 ) -> Result<Option<End<Allocated>>, StoreError> {
+    if let Some(why) = unit.suspension().await? {
+        return Ok(Some(End::Rollback(Allocated::Idle(Idle::Halted(why.reason)))));
+    }
     if let Some(reason) = &lane.halted {
         return Ok(Some(End::Rollback(Allocated::Idle(Idle::Halted(reason.clone())))));
     }
@@ -222,10 +232,7 @@ async fn check_lane(
     let Some(mined) = readings.chain_nonce.filter(|mined| *mined > lane.next_nonce) else {
         return Ok(None);
     };
-    let reason = format!(
-        "the chain has mined {mined} transactions of this account, but only {} nonces were given",
-        lane.next_nonce
-    );
+    let reason = suspension::ahead(mined, lane.next_nonce);
     unit.halt_lane(lane.chain, lane.address, &reason).await?;
     let account = format!("{}:{:#x}", lane.chain, lane.address);
     unit.append_leaf(&record::alarm(account, &reason, now)?).await?;

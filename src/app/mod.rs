@@ -5,6 +5,7 @@
 //! the same functions.
 
 pub mod accept;
+pub mod adopt;
 pub mod cancel;
 pub mod chains;
 pub mod create_key;
@@ -18,6 +19,7 @@ pub mod lease;
 pub mod outbid;
 pub mod read;
 pub mod read_limits;
+pub mod reconcile;
 pub mod record;
 pub mod recover;
 pub mod rejudge;
@@ -27,6 +29,7 @@ pub mod sign;
 pub mod sign_request;
 pub mod signers;
 pub mod speed_up;
+pub mod suspension;
 
 pub use chains::{ChainRuntime, ChainSettings};
 pub use error::AppError;

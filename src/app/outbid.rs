@@ -173,6 +173,9 @@ pub(crate) fn begin(
 }
 
 async fn store(unit: &mut dyn Unit, decision: &Decision) -> Result<bool, StoreError> {
+    if unit.suspension().await?.is_some() {
+        return Ok(false);
+    }
     let id = decision.row.new.id;
     let Some(found) = unit.transaction(id).await? else {
         return Ok(false);

@@ -1,5 +1,6 @@
 //! What is written to the audit log and told as events: one place for the words.
 
+use crate::app::reconcile::{Account, Lost, What};
 use crate::core::audit::{DENIED_TEXT_MAX, EncodedLeaf, Leaf, LeafKind, Value};
 use crate::core::id::RequestId;
 use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
@@ -342,6 +343,89 @@ pub fn settled(
 /// When the leaf would be too long.
 pub fn alarm(subject: impl ToString, what: &str, at: Timestamp) -> Result<EncodedLeaf, StoreError> {
     finish(Leaf::new(LeafKind::Alarm, subject, at).with("what", what))
+}
+
+/// The `RECONCILED` leaf of an account: what was found, and from which nonce its lane goes on.
+///
+/// # Errors
+/// When the leaf would be too long.
+pub fn reconciled_account(
+    account: &Account,
+    reason: &str,
+    next: u64,
+    at: Timestamp,
+) -> Result<EncodedLeaf, StoreError> {
+    let findings = account.findings.iter().map(|finding| {
+        let (what, request) = match finding.what {
+            What::Attempt(request) => ("attempt", Some(request)),
+            What::NoOp(request) => ("no_op", Some(request)),
+            What::Queued(request) => ("queued", Some(request)),
+            What::Foreign(request) => ("foreign", Some(request)),
+            What::Orphan => ("orphan", None),
+            What::Unseen => ("unseen", None),
+        };
+        let hash = finding.mined.as_ref().map(|mined| format!("{:#x}", mined.hash));
+        map([
+            ("nonce", finding.nonce.into()),
+            ("transaction_hash", or_none(hash)),
+            ("what", what.into()),
+            ("request", or_none(request)),
+        ])
+    });
+    // One text, so that any number of findings fits beside the leaf.
+    let found = serde_json::to_string(&Value::List(findings.collect())).unwrap_or_default();
+    let subject = format!("{}:{:#x}", account.chain.id, account.address);
+    finish(
+        Leaf::new(LeafKind::Reconciled, subject, at)
+            .with("action", "account")
+            .with("reason", reason)
+            .with("halted", or_none(account.halted.as_ref()))
+            .with("found", found)
+            .with("next_nonce_before", account.next)
+            .with("next_nonce", next),
+    )
+}
+
+/// The `RECONCILED` leaf that states a signed checkpoint which the log does not continue.
+///
+/// # Errors
+/// When the leaf would be too long.
+pub fn checkpoint_lost(
+    lost: &Lost,
+    reason: &str,
+    at: Timestamp,
+) -> Result<EncodedLeaf, StoreError> {
+    finish(
+        Leaf::new(LeafKind::Reconciled, "audit", at)
+            .with("action", "checkpoint_lost")
+            .with("reason", reason)
+            .with("lost_size", lost.size)
+            .with("lost_root", &lost.root)
+            .with("lost_checkpoint", &lost.note)
+            .with("goes_on_from", lost.goes_on_from),
+    )
+}
+
+/// The `RECONCILED` leaf of orphans that nobody will ask for any more.
+///
+/// # Errors
+/// When the leaf would be too long.
+pub fn orphans_closed(
+    subject: &str,
+    reason: &str,
+    at: Timestamp,
+) -> Result<EncodedLeaf, StoreError> {
+    let leaf = Leaf::new(LeafKind::Reconciled, subject, at);
+    finish(leaf.with("action", "orphans_closed").with("reason", reason))
+}
+
+/// The `RECONCILED` leaf after which the server goes on.
+///
+/// # Errors
+/// When the leaf would be too long.
+pub fn resumed(reason: &str, at: Timestamp) -> Result<EncodedLeaf, StoreError> {
+    let leaf = Leaf::new(LeafKind::Reconciled, "database", at);
+    finish(leaf.with("action", "resumed").with("reason", reason))
 }
 
 /// The reason that a full window gives.

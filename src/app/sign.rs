@@ -20,7 +20,8 @@ pub struct Signed {
 }
 
 /// Signs an attempt, unless it is signed; answers what is stored. `None` means that this process is
-/// signing it elsewhere, that a no-op is to take its nonce instead, or that its time is over.
+/// signing it elsewhere, that a no-op is to take its nonce instead, that its time is over, or that the
+/// server waits for an operator.
 ///
 /// # Errors
 /// When the HSM, or the store, does not answer: the decision stays, and a later call signs the same
@@ -64,11 +65,12 @@ async fn sign_alone(
     request: RequestId,
     number: i64,
 ) -> Result<Option<Signed>, AppError> {
-    let (decision, attempts, row) = look(&*app.store, "decision", move |unit| {
+    let (decision, attempts, row, suspension) = look(&*app.store, "decision", move |unit| {
         Box::pin(async move {
             let decision = unit.decision(request, number).await?;
             let attempts = unit.attempts(request).await?;
-            Ok((decision, attempts, unit.transaction(request).await?))
+            let row = unit.transaction(request).await?;
+            Ok((decision, attempts, row, unit.suspension().await?))
         })
     })
     .await?;
@@ -82,6 +84,10 @@ async fn sign_alone(
     }
     if let Some(attempt) = stored.filter(|attempt| attempt.signature.is_some()) {
         return Ok(Some(Signed { request, attempt }));
+    }
+    if suspension.is_some() {
+        tracing::warn!(%request, number, "not signed: the server waits for `claviger reconcile`");
+        return Ok(None);
     }
     let (kind, bytes, digest) = (decision.kind, decision.bytes.clone(), decision.digest);
     let permit = Permit::mint(decision).map_err(AppError::internal)?;

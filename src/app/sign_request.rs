@@ -3,7 +3,7 @@
 
 use crate::app::accept::{admissible, bound_before, deny, event_used, facts, same_body, summary};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, read, record, sign};
+use crate::app::{App, AppError, read, record, sign, suspension};
 use crate::core::evm::message::{message_bytes, typed_data_bytes};
 use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::RequestId;
@@ -18,7 +18,7 @@ use crate::ports::chain::BlockAt;
 use crate::ports::signer::SignerError;
 use crate::ports::store::{
     Bound, End, KeyBinding, LaneKey, LimitExceeded, NewAttempt, NewSignatureRequest, SignatureRow,
-    StoreError, Unit, unit,
+    StoreError, Suspension, Unit, unit,
 };
 use alloy::primitives::{B256, keccak256};
 use std::sync::Arc;
@@ -68,6 +68,7 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
     {
         return attempt(app, before, None).await;
     }
+    suspension::refuse(app).await?;
     let now = app.clock.now();
     let Judged { key, payload: (kind, bytes, fees), request, verdict } =
         judge(app, &command, Purpose::Accept, now).await?;
@@ -106,6 +107,7 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
         Stored::Before(before) => attempt(app, same_body(&before, command.body_hash)?, None).await,
         Stored::Managed => Err(AppError::NonceManaged),
         Stored::EventUsed(other) => Err(event_used(other)),
+        Stored::Suspended(why) => Err(AppError::ReconcileRequired(why.reason)),
         Stored::Full(full) => {
             let reasons = vec![record::window_reason(&full)];
             Err(deny(app, id, &request, &verdict, reasons, now).await)
@@ -317,6 +319,7 @@ enum Stored {
     Managed,
     EventUsed(RequestId),
     Full(LimitExceeded),
+    Suspended(Suspension),
 }
 
 async fn store(app: &App, decision: Arc<Decision>) -> Result<Stored, AppError> {
@@ -346,6 +349,9 @@ async fn store_in(unit: &mut dyn Unit, it: &Decision) -> Result<End<Stored>, Sto
         && let Bound::Before(before) = unit.bind_key(binding).await?
     {
         return Ok(End::Rollback(Stored::Before(before)));
+    }
+    if let Some(why) = unit.suspension().await? {
+        return Ok(End::Rollback(Stored::Suspended(why)));
     }
     if let Some(lane) = &it.lane
         && unit.lock_lane(lane).await?.mode != NonceMode::External

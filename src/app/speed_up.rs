@@ -4,7 +4,7 @@
 use crate::app::cancel::conflict;
 use crate::app::outbid::{Version, outbid};
 use crate::app::record::Instruction;
-use crate::app::{App, AppError, chains, follow, lease, read, record};
+use crate::app::{App, AppError, chains, follow, lease, read, record, suspension};
 use crate::core::id::RequestId;
 use crate::core::tx::state::Status;
 use crate::core::tx::step::sped_up;
@@ -16,6 +16,7 @@ use crate::ports::chain::BlockAt;
 /// `NotFound`; `Conflict` where there is nothing to speed up: not sent yet, mined, over, or at its cap.
 /// When store, nodes or HSM do not answer.
 pub async fn speed_up(app: &App, id: RequestId, said: &Instruction) -> Result<(), AppError> {
+    suspension::refuse(app).await?;
     let found = read::transaction(app, id, None).await?;
     let (row, attempts) = (&found.row, &found.attempts);
     if !matches!(row.status, Status::Submitted | Status::Cancelling) || row.mined.is_some() {

@@ -11,8 +11,8 @@
 use signed_note::{Note, NoteError, StandardVerifier, Verifier as _, VerifierList};
 use std::io::{self, BufRead, Read};
 
-/// The longest note in a file of several things, in bytes.
-const NOTE_BYTES_MAX: u64 = 64 * 1024;
+/// The longest note, in bytes, wherever one is read.
+pub(super) const NOTE_BYTES_MAX: u64 = 64 * 1024;
 
 /// A checkpoint whose signature was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod export;
 pub mod key;
 mod layout;
+pub mod memory;
 pub mod record;
 pub mod sequencer;
 pub mod signer;

@@ -1,14 +1,11 @@
 //! The signer's own record: the last checkpoint that it released, verbatim, in a file beside its key and
 //! outside the database. Whoever holds the database cannot make the signer forget what it signed.
 
-use crate::audit::checkpoint::{Checkpoint, NotACheckpoint, Verifier};
+use crate::audit::checkpoint::{Checkpoint, NOTE_BYTES_MAX, NotACheckpoint, Verifier};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-
-/// The longest record, in bytes.
-const BYTES_MAX: u64 = 64 * 1024;
 
 /// Why the record cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +52,7 @@ pub fn read(path: &Path, verifier: &Verifier) -> Result<Checkpoint, RecordError>
         }
         other => other.map_err(failed(path))?,
     };
-    file.take(BYTES_MAX).read_to_string(&mut note).map_err(failed(path))?;
+    file.take(NOTE_BYTES_MAX).read_to_string(&mut note).map_err(failed(path))?;
     verifier.open(&note).map_err(|why| RecordError::Foreign { path: path.to_owned(), why })
 }
 
@@ -80,6 +77,15 @@ pub(super) fn replace(path: &Path, note: &str) -> Result<(), RecordError> {
 fn fill(path: &Path, options: &OpenOptions, note: &str) -> Result<(), RecordError> {
     let mut file = options.open(path).map_err(failed(path))?;
     file.write_all(note.as_bytes()).and_then(|()| file.sync_all()).map_err(failed(path))
+}
+
+/// Keeps a record beside the one in use, under a name that says its size. Answers the name.
+pub(super) fn keep_aside(path: &Path, lost: &Checkpoint) -> Result<PathBuf, RecordError> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".lost-{}", lost.size));
+    let aside = PathBuf::from(aside);
+    replace(&aside, &lost.note)?;
+    Ok(aside)
 }
 
 /// The new name must be as durable as the bytes.

@@ -7,12 +7,14 @@
 
 use crate::audit::checkpoint::{Checkpoint, NotACheckpoint};
 use crate::audit::key::{CheckpointKey, KeyError};
+use crate::audit::memory::Memory;
 use crate::audit::record::{self, RecordError};
 use crate::audit::tree::{Consistency, consistency};
 use crate::ports::store::{End, LogHead, SignedCheckpoint, Store, StoreError, Unit, look, unit};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use tlog_tiles::EMPTY_HASH;
 
 /// An alarm that goes on is told again every so many looks.
 const ALARM_AGAIN: u64 = 60;
@@ -86,6 +88,19 @@ pub struct CheckpointSigner {
     record_file: PathBuf,
     last: Mutex<Checkpoint>,
     alarms: AtomicU64,
+    /// What is wrong with the log itself, as of the last look.
+    wrong: Mutex<Option<String>>,
+    /// Whether the server waited for an operator at the last look: the record may be another since.
+    waited: AtomicBool,
+}
+
+/// A log that does not continue what was signed, and what it does continue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fork {
+    /// The signer's record.
+    pub lost: Checkpoint,
+    /// The newest checkpoint in the database; none before the first.
+    pub base: Option<Checkpoint>,
 }
 
 /// What one look finds right.
@@ -105,15 +120,118 @@ impl CheckpointSigner {
         key: CheckpointKey,
         record_file: PathBuf,
     ) -> Result<Self, SignerError> {
-        let last = record::read(&record_file, key.verifier())?;
-        let signer = Self { key, record_file, last: Mutex::new(last), alarms: AtomicU64::new(0) };
-        let newest = signer.checked(store).await?.newest;
+        let signer = Self::read(key, record_file)?;
+        signer.compare(store).await?;
+        Ok(signer)
+    }
+
+    /// As [`Self::open`], but also where the log has lost leaves or is another one: then with what is wrong.
+    /// Such a log is not signed until an operator has said so.
+    ///
+    /// # Errors
+    /// When key, record or database are missing or of another log.
+    pub async fn open_any(
+        store: &dyn Store,
+        key: CheckpointKey,
+        record_file: PathBuf,
+    ) -> Result<(Self, Option<SignerError>), SignerError> {
+        let signer = Self::read(key, record_file)?;
+        match signer.compare(store).await {
+            Ok(()) => Ok((signer, None)),
+            Err(error @ (SignerError::Shorter { .. } | SignerError::Rewritten { .. })) => {
+                *signer.wrong.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(error.to_string());
+                Ok((signer, Some(error)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(key: CheckpointKey, record_file: PathBuf) -> Result<Self, SignerError> {
+        let last = Mutex::new(record::read(&record_file, key.verifier())?);
+        let (alarms, waited) = (AtomicU64::new(0), AtomicBool::new(false));
+        Ok(Self { key, record_file, last, alarms, wrong: Mutex::default(), waited })
+    }
+
+    async fn compare(&self, store: &dyn Store) -> Result<(), SignerError> {
+        let newest = self.checked(store).await?.newest;
         // Another server process with this key signed it, or the record is an older one. Both are the
         // beginning of the same log, or `checked` would have refused.
-        if let Some(newest) = newest.filter(|newest| newest.size > signer.last().size) {
-            signer.remember(newest);
+        if let Some(newest) = newest.filter(|newest| newest.size > self.last().size) {
+            self.remember(newest);
         }
-        Ok(signer)
+        Ok(())
+    }
+
+    /// What the log does continue, where it does not continue the record: the newest checkpoint of the
+    /// database, as after a restore.
+    ///
+    /// # Errors
+    /// When it does not continue that one either: then it was not restored, but rewritten.
+    pub async fn fork(&self, store: &dyn Store) -> Result<Fork, SignerError> {
+        let lost = self.last();
+        let (head, newest, since) = look(store, "read_fork", |unit| {
+            Box::pin(async move {
+                let newest = unit.newest_checkpoint().await?;
+                let head = unit.log_head().await?;
+                let since = match &newest {
+                    Some(newest) => continues(unit, (newest.size, newest.root), &head).await?,
+                    None => Some(Consistency::Proven),
+                };
+                Ok((head, newest, since))
+            })
+        })
+        .await?;
+        let base = newest.map(|newest| self.opened(&lost, newest)).transpose()?;
+        require(since, head.size, base.as_ref().map_or(0, |base| base.size))?;
+        Ok(Fork { lost, base })
+    }
+
+    /// Goes on from what the log does continue. The lost record is kept beside the new one, and its file
+    /// named in the answer. The log must have declared it lost before.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn go_on_from(&self, fork: &Fork) -> Result<PathBuf, SignerError> {
+        let aside = record::keep_aside(&self.record_file, &fork.lost)?;
+        let note = match &fork.base {
+            Some(base) => base.note.clone(),
+            None => self.key.sign(0, EMPTY_HASH.0)?,
+        };
+        record::replace(&self.record_file, &note)?;
+        self.reload()?;
+        Ok(aside)
+    }
+
+    fn reload(&self) -> Result<(), SignerError> {
+        self.remember(record::read(&self.record_file, self.key.verifier())?);
+        Ok(())
+    }
+
+    /// What is wrong with the log itself, as of the last look: it lost leaves, or is another one.
+    #[must_use]
+    pub fn wrong(&self) -> Option<String> {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is remembered outside the database.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn memory(&self) -> Result<Memory, SignerError> {
+        Ok(Memory::read(&self.record_file)?)
+    }
+
+    /// Remembers the database as it is.
+    ///
+    /// # Errors
+    /// When the database does not answer or the file cannot be written.
+    pub async fn remember_database(&self, store: &dyn Store) -> Result<(), SignerError> {
+        let (memory, path) = (Memory::of(store).await?, self.record_file.clone());
+        tokio::task::spawn_blocking(move || memory.write(&path))
+            .await
+            .map_err(|error| StoreError::Unavailable(error.to_string()))??;
+        Ok(())
     }
 
     /// The checkpoint that was signed last.
@@ -132,7 +250,22 @@ impl CheckpointSigner {
     /// # Errors
     /// When a file or the store does not work; it will be tried again.
     pub async fn look(&self, store: &dyn Store) -> Result<(), SignerError> {
-        match self.sign(store).await {
+        if waits(store).await? {
+            self.waited.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        if self.waited.swap(false, Ordering::Relaxed) {
+            self.reload()?;
+        }
+        let signed = self.sign(store).await;
+        let wrong = match &signed {
+            Err(error @ (SignerError::Shorter { .. } | SignerError::Rewritten { .. })) => {
+                Some(error.to_string())
+            }
+            _ => None,
+        };
+        *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = wrong;
+        match signed {
             Err(error) if error.is_alarm() => {
                 metrics::gauge!("claviger_audit_alarm").set(1.0);
                 let before = self.alarms.fetch_add(1, Ordering::Relaxed);
@@ -210,6 +343,7 @@ impl CheckpointSigner {
         if size == last.size {
             return Ok(());
         }
+        self.remember_database(store).await?;
         let note = self.key.sign(size, root)?;
         let (path, text) = (self.record_file.clone(), note.clone());
         tokio::task::spawn_blocking(move || record::replace(&path, &text))
@@ -243,6 +377,14 @@ impl CheckpointSigner {
         // Another root was signed at this size, or is said to have been.
         Err(SignerError::Rewritten { size, signed: size })
     }
+}
+
+/// Whether the server waits for an operator: the log may be another than the one that was signed.
+async fn waits(store: &dyn Store) -> Result<bool, StoreError> {
+    look(store, "suspension", |unit| {
+        Box::pin(async move { Ok(unit.suspension().await?.is_some()) })
+    })
+    .await
 }
 
 /// Whether the log's head continues a checkpoint. `None` if the log is shorter.

@@ -15,6 +15,7 @@ pub use kept::{KeepFile, KeptLeaves};
 use crate::audit::checkpoint::{Checkpoint, NotACheckpoint, Verifier, base64_root};
 use crate::audit::layout::{CHECKPOINT, LEVELS, TEXTS, TILE_LEVELS, complete};
 use crate::audit::tree::{Edge, leaf_hash};
+use crate::core::audit::LeafKind;
 use crate::core::audit::read::{LongText, ReadLeaf};
 use decided::Decided;
 use files::{Entries, History, Tiles};
@@ -144,6 +145,32 @@ pub fn verify(
         }
     }
     pass.end()
+}
+
+/// Whether the log itself declares that it does not continue a checkpoint, which was signed before its
+/// database was put back to an earlier state: by which leaf, and with which reason. The declaration explains
+/// what is missing, and makes nothing right.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn declared_lost(
+    dir: &Path,
+    verifier: &Verifier,
+    kept: &Checkpoint,
+) -> Result<Option<(u64, String)>, VerifyError> {
+    let size = signed_checkpoint(dir, verifier)?.size;
+    let mut entries = Entries::new(dir, size);
+    for index in 0..size {
+        let read = ReadLeaf::parse(entries.next(index)?);
+        let Ok(leaf) = read.map_err(drop) else { continue };
+        let note = leaf.text("lost_checkpoint").filter(|_| leaf.kind == LeafKind::Reconciled);
+        let lost = note.and_then(|note| verifier.open(note).ok());
+        // Whatever was signed up to the lost one, and is not in this log, was lost with it.
+        if lost.is_some_and(|lost| lost.size >= kept.size) {
+            return Ok(Some((index, leaf.text("reason").unwrap_or_default().to_owned())));
+        }
+    }
+    Ok(None)
 }
 
 fn signed_checkpoint(dir: &Path, verifier: &Verifier) -> Result<Checkpoint, VerifyError> {

@@ -5,6 +5,7 @@
 //! behind the others, or that most of them contradicted, is asked after them. Sends go to every node at once.
 
 use super::classify::combine;
+use super::history;
 use super::look::{self, Word};
 use super::node::{Fault, Node};
 use super::wire::{self, WireReceipt};
@@ -12,7 +13,7 @@ use crate::core::agreement::Agreement;
 use crate::core::id::ChainId;
 use crate::ports::chain::{
     AccountLook, Block, BlockAt, Broadcast, CallRequest, Chain, ChainError, Claim, FeeMarket, Log,
-    Mined, Receipt, Sought,
+    Mined, MinedTransaction, Receipt, Sought,
 };
 use alloy::eips::BlockNumberOrTag;
 use alloy::primitives::{Address, B256, Bytes, U64, U256};
@@ -467,6 +468,18 @@ impl Chain for EvmChain {
                 None => return combine(answers),
             }
         }
+    }
+
+    async fn sent_in(
+        &self,
+        block: u64,
+        account: Address,
+    ) -> Result<Vec<MinedTransaction>, ChainError> {
+        self.read(|node| async move { history::sent_in(&node, block, account).await }).await
+    }
+
+    async fn pending_nonce(&self, account: Address) -> Result<u64, ChainError> {
+        history::pending_nonce(&self.nodes, account).await
     }
 }
 

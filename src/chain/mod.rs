@@ -8,6 +8,7 @@ pub mod classify;
 pub mod evm;
 
 mod health;
+mod history;
 mod look;
 mod node;
 mod wire;

@@ -1,6 +1,7 @@
 //! The command line of `claviger`.
 
 use crate::cli::audit::AuditCommand;
+use crate::cli::reconcile::ReconcileArgs;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -48,6 +49,13 @@ pub enum Command {
     /// The audit log: export it, verify it.
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Compare the database with the chains after a restore or a halt, and put it right on your word.
+    #[command(
+        after_help = "Without --apply nothing is changed. Exit code 0 if all agrees and nothing is halted, else 1.\n\n\
+                      Example:\n  claviger reconcile --config ./dev/claviger.toml\n  \
+                      claviger reconcile --config ./dev/claviger.toml --apply --reason 'backup of 09:00 restored'"
+    )]
+    Reconcile(ReconcileArgs),
     /// Initialises a token; a step of `init`.
     #[command(hide = true)]
     InitToken(InitTokenArgs),

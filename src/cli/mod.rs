@@ -9,6 +9,7 @@ pub mod key;
 pub mod load;
 pub mod policy;
 pub mod print;
+pub mod reconcile;
 pub mod token;
 pub mod tx;
 

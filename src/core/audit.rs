@@ -48,11 +48,14 @@ pub enum LeafKind {
     KeyCreated,
     /// Something that a person must look at: a lane stopped, a key missing.
     Alarm,
+    /// An operator compared a restored or halted database with the chain: what was found, what was made of
+    /// it, and the signed checkpoint that the log does not continue, if there is one.
+    Reconciled,
 }
 
 impl LeafKind {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Decided,
         Self::Signed,
         Self::Denied,
@@ -60,6 +63,7 @@ impl LeafKind {
         Self::Settled,
         Self::KeyCreated,
         Self::Alarm,
+        Self::Reconciled,
     ];
 
     /// The kind of this name.
@@ -79,6 +83,7 @@ impl LeafKind {
             Self::Settled => "SETTLED",
             Self::KeyCreated => "KEY_CREATED",
             Self::Alarm => "ALARM",
+            Self::Reconciled => "RECONCILED",
         }
     }
 }
@@ -231,7 +236,8 @@ mod tests {
                 | LeafKind::Instructed
                 | LeafKind::Settled
                 | LeafKind::KeyCreated
-                | LeafKind::Alarm => {}
+                | LeafKind::Alarm
+                | LeafKind::Reconciled => {}
             }
         }
     }

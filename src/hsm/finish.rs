@@ -37,6 +37,18 @@ pub(super) fn finish(digest: &B256, raw: &[u8], pinned: &PublicKey) -> Option<Fi
     })
 }
 
+/// Whether this is a signature of the key over the digest.
+#[must_use]
+pub fn is_signed_by(digest: &B256, signature: &RawSignature, key: &PublicKey) -> bool {
+    let id = if signature.y_parity { RecoveryId::One } else { RecoveryId::Zero };
+    let bytes: Vec<u8> = [signature.r, signature.s].concat();
+    <[u8; 64]>::try_from(bytes)
+        .ok()
+        .and_then(|bytes| RecoverableSignature::from_compact(&bytes, id).ok())
+        .and_then(|signature| signature.recover(Message::from_digest(digest.0)).ok())
+        .is_some_and(|found| found.serialize_uncompressed() == *key.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +79,9 @@ mod tests {
                 assert_eq!(done.signature.r, <[u8; 32]>::from(low.r().to_bytes()));
                 assert_eq!(done.signature.s, <[u8; 32]>::from(low.s().to_bytes()));
                 assert_eq!(done.signature.y_parity, id.is_y_odd());
+                assert!(is_signed_by(&digest, &done.signature, &public));
+                assert!(!is_signed_by(&digest, &done.signature, &key(seed + 1).1));
+                assert!(!is_signed_by(&keccak256([seed, 0]), &done.signature, &public));
             }
         }
     }

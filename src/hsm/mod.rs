@@ -19,6 +19,7 @@ mod token;
 mod watch;
 mod worker;
 
+pub use finish::is_signed_by;
 pub use token::init_token;
 pub use watch::Activity;
 

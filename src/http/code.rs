@@ -89,6 +89,9 @@ codes! {
         "The token issuer is unavailable";
     /// The server has more work than it takes on.
     Overloaded = SERVICE_UNAVAILABLE, "overloaded", "The server is overloaded";
+    /// The database may be older than the chain; an operator must look.
+    ReconcileRequired = SERVICE_UNAVAILABLE, "reconcile-required",
+        "The server waits for an operator";
 }
 
 impl Code {

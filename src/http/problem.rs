@@ -19,6 +19,9 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 /// Seconds a caller is told to wait where we know nothing better.
 const RETRY_AFTER_S: u32 = 2;
 
+/// As long as people take.
+const RETRY_AFTER_RECONCILE_S: u32 = 60;
+
 /// Longest `detail`, in characters: it may quote what the caller sent.
 const DETAIL_CHARS_MAX: usize = 400;
 
@@ -129,6 +132,11 @@ pub enum Problem {
     IssuerUnavailable(Option<Cause>),
     /// 503. More work than we take on.
     Overloaded,
+    /// 503. The database may be older than the chain.
+    ReconcileRequired {
+        /// What was found.
+        detail: String,
+    },
 }
 
 impl Problem {
@@ -197,6 +205,15 @@ impl Problem {
             Self::ChainUnavailable(cause) => Document::unavailable(Code::ChainUnavailable, cause),
             Self::IssuerUnavailable(cause) => Document::unavailable(Code::IssuerUnavailable, cause),
             Self::Overloaded => Document::unavailable(Code::Overloaded, None),
+            Self::ReconcileRequired { detail } => Document {
+                retry_after_s: Some(RETRY_AFTER_RECONCILE_S),
+                ..say(
+                    Code::ReconcileRequired,
+                    format!(
+                        "nothing was done, and nothing is signed until an operator has run `claviger reconcile`: {detail}"
+                    ),
+                )
+            },
         }
     }
 }
@@ -354,6 +371,7 @@ mod tests {
             Problem::ChainUnavailable(None),
             Problem::IssuerUnavailable(None),
             Problem::Overloaded,
+            Problem::ReconcileRequired { detail: String::new() },
         ];
         for problem in problems {
             let response = problem.into_response();

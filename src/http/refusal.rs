@@ -17,6 +17,7 @@ impl From<AppError> for Problem {
                 Self::Conflict { detail, resource: request.map(|id| id.to_string()) }
             }
             AppError::NonceManaged => Self::NonceManaged,
+            AppError::ReconcileRequired(detail) => Self::ReconcileRequired { detail },
             AppError::Denied(reasons) => Self::PolicyDenied {
                 reasons: reasons
                     .iter()

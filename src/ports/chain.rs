@@ -220,6 +220,27 @@ pub enum Claim {
     },
 }
 
+/// A transaction in a block, as a node tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MinedTransaction {
+    /// Its hash.
+    pub hash: B256,
+    /// The account's nonce.
+    pub nonce: u64,
+    /// The block's height.
+    pub block_number: u64,
+    /// The block.
+    pub block_hash: B256,
+    /// The recipient; `None` creates a contract.
+    pub to: Option<Address>,
+    /// Native value, in wei.
+    pub value: U256,
+    /// Calldata.
+    pub data: Bytes,
+    /// The signed envelope, which hashes to `hash`; `None` if it is of a type that we do not know.
+    pub raw: Option<Bytes>,
+}
+
 /// A chain's nodes.
 #[async_trait]
 pub trait Chain: Send + Sync {
@@ -277,4 +298,18 @@ pub trait Chain: Send + Sync {
     /// Sends signed bytes to every node. Sending the same bytes twice is harmless. Answers as soon as one
     /// node took them; the others are sent to all the same.
     async fn broadcast(&self, raw: &Bytes) -> Broadcast;
+
+    // -- looking back, for an operator ----------------------------------------------------------------
+
+    /// The transactions of this account in one block of the canonical chain. `UnknownBlock` if the node
+    /// does not have it.
+    async fn sent_in(
+        &self,
+        block: u64,
+        account: Address,
+    ) -> Result<Vec<MinedTransaction>, ChainError>;
+
+    /// The account's mined transactions and those after them that wait in a node's pool, by the node that
+    /// says most. Only to warn: a pool may hold more that it does not tell.
+    async fn pending_nonce(&self, account: Address) -> Result<u64, ChainError>;
 }

@@ -31,6 +31,11 @@ const RUNS_MAX: u32 = 8;
 /// committed.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
+/// The cluster and its timeline, which is the first third of the name of the WAL file that is written now:
+/// the control file's own is that of the last checkpoint, some time after a promotion.
+const IDENTITY: &str = "SELECT system_identifier::text || '/' || \
+    substring(pg_walfile_name(pg_current_wal_lsn()) from 1 for 8) FROM pg_control_system()";
+
 /// An open PostgreSQL database.
 #[derive(Debug)]
 pub struct PostgresStore {
@@ -106,6 +111,18 @@ impl Store for PostgresStore {
 
     fn is_alone(&self) -> bool {
         false
+    }
+
+    async fn identity(&self) -> Result<Option<String>, StoreError> {
+        let found: Result<(String,), sqlx::Error> =
+            sqlx::query_as(IDENTITY).fetch_one(&self.pool).await;
+        match found {
+            Ok((identity,)) => Ok(Some(identity)),
+            // The role may not read it, or the server is a replica that replays and has no timeline of
+            // its own yet: nothing is concluded from that.
+            Err(sqlx::Error::Database(_)) => Ok(None),
+            Err(error) => Err(unavailable(&error)),
+        }
     }
 }
 

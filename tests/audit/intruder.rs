@@ -89,7 +89,7 @@ impl Intruder {
 
     /// What is there is no checkpoint any more, and a larger one is made up.
     pub async fn garble_checkpoints(&mut self) {
-        self.run("UPDATE audit_checkpoints SET note = replace(note, 'A', 'B')").await;
+        self.run("UPDATE audit_checkpoints SET note = 'X' || note").await;
         let largest = i64::MAX;
         let sql = format!("INSERT INTO audit_checkpoints VALUES ({largest}, zeroblob(32), 'mine')");
         self.run(&sql).await;

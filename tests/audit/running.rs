@@ -208,20 +208,50 @@ async fn a_log_that_is_rewritten_under_a_running_server_is_alarmed_and_not_signe
     intruder.edit_leaf(1).await;
     intruder.rebuild().await;
     server.program.wait_for_line("ALARM: the audit log is wrong and is not signed", LIMIT).await;
-    // It serves, and nothing further is signed.
+    // It waits for an operator: what is there is read, and nothing further is signed.
+    server
+        .program
+        .wait_for_line("nothing is signed until `claviger reconcile` has run", LIMIT)
+        .await;
     let answer = server.ask("svc:payouts", "more", &payout(ETHER / 1000)).await;
-    server.wait_for(&answer.id(), &["mined", "finalized"]).await;
+    assert_eq!((answer.status, answer.code()), (503, "reconcile-required"));
     let (grown, _) = server.checkpoint().await;
-    assert!(grown > size);
+    assert!(grown > size, "the alarm is a leaf");
     let (_, _, body) = ask(&server, "text/plain").await;
     assert_eq!(body, note);
     server.stop().await;
-    let told = refused(&setup).await;
-    assert!(told.contains("it was rewritten"), "{told}");
+    // So does the next one, and no operator's word makes a rewritten log the right one.
+    let server = setup.start(&[OFTEN]).await;
+    let answer = server.ask("svc:payouts", "more", &payout(ETHER / 1000)).await;
+    assert_eq!((answer.status, answer.code()), (503, "reconcile-required"));
+    server.stop().await;
+    let told = reconciled(&setup);
+    assert_eq!(told.code, 1, "{told:#?}");
+    assert!(told.err.contains("it is another one") && told.err.contains("rewritten"), "{told:#?}");
+
+    // What is left is evidence; a new log has a new key.
+    for name in ["audit.key", "audit.vkey", "audit.record", "audit.record.database"] {
+        rename(&setup.dir().join(name), &setup.dir().join(format!("old-{name}")));
+    }
+    intruder.forget_checkpoints(0).await;
+    drop(intruder);
+    let config = setup.config().display().to_string();
+    let made = claviger(&["audit", "init-key", "--config", &config], &[]);
+    assert_eq!(made.code, 0, "{made:#?}");
+    assert_eq!(reconciled(&setup).code, 0);
+    let server = setup.start(&[OFTEN]).await;
+    assert!(signed(&server).await.0 > size);
+    pay(&server, &anvil, "goes-on", 1).await;
+}
+
+/// `claviger reconcile --apply`.
+fn reconciled(setup: &SetUp) -> crate::commands::Ran {
+    let config = setup.config().display().to_string();
+    claviger(&["reconcile", "--config", &config, "--apply", "--reason", "found out why"], &[])
 }
 
 #[tokio::test]
-async fn a_server_whose_log_is_shorter_than_was_signed_does_not_start() {
+async fn a_server_whose_log_is_shorter_than_was_signed_waits_for_an_operator() {
     let anvil = chain().await;
     let setup = SetUp::new(&anvil.url(), None, &payout_grants("100.0"));
     let server = setup.start(&[OFTEN]).await;
@@ -233,22 +263,23 @@ async fn a_server_whose_log_is_shorter_than_was_signed_does_not_start() {
     intruder.truncate(size - 2).await;
     intruder.forget_checkpoints(0).await;
     drop(intruder);
-    let told = refused(&setup).await;
-    let expected = format!("has {} leaves, and a checkpoint of {size} was signed", size - 2);
-    assert!(told.contains(&expected), "{told}");
     let doctor = ["doctor", "--config", &setup.config().display().to_string()];
     let doctor = claviger(&doctor, &[]);
     assert!(doctor.out.contains("FAIL  audit log"), "{doctor:#?}");
-
-    // What is left is evidence; a new log has a new key.
-    for name in ["audit.key", "audit.vkey", "audit.record"] {
-        rename(&setup.dir().join(name), &setup.dir().join(format!("old-{name}")));
-    }
-    let made =
-        claviger(&["audit", "init-key", "--config", &setup.config().display().to_string()], &[]);
-    assert_eq!(made.code, 0, "{made:#?}");
     let server = setup.start(&[OFTEN]).await;
-    assert_eq!(signed(&server).await.0, size - 2);
+    let told = server.program.stderr();
+    let expected = format!("has {} leaves, and a checkpoint of {size} was signed", size - 2);
+    assert!(told.contains(&expected), "{told}");
+    let answer = server.ask("svc:payouts", "more", &payout(ETHER / 1000)).await;
+    assert_eq!((answer.status, answer.code()), (503, "reconcile-required"));
+    server.stop().await;
+
+    assert_eq!(reconciled(&setup).code, 0);
+    let lost = setup.dir().join(format!("audit.record.lost-{size}"));
+    assert!(lost.exists(), "the lost record is kept");
+    let server = setup.start(&[OFTEN]).await;
+    signed(&server).await;
+    pay(&server, &anvil, "goes-on", 1).await;
 }
 
 fn rename(from: &Path, to: &Path) {

@@ -64,6 +64,9 @@ const POINTS: &[(&str, Reach)] = &[
     ("lease.after_taken", Reach::Payment),
     ("outbid.after_decided", Reach::Cancel),
     ("outbid.after_decided", Reach::Replacement),
+    ("reconcile.after_account", Reach::Elsewhere),
+    ("reconcile.after_declared", Reach::Elsewhere),
+    ("reconcile.after_lifted", Reach::Elsewhere),
     ("send.after_broadcast", Reach::Payment),
     ("send.after_broadcast:2", Reach::Replacement),
     ("send.after_recorded", Reach::Payment),
@@ -80,6 +83,7 @@ const POINTS: &[(&str, Reach)] = &[
     ("sign.before_store:2", Reach::Cancel),
     ("sign.before_store", Reach::External),
     ("sign_request.after_decided", Reach::External),
+    ("suspension.after_suspend", Reach::Elsewhere),
 ];
 
 /// Asks for a transaction with a key of its own; the answer, if there was one, is remembered.

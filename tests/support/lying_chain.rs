@@ -16,7 +16,7 @@ use claviger::core::id::ChainId;
 use claviger::ports::block_logs::BlockLogs;
 use claviger::ports::chain::{
     AccountLook, Block, BlockAt, Broadcast, CallRequest, Chain, ChainError, Claim, FeeMarket, Log,
-    Mined, Receipt, Sought,
+    Mined, MinedTransaction, Receipt, Sought,
 };
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -211,6 +211,14 @@ impl Chain for LyingChain {
 
     async fn broadcast(&self, _: &Bytes) -> Broadcast {
         Broadcast::Ambiguous("the watcher sends nothing".to_owned())
+    }
+
+    async fn sent_in(&self, _: u64, _: Address) -> Result<Vec<MinedTransaction>, ChainError> {
+        unasked()
+    }
+
+    async fn pending_nonce(&self, _: Address) -> Result<u64, ChainError> {
+        unasked()
     }
 }
 

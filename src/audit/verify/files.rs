@@ -1,7 +1,7 @@
 //! An export's files, read from front to back.
 
 use super::{Mismatch, VerifyError, failed};
-use crate::audit::checkpoint::{Checkpoint, NotACheckpoint, Verifier, next_note};
+use crate::audit::checkpoint::{Checkpoint, NOTE_BYTES_MAX, NotACheckpoint, Verifier, next_note};
 use crate::audit::layout::{
     BUNDLE_BYTES_MAX, HISTORY, LEVELS, WIDTH, complete, entries, tile, width,
 };
@@ -11,9 +11,6 @@ use std::path::{Path, PathBuf};
 
 /// The history's name in messages.
 pub const HISTORY_NAME: &str = "`checkpoints`";
-
-/// The longest note, in bytes.
-const NOTE_BYTES_MAX: u64 = 64 * 1024;
 
 /// Reads a file with one note, such as a checkpoint.
 ///

@@ -123,7 +123,9 @@ impl KeptLeaves {
         &self.name
     }
 
-    pub(super) const fn checkpoint(&self) -> &Checkpoint {
+    /// The checkpoint that the hashes were kept with.
+    #[must_use]
+    pub const fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
 

@@ -1,7 +1,9 @@
 //! `claviger audit`: the log's signer, export and verifier, put together with the database.
 
+use crate::reconcile::compare_memory;
 use crate::world;
-use claviger::app::AppError;
+use claviger::app::reconcile::Remembered;
+use claviger::app::{AppError, suspension};
 use claviger::audit::checkpoint::{Checkpoint, Verifier};
 use claviger::audit::export::{self, Exported, Signer};
 use claviger::audit::key::{self, CheckpointKey};
@@ -13,10 +15,10 @@ use claviger::cli::{Failure, load, print};
 use claviger::config::server::ServerConfig;
 use claviger::core::time::duration_ms;
 use claviger::jobs::EdgeJob;
-use claviger::ports::clock::Entropy;
-use claviger::ports::store::Store;
+use claviger::ports::clock::{Clock, Entropy};
+use claviger::ports::store::{Store, StoreError};
 use claviger::store::{self, OpenMode};
-use claviger::system::SystemEntropy;
+use claviger::system::{SystemClock, SystemEntropy};
 use futures::future::BoxFuture;
 use serde_json::json;
 use std::path::Path;
@@ -63,17 +65,22 @@ impl Signing {
                 ));
             }
             tracing::warn!("the audit log is not signed: `[audit] key_file` is not set");
+            compare_memory(&**store, None, &Remembered::new()).await?;
             return Ok(None);
         };
         let key = CheckpointKey::load(&key_file).map_err(|error| key_failure(&error))?;
         let origin = key.verifier().name().to_owned();
-        let signer = CheckpointSigner::open(&**store, key, record_file).await;
-        let signer = Arc::new(signer.map_err(|error| failed(&error))?);
-        tracing::info!(
-            origin,
-            size = signer.last().size,
-            "the audit log continues what was signed"
-        );
+        let signer = CheckpointSigner::open_any(&**store, key, record_file).await;
+        let (signer, wrong) = signer.map_err(|error| failed(&error))?;
+        if let Some(wrong) = wrong {
+            suspend(&**store, &wrong.to_string()).await.map_err(|error| failed(&error))?;
+        } else {
+            let size = signer.last().size;
+            tracing::info!(origin, size, "the audit log continues what was signed");
+        }
+        let memory = signer.memory().map_err(|error| failed(&error))?;
+        compare_memory(&**store, memory.copy.as_deref(), &memory.lanes).await?;
+        let signer = Arc::new(signer);
         let every = duration_ms(&config.audit.checkpoint_every);
         let every_ms = every.and_then(|every| u64::try_from(every).ok()).unwrap_or(CHECKPOINT_MS);
         Ok(Some(Self { signer, store: Arc::clone(store), every_ms }))
@@ -89,7 +96,11 @@ impl Signing {
                 signer.look(&*store).await.map_err(|error| match error {
                     SignerError::Store(error) => AppError::Store(error),
                     other => AppError::internal(other),
-                })
+                })?;
+                if let Some(wrong) = signer.wrong() {
+                    suspend(&*store, &wrong).await?;
+                }
+                Ok(())
             }) as BoxFuture<'static, _>
         };
         EdgeJob { name: "checkpoint", every_ms: self.every_ms, run: Box::new(run) }
@@ -107,7 +118,12 @@ impl Signing {
     }
 }
 
-fn key_failure(error: &key::KeyError) -> Failure {
+async fn suspend(store: &dyn Store, wrong: &str) -> Result<(), StoreError> {
+    suspension::suspend(store, wrong, SystemClock.now()).await.map(|_| ())
+}
+
+/// What is wrong with the log's key, and what to do.
+pub fn key_failure(error: &key::KeyError) -> Failure {
     let help = match error {
         key::KeyError::File { .. } => {
             ". Without its key the log cannot be signed: put key and `.vkey` back, or, for a log that \
@@ -165,7 +181,11 @@ pub async fn check(config: &ServerConfig) -> Result<String, String> {
     Ok(format!("`{origin}`, signed at {} leaves, and the log continues it", signer.last().size))
 }
 
-async fn reader(config: &ServerConfig) -> Result<Arc<dyn Store>, Failure> {
+/// The database, to be read beside a running server.
+///
+/// # Errors
+/// When it is not there.
+pub async fn reader(config: &ServerConfig) -> Result<Arc<dyn Store>, Failure> {
     let url = world::store_url(config)?;
     store::open(&url, OpenMode::Reading).await.map_err(|e| Failure::new(e.to_string()))
 }
@@ -226,10 +246,19 @@ fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     }
     let against = args.against.as_ref().map(|path| KeptLeaves::open(path, &verifier)).transpose();
     let against = against.map_err(|error| Failure::of("--against", error))?;
+    let known = Known {
+        verifier: verifier.clone(),
+        kept: checkpoints
+            .iter()
+            .map(|(_, kept)| kept.clone())
+            .chain(against.as_ref().map(|against| against.checkpoint().clone()))
+            .collect(),
+    };
     let given = Given { verifier, checkpoints, against, keep: args.keep.clone() };
     let bar = Bar::leaves("verifying");
     let verified = verify::verify(&args.export, given, &mut |done, of| bar.at(done, of));
     drop(bar);
+    let verified = verified.map_err(|error| declared(&args.export, &known, error));
     match verified {
         Ok(verified) => {
             show_verified(args, &verified);
@@ -247,6 +276,32 @@ fn verify(args: &VerifyArgs) -> Result<(), Failure> {
         }
         Err(error) => Err(Failure::new(error.to_string())),
     }
+}
+
+/// What the auditor brought, for a second look.
+struct Known {
+    verifier: Verifier,
+    kept: Vec<Checkpoint>,
+}
+
+/// Adds to what is wrong that the log declares it: a kept checkpoint was lost by a restore.
+fn declared(export: &Path, known: &Known, error: VerifyError) -> VerifyError {
+    let VerifyError::Mismatch(mut mismatch) = error else {
+        return error;
+    };
+    for kept in &known.kept {
+        let lost = verify::declared_lost(export, &known.verifier, kept);
+        if let Ok(Some((leaf, reason))) = lost {
+            mismatch.why = format!(
+                "{}. Leaf {leaf} declares that the checkpoint of {} leaves that you kept was lost when the \
+                 database was put back to an earlier state (`{reason}`): the leaves between are gone, and \
+                 the log goes on without them",
+                mismatch.why, kept.size
+            );
+            break;
+        }
+    }
+    VerifyError::Mismatch(mismatch)
 }
 
 fn kept_checkpoint(path: &Path, verifier: &Verifier) -> Result<Checkpoint, Failure> {

@@ -4,6 +4,7 @@ use crate::{audit, softhsm, world};
 use claviger::cli::args::ReportArgs;
 use claviger::cli::{Failure, load, print};
 use claviger::config::server::ServerConfig;
+use claviger::core::id::ChainId;
 use claviger::hsm::Hsm;
 use claviger::ports::chain::BlockAt;
 use claviger::ports::clock::Clock;
@@ -92,6 +93,7 @@ async fn check(path: &Path, config: &ServerConfig, findings: &mut Findings) {
     }
     database(config, hsm.ok().as_deref(), findings).await;
     add(findings, "audit log", audit::check(config).await);
+    add(findings, "reconciliation", waits(config).await);
     for section in &config.chains {
         let what = format!("chain {}", section.name);
         add(findings, what, chain(section).await);
@@ -146,6 +148,42 @@ async fn database(config: &ServerConfig, hsm: Option<&Hsm>, findings: &mut Findi
             Some(hsm) => hsm.enroll(&key).await.map_err(|e| e.to_string()),
         };
         add(findings, what, proof.map(|()| format!("{:#x} signs and verifies", key.address)));
+    }
+}
+
+/// Whether the server or a lane waits for an operator.
+async fn waits(config: &ServerConfig) -> Result<String, String> {
+    let store = audit::reader(config).await.map_err(|error| error.to_string())?;
+    let chains: Vec<ChainId> =
+        config.chains.iter().map(|section| ChainId::new(section.chain_id)).collect();
+    let found = look(&*store, "waits", move |unit| {
+        let chains = chains.clone();
+        Box::pin(async move {
+            let mut halted = Vec::new();
+            for chain in chains {
+                halted.extend(unit.lanes(chain).await?);
+            }
+            halted.retain(|lane| lane.halted.is_some());
+            Ok((unit.suspension().await?, halted))
+        })
+    })
+    .await;
+    let help = "run `claviger reconcile`";
+    match found {
+        // A database of an older version has no such state, and is migrated by the next start.
+        Err(error) => Err(error.to_string()),
+        Ok((Some(why), _)) => Err(format!("suspended since {}: {}; {help}", why.since, why.reason)),
+        Ok((None, halted)) if halted.is_empty() => Ok("nothing waits for it".to_owned()),
+        Ok((None, halted)) => {
+            let told: Vec<String> = halted
+                .iter()
+                .map(|lane| {
+                    let why = lane.halted.as_deref().unwrap_or_default();
+                    format!("the lane of {:#x} is halted: {why}", lane.address)
+                })
+                .collect();
+            Err(format!("{}; {help}", told.join("; ")))
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod audit;
 mod doctor;
 mod init;
+mod reconcile;
 mod serve;
 mod softhsm;
 mod world;
@@ -36,6 +37,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Key(command) => block_on(1, key::run(command, &SystemClock, &SystemEntropy)),
         Command::Tx(command) => block_on(1, tx::run(command, &SystemClock, &SystemEntropy)),
         Command::Audit(command) => block_on(1, audit::run(command)),
+        Command::Reconcile(args) => block_on(1, reconcile::run(args)),
         Command::Policy(PolicyCommand::Check { dir, json }) => policy::check(dir, *json),
         Command::Policy(PolicyCommand::Test { dir, json }) => policy::test(dir, *json),
     }

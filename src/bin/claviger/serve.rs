@@ -2,7 +2,7 @@
 
 use crate::audit::Signing;
 use crate::{softhsm, world};
-use claviger::app::{App, lease, recover};
+use claviger::app::{App, lease, recover, suspension};
 use claviger::audit::sequencer;
 use claviger::cli::{Failure, load};
 use claviger::config::server::ServerConfig;
@@ -31,6 +31,9 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// How often gauges are counted, in milliseconds.
 const GAUGES_MS: u64 = 5_000;
 
+/// How often it is looked whether the server waits for an operator, in milliseconds.
+const SUSPENSION_MS: u64 = 5_000;
+
 /// Runs the server until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -57,6 +60,7 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     let app = world::app(&config, Arc::clone(&bundle), store, signer)?;
     tracing::info!(version = bundle.version(), hash = %bundle.hash(), "policy bundle loaded");
     recover::keys(&app).await.map_err(|e| Failure::of("keys", e))?;
+    suspension::check_lanes(&app).await.map_err(|e| Failure::of("lanes", e))?;
     let auth = world::authenticator(&config, bundle)?;
     auth.load().await.map_err(|_| Failure::new("the token issuers' keys cannot be loaded"))?;
     lease::begin(&app).await.map_err(|e| Failure::of("leases", e))?;
@@ -75,6 +79,7 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
         listening.push(served.map_err(|e| Failure::of("metrics", e))?);
     }
     let mut edges = vec![sequence(&config, &app)];
+    edges.push(watch_suspension(&app));
     edges.extend(signing.iter().map(Signing::job));
     let periods = Periods { recover_ms: RECOVER_MS, gauges_ms: GAUGES_MS };
     let mut jobs = jobs::start(&app, polled(&config, &app), edges, periods, &stop);
@@ -152,6 +157,16 @@ fn sequence(config: &ServerConfig, app: &App) -> EdgeJob {
         }) as BoxFuture<'static, _>
     };
     EdgeJob { name: "sequence", every_ms: u64::try_from(every).unwrap_or(100), run: Box::new(run) }
+}
+
+/// Tells, again and again, that the server waits for an operator; and looks whether it must.
+fn watch_suspension(app: &Arc<App>) -> EdgeJob {
+    let app = Arc::clone(app);
+    let run = move || {
+        let app = Arc::clone(&app);
+        Box::pin(async move { suspension::watch(&app).await }) as BoxFuture<'static, _>
+    };
+    EdgeJob { name: "suspension", every_ms: SUSPENSION_MS, run: Box::new(run) }
 }
 
 async fn wait_for_signal() -> Result<(), Failure> {

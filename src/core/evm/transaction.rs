@@ -265,6 +265,52 @@ impl UnsignedTransaction {
         Ok(tx)
     }
 
+    /// Reads signed bytes back: the transaction and its signature. Nothing but the one encoding of a type
+    /// that we sign is taken. Whose signature it is, is not looked at.
+    ///
+    /// # Errors
+    /// When they are anything else.
+    pub fn from_envelope(raw: &[u8]) -> Result<(Self, RawSignature), TransactionError> {
+        let broken =
+            |error: &dyn std::fmt::Display| TransactionError::NotATransaction(error.to_string());
+        let mut rest = raw;
+        let envelope = TxEnvelope::decode_2718(&mut rest).map_err(|e| broken(&e))?;
+        if !rest.is_empty() {
+            return Err(TransactionError::NotCanonical);
+        }
+        let signed = *envelope.signature();
+        let transaction = Self::from_typed(&TypedTransaction::from(envelope))?;
+        let signature = RawSignature {
+            r: signed.r().to_be_bytes(),
+            s: signed.s().to_be_bytes(),
+            y_parity: signed.v(),
+        };
+        if transaction.assemble(&signature)?.raw.as_ref() != raw {
+            return Err(TransactionError::NotCanonical);
+        }
+        Ok((transaction, signature))
+    }
+
+    /// Whether it asks for the same as another, whatever nonce and fees they have.
+    #[must_use]
+    pub fn is_same_but_for_fees(&self, other: &Self) -> bool {
+        let bare = |it: &Self| Self {
+            nonce: 0,
+            fees: Fees { max_fee: 0, max_priority_fee: 0 },
+            ..it.clone()
+        };
+        bare(self) == bare(other)
+    }
+
+    /// Whether it does nothing but use a nonce of this account up.
+    #[must_use]
+    pub fn is_no_op_of(&self, account: Address) -> bool {
+        self.to == Some(account)
+            && self.value == Amount::ZERO
+            && self.data.is_empty()
+            && self.access_list.is_empty()
+    }
+
     /// Puts the signature to the transaction, then reads the result back and compares: what leaves
     /// here says exactly what `self` says.
     ///
@@ -363,6 +409,30 @@ mod tests {
             bytes.push(extra);
             prop_assert!(UnsignedTransaction::from_signing_bytes(&bytes).is_err());
         }
+    }
+
+    #[test]
+    fn signed_bytes_read_back() {
+        // EIP-155's own example.
+        let raw = "f86c098504a817c800825208943535353535353535353535353535353535353535880de0b6b3a76400008025\
+            a028ef61340bd939bc2195fe537567866003e1a15d3c71ff63e1590620aa636276\
+            a067cbe9d8997f761aecb703304b3800ccf555c9f3dc64214b297fb1966a3b6d83";
+        let mut raw = hex::decode(raw).unwrap();
+        let (tx, signature) = UnsignedTransaction::from_envelope(&raw).unwrap();
+        assert_eq!((tx.nonce, tx.chain_id, tx.gas), (9, ChainId::new(1), 21_000));
+        assert_eq!((signature.r[0], signature.s[0], signature.y_parity), (0x28, 0x67, false));
+        let account = Address::repeat_byte(0x11);
+        let dearer = UnsignedTransaction {
+            nonce: 10,
+            fees: Fees { max_fee: 1, max_priority_fee: 1 },
+            ..tx.clone()
+        };
+        assert!(dearer.is_same_but_for_fees(&tx) && !tx.is_no_op_of(account));
+        assert!(!UnsignedTransaction { gas: 21_001, ..tx.clone() }.is_same_but_for_fees(&tx));
+        let nothing = UnsignedTransaction { to: Some(account), value: Amount::ZERO, ..tx };
+        assert!(nothing.is_no_op_of(account));
+        raw.push(0);
+        assert!(UnsignedTransaction::from_envelope(&raw).is_err());
     }
 
     #[test]

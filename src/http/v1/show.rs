@@ -3,7 +3,7 @@
 use crate::app::read::FullTransaction;
 use crate::core::key::OperatorKey;
 use crate::core::tx::state::Status;
-use crate::ports::store::{AttemptRow, DecisionSummary, MinedRow, SignatureRow};
+use crate::ports::store::{ADOPTED, AttemptRow, DecisionSummary, MinedRow, SignatureRow};
 use serde_json::{Map, Value, json};
 
 /// A transaction.
@@ -46,6 +46,9 @@ pub fn transaction(full: &FullTransaction) -> Value {
     if let Some(failure) = row.failure.as_ref().filter(|_| tells_failure) {
         let shown = json!({ "code": failure.code, "detail": failure.detail });
         optional.insert("failure".to_owned(), shown);
+    }
+    if full.attempts.iter().any(|attempt| attempt.reason == ADOPTED) {
+        optional.insert("adopted".to_owned(), json!(true));
     }
     if let Some(limit) = intent.not_after {
         optional.insert("not_after".to_owned(), json!(limit.to_string()));

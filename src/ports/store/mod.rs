@@ -71,6 +71,11 @@ pub trait Store: Send + Sync {
 
     /// Whether no other process can write to this database while this one has it open.
     fn is_alone(&self) -> bool;
+
+    /// Which copy of the database this is: PostgreSQL's system identifier and timeline, of which a restored
+    /// cluster or a promoted replica has others. `None` where there is no such thing, or it may not be
+    /// read.
+    async fn identity(&self) -> Result<Option<String>, StoreError>;
 }
 
 /// Runs a named unit and gives its value back, whether it ended by commit or by rollback.
@@ -498,6 +503,54 @@ pub trait Unit: Send {
 
     /// The lanes of a chain, for metrics.
     async fn lane_ages(&mut self, chain: ChainId) -> Result<Vec<LaneAge>, StoreError>;
+
+    // -- reconciling with the chain -----------------------------------------------------------------
+
+    /// Why the server waits for an operator, if it does. Whoever gives a nonce, decides or signs asks in
+    /// the same unit.
+    async fn suspension(&mut self) -> Result<Option<Suspension>, StoreError>;
+
+    /// Has the server wait. `false` if it does already: the first reason stays.
+    async fn suspend(&mut self, why: &Suspension) -> Result<bool, StoreError>;
+
+    /// Lets the server go on.
+    async fn lift_suspension(&mut self) -> Result<(), StoreError>;
+
+    /// Records a mined transaction that no request made. `false` if it is recorded already.
+    async fn insert_orphan(&mut self, orphan: &Orphan, at: Timestamp) -> Result<bool, StoreError>;
+
+    /// The orphans of a chain by account and nonce; or only those that nobody has claimed, the oldest
+    /// first.
+    async fn orphans(&mut self, chain: ChainId, only_open: bool)
+    -> Result<Vec<Orphan>, StoreError>;
+
+    /// Binds an orphan to the request that asked for the same. `false` if another has it.
+    async fn claim_orphan(&mut self, hash: B256, request: RequestId) -> Result<bool, StoreError>;
+
+    /// Closes the account's unclaimed orphans: no request is bound to them any more. Answers how many.
+    async fn close_orphans(&mut self, chain: ChainId, address: Address) -> Result<u64, StoreError>;
+
+    /// The nonces of an account that requests have, in order.
+    async fn given_nonces(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+    ) -> Result<Vec<(u64, RequestId)>, StoreError>;
+
+    /// Gives a queued transaction the nonce that its mined transaction has; it becomes submitted. `false`
+    /// if it changed meanwhile.
+    async fn adopt_nonce(
+        &mut self,
+        row: &TransactionRow,
+        nonce: u64,
+        at: Timestamp,
+    ) -> Result<bool, StoreError>;
+
+    /// Lets a lane go on from this nonce, which may not be below its next one.
+    async fn release_lane(&mut self, lane: &Lane, next_nonce: u64) -> Result<(), StoreError>;
+
+    /// All managed lanes of all chains, each with its next nonce.
+    async fn every_lane(&mut self) -> Result<Vec<(ChainId, Address, u64)>, StoreError>;
 }
 
 /// What a use case needs to open a lane.

@@ -203,7 +203,7 @@ pub struct NewAttempt {
     pub request: RequestId,
     /// From 1.
     pub number: i64,
-    /// Why there is this attempt: `first`, `replacement`, `speed_up` or [`NO_OP`].
+    /// Why there is this attempt: `first`, `replacement`, `speed_up`, [`ADOPTED`] or [`NO_OP`].
     pub reason: &'static str,
     /// The key.
     pub key: KeyId,
@@ -300,6 +300,9 @@ impl Sent {
 
 /// The `reason` of an attempt that is a no-op. Those of other attempts are for people.
 pub const NO_OP: &str = "no_op";
+
+/// The `reason` of an attempt that was found on the chain, and not signed by this database's server.
+pub const ADOPTED: &str = "adopted";
 
 impl AttemptRow {
     /// Whether it is its request's no-op, and not what was asked.
@@ -561,4 +564,36 @@ pub struct LaneAge {
     pub oldest: Option<Timestamp>,
     /// Its lease, if it ever had one: who, until when by their clock.
     pub lease: Option<(HolderId, Timestamp)>,
+}
+
+/// Why nothing is signed and no nonce is given until an operator has run `claviger reconcile`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suspension {
+    /// In words.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A mined transaction of an account of ours that no request made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphan {
+    /// The chain.
+    pub chain: ChainId,
+    /// The account.
+    pub address: Address,
+    /// Its nonce.
+    pub nonce: u64,
+    /// Its hash.
+    pub hash: B256,
+    /// The recipient; `None` created a contract.
+    pub to: Option<Address>,
+    /// Native value.
+    pub value: Amount,
+    /// Calldata.
+    pub data: Bytes,
+    /// The signed envelope, if it is of a type that we sign: others are never claimed.
+    pub raw: Option<Bytes>,
+    /// The request that has it, or `closed`.
+    pub claimed_by: Option<String>,
 }

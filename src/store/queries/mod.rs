@@ -10,6 +10,7 @@ mod column;
 mod keys;
 mod lanes;
 mod leases;
+mod reconcile;
 mod requests;
 mod rows;
 mod signatures;
@@ -32,6 +33,7 @@ pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
         keys::ALL,
         lanes::ALL,
         leases::ALL,
+        reconcile::ALL,
         requests::ALL,
         signatures::ALL,
         spend::ALL,

@@ -1,7 +1,9 @@
 //! The port, operation by operation.
 
 use super::statement::Tx;
-use super::{anchors, attempts, audit, keys, lanes, leases, requests, signatures, spend};
+use super::{
+    anchors, attempts, audit, keys, lanes, leases, reconcile, requests, signatures, spend,
+};
 use crate::core::audit::EncodedLeaf;
 use crate::core::id::{ChainId, GroupName, HolderId, KeyId, RequestId};
 use crate::core::intent::Fees;
@@ -14,9 +16,9 @@ use crate::core::tx::state::Status;
 use crate::ports::store::{
     Anchor, AttemptRow, Bound, DecisionSummary, Filter, KeyBinding, Lane, LaneAge, LaneKey,
     LaneLoad, Lease, LeaseRow, LimitExceeded, LimitNow, LimitRow, LimitUse, LogBatch, LogHead,
-    LogLeaf, NewAttempt, NewEvent, NewKey, NewSignatureRequest, NewTransaction, Owed, Sent,
+    LogLeaf, NewAttempt, NewEvent, NewKey, NewSignatureRequest, NewTransaction, Orphan, Owed, Sent,
     Settlement, SignatureRow, SignedAttempt, SignedCheckpoint, StatusChange, StoreError,
-    TransactionRow, Unit, WaitingLeaf,
+    Suspension, TransactionRow, Unit, WaitingLeaf,
 };
 use alloy::primitives::{Address, B256};
 use async_trait::async_trait;
@@ -435,5 +437,62 @@ impl Unit for Tx {
 
     async fn lane_ages(&mut self, chain: ChainId) -> Result<Vec<LaneAge>, StoreError> {
         kept!(self, lanes::lane_ages(self, chain))
+    }
+
+    async fn suspension(&mut self) -> Result<Option<Suspension>, StoreError> {
+        kept!(self, reconcile::suspension(self))
+    }
+
+    async fn suspend(&mut self, why: &Suspension) -> Result<bool, StoreError> {
+        kept!(self, reconcile::suspend(self, why))
+    }
+
+    async fn lift_suspension(&mut self) -> Result<(), StoreError> {
+        kept!(self, reconcile::lift_suspension(self))
+    }
+
+    async fn insert_orphan(&mut self, orphan: &Orphan, at: Timestamp) -> Result<bool, StoreError> {
+        kept!(self, reconcile::insert_orphan(self, orphan, at))
+    }
+
+    async fn orphans(
+        &mut self,
+        chain: ChainId,
+        only_open: bool,
+    ) -> Result<Vec<Orphan>, StoreError> {
+        kept!(self, reconcile::orphans(self, chain, only_open))
+    }
+
+    async fn claim_orphan(&mut self, hash: B256, request: RequestId) -> Result<bool, StoreError> {
+        kept!(self, reconcile::claim_orphan(self, hash, request))
+    }
+
+    async fn close_orphans(&mut self, chain: ChainId, address: Address) -> Result<u64, StoreError> {
+        kept!(self, reconcile::close_orphans(self, chain, address))
+    }
+
+    async fn given_nonces(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+    ) -> Result<Vec<(u64, RequestId)>, StoreError> {
+        kept!(self, reconcile::given_nonces(self, chain, address))
+    }
+
+    async fn adopt_nonce(
+        &mut self,
+        row: &TransactionRow,
+        nonce: u64,
+        at: Timestamp,
+    ) -> Result<bool, StoreError> {
+        kept!(self, reconcile::adopt_nonce(self, row, nonce, at))
+    }
+
+    async fn release_lane(&mut self, lane: &Lane, next_nonce: u64) -> Result<(), StoreError> {
+        kept!(self, reconcile::release_lane(self, lane, next_nonce))
+    }
+
+    async fn every_lane(&mut self) -> Result<Vec<(ChainId, Address, u64)>, StoreError> {
+        kept!(self, reconcile::every_lane(self))
     }
 }

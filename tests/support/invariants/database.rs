@@ -29,6 +29,7 @@ pub(super) struct TransactionRow {
     pub mined_hash: Option<Vec<u8>>,
     pub mined_block: Option<Vec<u8>>,
     pub mined_success: Option<i64>,
+    pub failure_code: Option<String>,
     pub created_at: i64,
     pub updated_at: i64,
     pub version: i64,
@@ -63,6 +64,15 @@ pub(super) struct LaneRow {
     pub mode: String,
     pub next_nonce: i64,
     pub halted: Option<String>,
+}
+
+/// A mined transaction that no request made: a stranger's, or what a restored database forgot.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+pub(super) struct OrphanRow {
+    pub chain_id: i64,
+    pub address: Vec<u8>,
+    pub nonce: i64,
+    pub claimed_by: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, FromRow)]
@@ -109,6 +119,7 @@ pub(super) struct Snapshot {
     pub attempts: Vec<AttemptRow>,
     pub signatures: Vec<SignatureRow>,
     pub lanes: Vec<LaneRow>,
+    pub orphans: Vec<OrphanRow>,
     pub limits: Vec<LimitRow>,
     pub entries: Vec<EntryRow>,
     /// In the log, then on their way to it: the order of their commits.
@@ -119,7 +130,7 @@ pub(super) struct Snapshot {
 
 const TRANSACTIONS: &str = "SELECT seq, id, chain, chain_id, address, status, nonce, tx_type, \
     recipient, value, data, gas, cap_fee, cap_tip, access_list, source_block, source_tx, source_log, \
-    decision, mined_hash, mined_block, mined_success, created_at, updated_at, version \
+    decision, mined_hash, mined_block, mined_success, failure_code, created_at, updated_at, version \
     FROM transactions ORDER BY seq";
 const ATTEMPTS: &str = "SELECT request_id, number, reason, kind, bytes, digest, signature, raw, hash \
     FROM attempts ORDER BY request_id, number";
@@ -127,6 +138,8 @@ const SIGNATURES: &str =
     "SELECT id, chain_id, address, owner, created_at FROM signature_requests ORDER BY id";
 const LANES: &str =
     "SELECT chain_id, address, mode, next_nonce, halted FROM lanes ORDER BY chain_id, address";
+const ORPHANS: &str =
+    "SELECT chain_id, address, nonce, claimed_by FROM orphans ORDER BY chain_id, address, nonce";
 const LIMITS: &str = "SELECT id, label, span_ms, held, spent FROM limits ORDER BY id";
 const ENTRIES: &str = "SELECT limit_id, owner, kind, value, fee, settled_at FROM limit_entries \
     ORDER BY limit_id, owner";
@@ -176,6 +189,7 @@ impl Snapshot {
             attempts: look.all(ATTEMPTS).await,
             signatures: look.all(SIGNATURES).await,
             lanes: look.all(LANES).await,
+            orphans: look.all(ORPHANS).await,
             limits: look.all(LIMITS).await,
             entries: look.all(ENTRIES).await,
             leaves,

@@ -200,6 +200,14 @@ fn gaps(world: &World, asked: &Invariants, found: &mut Found) {
         let account = hex(&lane.address);
         let mine = || rows(world).filter(|row| row.address == lane.address);
         let mut given: Vec<i64> = mine().filter_map(|row| row.nonce).collect();
+        // What was mined without a request is nobody's to give again.
+        let orphans = world.db.orphans.iter();
+        let unclaimed = orphans.filter(|orphan| {
+            orphan.chain_id == chain_id
+                && orphan.address == lane.address
+                && orphan.claimed_by.as_deref().is_none_or(|by| by == "closed")
+        });
+        given.extend(unclaimed.map(|orphan| orphan.nonce));
         given.sort_unstable();
         let due: Vec<i64> = (0..lane.next_nonce).collect();
         if given != due {
@@ -230,6 +238,19 @@ fn end(world: &World, row: &TransactionRow, found: &mut Found) {
     if row.nonce.is_none() {
         if !mined.is_empty() {
             say(format!("no nonce was given, and {} is mined", mined[0].hash));
+        }
+        return;
+    }
+    if row.failure_code.as_deref() == Some("nonce-used-by-stranger") {
+        let account = hex(&row.address);
+        let used = world.chain.mined.iter().any(|it| {
+            it.from == account
+                && i64::try_from(it.nonce).ok() == row.nonce
+                && it.is_final
+                && !world.attempts.contains_key(&it.hash)
+        });
+        if !used {
+            say("no final transaction of a stranger has its nonce".to_owned());
         }
         return;
     }

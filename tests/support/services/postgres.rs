@@ -135,6 +135,36 @@ impl Postgres {
         format!("postgres://{USER}:{}@127.0.0.1:{}/{name}", self.password, self.port)
     }
 
+    /// Makes a copy of a database that nobody uses, and gives its URL: a backup.
+    pub fn copy_database(&self, url: &str) -> String {
+        let copy = format!("copy_{}", random_word());
+        self.copy(Self::name(url), &copy);
+        format!("{}/{copy}", url.rsplit_once('/').expect("a URL has a path").0)
+    }
+
+    /// Puts a backup in the place of the database that it is of.
+    pub fn put_back(&self, backup: &str, url: &str) {
+        run(self.client("dropdb").arg("--force").arg(Self::name(url)));
+        self.copy(Self::name(backup), Self::name(url));
+    }
+
+    fn copy(&self, from: &str, to: &str) {
+        run(self.client("createdb").args(["--template", from, to]));
+    }
+
+    fn name(url: &str) -> &str {
+        url.rsplit_once('/').expect("a URL has a path").1
+    }
+
+    /// A client program that connects to this cluster.
+    fn client(&self, program: &str) -> Command {
+        let mut command = self.owner.command(program);
+        command.env("PGPASSWORD", &self.password);
+        command.args(["--host", "127.0.0.1", "--port", &self.port.to_string()]);
+        command.args(["--username", USER]);
+        command
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }

@@ -1,0 +1,299 @@
+//! Make the database agree with the chain, on an operator's word: one unit an account, then the log, then
+//! the server goes on. What is interrupted is begun again, and finds what was done.
+
+use super::{Account, Finding, What};
+use crate::app::adopt::{self, OnChain};
+use crate::app::suspension;
+use crate::app::{AppError, record};
+use crate::core::amount::Amount;
+use crate::core::audit::EncodedLeaf;
+use crate::core::id::RequestId;
+use crate::core::key::NonceMode;
+use crate::core::time::Timestamp;
+use crate::core::tx::state::{Ending, Status};
+use crate::ports::clock::{Clock, Entropy};
+use crate::ports::store::{
+    End, Failure, LaneKey, Orphan, Settlement, StatusChange, Store, StoreError, TransactionRow,
+    Unit, unit,
+};
+use std::sync::Arc;
+
+/// The failure of a request whose nonce somebody else used.
+const STRANGER: &str = "nonce-used-by-stranger";
+
+/// Who says it, and with what.
+pub struct Order<'a> {
+    /// The database.
+    pub store: &'a dyn Store,
+    /// The clock.
+    pub clock: &'a dyn Clock,
+    /// Ids of events.
+    pub entropy: &'a dyn Entropy,
+    /// Why, in the operator's words.
+    pub reason: &'a str,
+    /// Go on although transactions may be pending.
+    pub even_if_pending: bool,
+}
+
+/// What became of an account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Applied {
+    /// It agrees with the chain, and its lane goes on from this nonce.
+    Done(u64),
+    /// Something has to happen first.
+    Waits,
+    /// It changed while it was looked at: look again.
+    Moved,
+}
+
+/// A signed checkpoint that the log does not continue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// Its size.
+    pub size: u64,
+    /// Its root, base64.
+    pub root: String,
+    /// The signed note.
+    pub note: String,
+    /// The size at which the log was signed last and does continue.
+    pub goes_on_from: u64,
+}
+
+/// What one unit needs, read before it.
+struct Plan {
+    account: Account,
+    leaf: EncodedLeaf,
+    events: Vec<String>,
+    next: u64,
+    now: Timestamp,
+}
+
+/// Puts one account right.
+///
+/// # Errors
+/// When the store does not answer, or holds something it must not.
+pub async fn settle_account(order: &Order<'_>, account: &Account) -> Result<Applied, AppError> {
+    let stops = |wait: &super::Wait| !(order.even_if_pending && wait.may_be_overruled());
+    if account.waits().iter().any(stops) {
+        return Ok(Applied::Waits);
+    }
+    let now = order.clock.now();
+    let next = account.next.max(account.latest);
+    let plan = Arc::new(Plan {
+        leaf: record::reconciled_account(account, order.reason, next, now)?,
+        events: account.findings.iter().map(|_| order.entropy.uuid().to_string()).collect(),
+        account: account.clone(),
+        next,
+        now,
+    });
+    let done = unit(order.store, "reconcile_account", move |unit| {
+        let plan = plan.clone();
+        Box::pin(async move {
+            let done = settle_in(unit, &plan).await?;
+            Ok(if done { End::Commit(true) } else { End::Rollback(false) })
+        })
+    })
+    .await?;
+    crate::failpoint!("reconcile.after_account");
+    Ok(if done { Applied::Done(next) } else { Applied::Moved })
+}
+
+async fn settle_in(unit: &mut dyn Unit, plan: &Plan) -> Result<bool, StoreError> {
+    let Account { chain, address, key, .. } = &plan.account;
+    let open = LaneKey { chain: chain.id, address: *address, key: *key, mode: NonceMode::Managed };
+    let lane = unit.lock_lane(&open).await?;
+    if lane.next_nonce != plan.account.next || lane.mode != NonceMode::Managed {
+        return Ok(false);
+    }
+    for (finding, event_id) in plan.account.findings.iter().zip(&plan.events) {
+        if !one(unit, plan, finding, event_id.clone()).await? {
+            return Ok(false);
+        }
+    }
+    unit.release_lane(&lane, plan.next).await?;
+    unit.append_leaf(&plan.leaf).await?;
+    Ok(true)
+}
+
+async fn one(
+    unit: &mut dyn Unit,
+    plan: &Plan,
+    finding: &Finding,
+    event_id: String,
+) -> Result<bool, StoreError> {
+    let now = plan.now;
+    let unread = || StoreError::Corrupt("what is to be adopted was not read".to_owned());
+    let found = || finding.found.as_ref().ok_or_else(unread);
+    match finding.what {
+        What::Attempt(request) => further(unit, request, found()?, now).await,
+        What::NoOp(request) => no_op(unit, request, found()?, event_id, now).await,
+        What::Queued(request) => match unit.transaction(request).await? {
+            Some(row) => adopt::take(unit, &row, found()?, event_id, now).await,
+            None => Ok(false),
+        },
+        What::Foreign(request) => lost_to_stranger(unit, request, finding, event_id, now).await,
+        What::Orphan => orphan(unit, plan, finding).await,
+        What::Unseen => Ok(false),
+    }
+}
+
+/// An attempt that the database lost.
+async fn further(
+    unit: &mut dyn Unit,
+    request: RequestId,
+    found: &OnChain,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let Some(row) = unit.transaction(request).await?.filter(|row| !row.status.is_end()) else {
+        return Ok(false);
+    };
+    if !unit.touch(request, row.version).await? {
+        return Ok(false);
+    }
+    adopt::adopt(unit, &row, found, now).await?;
+    Ok(true)
+}
+
+/// A no-op that the database lost, with the wish behind it.
+async fn no_op(
+    unit: &mut dyn Unit,
+    request: RequestId,
+    found: &OnChain,
+    event_id: String,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    if !further(unit, request, found, now).await? {
+        return Ok(false);
+    }
+    let Some(row) = unit.transaction(request).await?.filter(|row| row.ending.is_none()) else {
+        return Ok(true);
+    };
+    let change = change(&row, Status::Cancelling, Ending::Cancelled, None, now);
+    let ends = TransactionRow { ending: Some(Ending::Cancelled), ..row };
+    let event = record::status_event(&ends, Status::Cancelling, event_id, now);
+    unit.append_event(&event).await?;
+    unit.advance(&change).await
+}
+
+/// The nonce is final with another transaction: what the request asked can never be mined. It is not given
+/// another nonce, since a nonce belongs to one request for ever and a request to one nonce: whoever still
+/// wants it asks again, with a key of its own.
+async fn lost_to_stranger(
+    unit: &mut dyn Unit,
+    request: RequestId,
+    finding: &Finding,
+    event_id: String,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let (Some(row), Some(mined)) = (unit.transaction(request).await?, &finding.mined) else {
+        return Ok(false);
+    };
+    if row.status.is_end() || !finding.is_final {
+        return Ok(false);
+    }
+    let detail = format!("its nonce {} was used by {:#x}", finding.nonce, mined.hash);
+    let failure = Failure { code: STRANGER.to_owned(), detail };
+    let change = change(&row, Status::Failed, Ending::Failed, Some(failure), now);
+    let (hash, block) = (format!("{:#x}", mined.hash), format!("{:#x}", mined.block_hash));
+    // What the stranger spent is not this request's: nothing of what it held was spent.
+    let nothing =
+        Settlement { value_moved: false, fee_paid: Some(Amount::ZERO), fee_from_value: false };
+    if !unit.advance(&change).await? {
+        return Ok(false);
+    }
+    unit.settle(&request.to_string(), nothing, now).await?;
+    unit.append_leaf(&record::settled(request, "failed", &hash, &block, "0", now)?).await?;
+    let ended = TransactionRow { ending: Some(Ending::Failed), ..row };
+    unit.append_event(&record::status_event(&ended, Status::Failed, event_id, now)).await?;
+    Ok(true)
+}
+
+fn change(
+    row: &TransactionRow,
+    status: Status,
+    ending: Ending,
+    failure: Option<Failure>,
+    at: Timestamp,
+) -> StatusChange {
+    let (id, version) = (row.new.id, row.version);
+    StatusChange { id, version, status, mined: None, ending: Some(ending), failure, at }
+}
+
+async fn orphan(unit: &mut dyn Unit, plan: &Plan, finding: &Finding) -> Result<bool, StoreError> {
+    let Some(mined) = &finding.mined else {
+        return Ok(false);
+    };
+    let orphan = Orphan {
+        chain: plan.account.chain.id,
+        address: plan.account.address,
+        nonce: finding.nonce,
+        hash: mined.hash,
+        to: mined.to,
+        value: Amount::new(mined.value),
+        data: mined.data.clone(),
+        raw: finding.found.as_ref().and(mined.raw.clone()),
+        claimed_by: None,
+    };
+    unit.insert_orphan(&orphan, plan.now).await
+}
+
+/// Closes the unclaimed orphans of an account. Answers how many.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn close_orphans(order: &Order<'_>, account: &Account) -> Result<u64, AppError> {
+    let (chain, address) = (account.chain.id, account.address);
+    let subject = format!("{chain}:{address:#x}");
+    let leaf = Arc::new(record::orphans_closed(&subject, order.reason, order.clock.now())?);
+    let closed = unit(order.store, "close_orphans", move |unit| {
+        let leaf = leaf.clone();
+        Box::pin(async move {
+            let closed = unit.close_orphans(chain, address).await?;
+            if closed == 0 {
+                return Ok(End::Rollback(0));
+            }
+            unit.append_leaf(&leaf).await?;
+            Ok(End::Commit(closed))
+        })
+    })
+    .await?;
+    Ok(closed)
+}
+
+/// States the lost checkpoint in the log that goes on without it, before the signer forgets it.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn declare_lost(order: &Order<'_>, lost: &Lost) -> Result<(), AppError> {
+    let leaf = Arc::new(record::checkpoint_lost(lost, order.reason, order.clock.now())?);
+    unit(order.store, "declare_lost", move |unit| {
+        let leaf = leaf.clone();
+        Box::pin(async move { Ok(End::Commit(unit.append_leaf(&leaf).await?)) })
+    })
+    .await?;
+    crate::failpoint!("reconcile.after_declared");
+    Ok(())
+}
+
+/// Lets the server go on, with this copy of the database.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn lift(order: &Order<'_>) -> Result<(), AppError> {
+    suspension::remember_identity(order.store).await?;
+    let leaf = Arc::new(record::resumed(order.reason, order.clock.now())?);
+    unit(order.store, "lift_suspension", move |unit| {
+        let leaf = leaf.clone();
+        Box::pin(async move {
+            if unit.suspension().await?.is_none() {
+                return Ok(End::Rollback(()));
+            }
+            unit.lift_suspension().await?;
+            unit.append_leaf(&leaf).await?;
+            Ok(End::Commit(()))
+        })
+    })
+    .await?;
+    crate::failpoint!("reconcile.after_lifted");
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! What was found, in words for people.
+
+use super::{Account, Finding, Wait, What};
+use crate::ports::chain::MinedTransaction;
+use alloy::primitives::utils::format_ether;
+
+/// All sentences about one account; none if all agrees.
+#[must_use]
+pub fn explain(account: &Account) -> Vec<String> {
+    let mut told = Vec::new();
+    if let Some(reason) = &account.halted {
+        told.push(format!("its lane is halted: {reason}"));
+    }
+    told.extend(account.findings.iter().map(finding));
+    told.extend(account.waits().iter().map(wait));
+    told
+}
+
+fn finding(finding: &Finding) -> String {
+    let nonce = finding.nonce;
+    let Some(mined) = &finding.mined else {
+        return format!(
+            "nonce {nonce} is used, and the block was not found: no node has the account's old state, \
+             and it is not in the newest blocks. Ask a node that keeps old state"
+        );
+    };
+    let place = if finding.is_final { "final" } else { "not final yet" };
+    let does = does(finding, mined);
+    let is = match finding.what {
+        What::Attempt(request) => format!(
+            "it is what request {request} asked, but for its fees: the database lost this attempt"
+        ),
+        What::NoOp(request) => format!(
+            "it is a no-op of the account, at the nonce of request {request}: the database lost its \
+             cancellation"
+        ),
+        What::Queued(request) => format!(
+            "it is what request {request} asked, which waits for a nonce in this database: the database \
+             lost that it was sent"
+        ),
+        What::Foreign(request) => format!(
+            "it is not what request {request} asked, which has this nonce: somebody else used the key, \
+             or it was another request of a database that is gone. That request cannot be mined any more"
+        ),
+        What::Orphan => {
+            "no request of this database asked for it: the database lost that request, or \
+                         somebody else used the key"
+                .to_owned()
+        }
+        What::Unseen => String::new(),
+    };
+    format!(
+        "nonce {nonce} was used by {:#x} in block {} ({place}): {does}; {is}",
+        mined.hash, mined.block_number
+    )
+}
+
+fn does(finding: &Finding, mined: &MinedTransaction) -> String {
+    let value = format_ether(mined.value);
+    let value = value.trim_end_matches('0').trim_end_matches('.');
+    let to = mined.to.map_or_else(|| "a new contract".to_owned(), |to| format!("{to:#x}"));
+    let with = match mined.data.get(..4) {
+        Some(selector) => {
+            format!(", calling 0x{} with {} bytes", hex::encode(selector), mined.data.len())
+        }
+        None => String::new(),
+    };
+    let strange = if finding.found.is_none() { " (of a type that is not signed here)" } else { "" };
+    format!("it sends {value} ether ({} wei) to {to}{with}{strange}", mined.value)
+}
+
+fn wait(wait: &Wait) -> String {
+    match wait {
+        Wait::NotFinal(nonce) => {
+            format!("nonce {nonce} is not final yet: run this again when its block is")
+        }
+        Wait::Unseen(nonce) => format!("nonce {nonce} must be found first"),
+        Wait::Pending(nonce) => format!(
+            "a node's pool has transactions up to nonce {nonce} that this database does not know: run \
+             this again when they are mined. Paying anew before that may pay twice"
+        ),
+        Wait::Given(nonce) => format!(
+            "nonces up to {nonce} were given before the database was lost, and are not mined: what was \
+             signed with them may still be, as long as anybody has the bytes. Run this again when they \
+             are mined; if you know that they were never sent, say --even-if-pending"
+        ),
+    }
+}

@@ -1,0 +1,130 @@
+//! Compare the database with the chain, nonce by nonce, after a restore or a halt: `examine` says what is
+//! there, `explain` says it in words, `apply` makes the database agree on an operator's word.
+
+mod apply;
+mod examine;
+mod explain;
+
+pub use apply::{Applied, Lost, Order, close_orphans, declare_lost, lift, settle_account};
+pub use examine::{Places, examine};
+pub use explain::explain;
+
+use crate::app::adopt::OnChain;
+use crate::core::id::{ChainId, KeyId, RequestId};
+use crate::core::intent::ChainRef;
+use crate::ports::chain::MinedTransaction;
+use alloy::primitives::Address;
+use std::collections::BTreeMap;
+
+/// How far nonces were given, by the memory of somebody outside the database: one more than the highest.
+pub type Remembered = BTreeMap<(ChainId, Address), u64>;
+
+/// One managed account on one chain, compared.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// The chain.
+    pub chain: ChainRef,
+    /// The account.
+    pub address: Address,
+    /// Its key.
+    pub key: KeyId,
+    /// The next nonce by the database.
+    pub next: u64,
+    /// Mined transactions at the head.
+    pub latest: u64,
+    /// Mined transactions in the newest final block, where a node has its state.
+    pub last_final: Option<u64>,
+    /// With what waits in nodes' pools, as far as they say.
+    pub pending: Option<u64>,
+    /// How far nonces were given by an outside memory.
+    pub remembered: Option<u64>,
+    /// Why its lane stands still, if it does.
+    pub halted: Option<String>,
+    /// What does not agree, by nonce.
+    pub findings: Vec<Finding>,
+}
+
+/// A mined transaction that the database does not know as it should.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    /// The nonce.
+    pub nonce: u64,
+    /// What the chain has there, if its block was found.
+    pub mined: Option<MinedTransaction>,
+    /// The same, read back; `None` if it is of a type that we do not sign.
+    pub found: Option<OnChain>,
+    /// Whether its block is final.
+    pub is_final: bool,
+    /// What it is to us.
+    pub what: What,
+}
+
+/// What a mined transaction is to the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// What this request asked, at its nonce: the database lost the attempt.
+    Attempt(RequestId),
+    /// The account's no-op at the nonce of this request: the database lost its cancellation.
+    NoOp(RequestId),
+    /// What this request asked, which the database believes to wait for a nonce.
+    Queued(RequestId),
+    /// Something else at the nonce of this request.
+    Foreign(RequestId),
+    /// No request of this database has the nonce, or asks for the same.
+    Orphan,
+    /// The nonce is used, and the block was not found.
+    Unseen,
+}
+
+/// Why an account cannot be put right now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wait {
+    /// A mined transaction is not final.
+    NotFinal(u64),
+    /// A mined transaction was not found.
+    Unseen(u64),
+    /// A pool has transactions that the database does not know, up to this nonce.
+    Pending(u64),
+    /// Nonces up to this one were given by the database that is gone, and are not mined.
+    Given(u64),
+}
+
+impl Wait {
+    /// Whether an operator may go on all the same.
+    #[must_use]
+    pub const fn may_be_overruled(&self) -> bool {
+        matches!(self, Self::Pending(_) | Self::Given(_))
+    }
+}
+
+impl Account {
+    /// Whether there is nothing to say about it.
+    #[must_use]
+    pub fn agrees(&self) -> bool {
+        self.findings.is_empty() && self.halted.is_none() && self.waits().is_empty()
+    }
+
+    /// What has to happen first.
+    #[must_use]
+    pub fn waits(&self) -> Vec<Wait> {
+        let mut waits = Vec::new();
+        for finding in &self.findings {
+            match finding.what {
+                What::Unseen => waits.push(Wait::Unseen(finding.nonce)),
+                // Nothing of ours would bring it back after a reorganisation.
+                What::Orphan | What::Foreign(_) if !finding.is_final => {
+                    waits.push(Wait::NotFinal(finding.nonce));
+                }
+                _ => {}
+            }
+        }
+        let known = self.next.max(self.latest);
+        if let Some(pending) = self.pending.filter(|pending| *pending > known) {
+            waits.push(Wait::Pending(pending.saturating_sub(1)));
+        }
+        if let Some(given) = self.remembered.filter(|given| *given > known) {
+            waits.push(Wait::Given(given.saturating_sub(1)));
+        }
+        waits
+    }
+}

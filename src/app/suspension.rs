@@ -1,0 +1,187 @@
+//! While the database may be older than the chain, the server waits: what is stored is read, followed, sent
+//! again and settled, and nothing new is accepted, given a nonce, decided or signed, until an operator has
+//! run `claviger reconcile`. The state is a row of the database, looked at in the units themselves.
+
+use crate::app::{App, AppError, chains, record};
+use crate::core::key::NonceMode;
+use crate::core::time::Timestamp;
+use crate::ports::chain::BlockAt;
+use crate::ports::store::{End, LaneKey, Store, StoreError, Suspension, look, unit};
+use std::sync::Arc;
+
+/// Which copy of the database was served last.
+const IDENTITY: &str = "database_identity";
+
+/// Has the server wait, with an alarm in the log. `false` if it does already.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn suspend(store: &dyn Store, reason: &str, now: Timestamp) -> Result<bool, StoreError> {
+    let why = Arc::new(Suspension { reason: reason.to_owned(), since: now });
+    let leaf = Arc::new(record::alarm("database", reason, now)?);
+    let new = unit(store, "suspend", move |unit| {
+        let (why, leaf) = (why.clone(), leaf.clone());
+        Box::pin(async move {
+            if !unit.suspend(&why).await? {
+                return Ok(End::Rollback(false));
+            }
+            unit.append_leaf(&leaf).await?;
+            Ok(End::Commit(true))
+        })
+    })
+    .await?;
+    if new {
+        tracing::error!(reason, "ALARM: nothing is signed until `claviger reconcile` has run");
+    }
+    crate::failpoint!("suspension.after_suspend");
+    Ok(new)
+}
+
+/// Why the server waits, if it does.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn current(store: &dyn Store) -> Result<Option<Suspension>, StoreError> {
+    look(store, "suspension", |unit| Box::pin(async move { unit.suspension().await })).await
+}
+
+/// Refuses what would sign or spend while the server waits.
+///
+/// # Errors
+/// `ReconcileRequired`. When the store does not answer.
+pub async fn refuse(app: &App) -> Result<(), AppError> {
+    match current(&*app.store).await? {
+        Some(why) => Err(AppError::ReconcileRequired(why.reason)),
+        None => Ok(()),
+    }
+}
+
+/// Compares the database with the copy of it that was served last, by its own word and by the word of
+/// whoever remembers it outside. A copy that is seen for the first time is remembered.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn check_identity(
+    store: &dyn Store,
+    remembered: Option<&str>,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let Some(found) = store.identity().await? else {
+        return Ok(());
+    };
+    let known =
+        look(store, "database_identity", |unit| Box::pin(async move { unit.meta(IDENTITY).await }))
+            .await?;
+    let other = known.as_deref().into_iter().chain(remembered).find(|known| *known != found);
+    if let Some(other) = other {
+        let reason = format!(
+            "the database is another copy than the one that was served before (system and timeline \
+             {found}, before {other}): it was restored, or a replica was promoted"
+        );
+        suspend(store, &reason, now).await?;
+    } else if known.is_none() {
+        remember_identity(store).await?;
+    }
+    Ok(())
+}
+
+/// The copy of the database that is there now is the one to go on with.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn remember_identity(store: &dyn Store) -> Result<(), StoreError> {
+    let Some(found) = store.identity().await? else {
+        return Ok(());
+    };
+    unit(store, "remember_identity", move |unit| {
+        let found = found.clone();
+        Box::pin(async move { Ok(End::Commit(unit.set_meta(IDENTITY, &found).await?)) })
+    })
+    .await
+}
+
+/// One look, again and again: whether the server waits, for people to see; and whether the database has
+/// become another copy under it.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn watch(app: &App) -> Result<(), AppError> {
+    check_identity(&*app.store, None, app.clock.now()).await?;
+    let waits = current(&*app.store).await?;
+    metrics::gauge!("claviger_suspended").set(if waits.is_some() { 1.0 } else { 0.0 });
+    if let Some(why) = waits {
+        tracing::warn!(
+            reason = why.reason,
+            since = %why.since,
+            "suspended: `claviger reconcile` must run"
+        );
+    }
+    Ok(())
+}
+
+/// Compares every managed account with its chain at the start, also those that were never used here: a lane
+/// whose account has more mined transactions than nonces were given stands still at once. A node that does
+/// not answer now is asked again before the lane's first nonce.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn check_lanes(app: &App) -> Result<(), AppError> {
+    let keys = look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?;
+    if keys.iter().all(|key| key.mode != NonceMode::Managed) {
+        return Ok(());
+    }
+    for chain in app.chains.values() {
+        if let Err(error) = chains::verify(app, chain).await {
+            tracing::warn!(chain = %chain.settings.name, %error, "its lanes are compared later");
+            continue;
+        }
+        for key in keys.iter().filter(|key| key.mode == NonceMode::Managed) {
+            // The chain first: what we give and mine meanwhile cannot look like a stranger's then.
+            let Ok(mined) = chain.port.nonce(key.address, BlockAt::Latest).await else {
+                continue;
+            };
+            if mined > 0 {
+                let open = LaneKey {
+                    chain: chain.settings.id,
+                    address: key.address,
+                    key: key.id,
+                    mode: NonceMode::Managed,
+                };
+                check_lane(app, open, mined).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn check_lane(app: &App, open: LaneKey, mined: u64) -> Result<(), AppError> {
+    let now = app.clock.now();
+    let (chain, address) = (open.chain, open.address);
+    let halted = unit(&*app.store, "check_lane", move |unit| {
+        let open = open.clone();
+        Box::pin(async move {
+            let lane = unit.lock_lane(&open).await?;
+            let is_ahead = lane.mode == NonceMode::Managed && mined > lane.next_nonce;
+            if lane.halted.is_some() || !is_ahead {
+                return Ok(End::Rollback(None));
+            }
+            let reason = ahead(mined, lane.next_nonce);
+            unit.halt_lane(lane.chain, lane.address, &reason).await?;
+            let account = format!("{}:{:#x}", lane.chain, lane.address);
+            unit.append_leaf(&record::alarm(account, &reason, now)?).await?;
+            Ok(End::Commit(Some(reason)))
+        })
+    })
+    .await?;
+    if let Some(reason) = halted {
+        tracing::error!(%chain, %address, reason, "the lane was halted");
+    }
+    Ok(())
+}
+
+/// What is wrong with a lane whose account is ahead of it.
+pub(crate) fn ahead(mined: u64, given: u64) -> String {
+    format!(
+        "the chain has mined {mined} transactions of this account, but only {given} nonces were given"
+    )
+}

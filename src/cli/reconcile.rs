@@ -1,0 +1,229 @@
+//! `claviger reconcile`: its arguments, and what it prints. The program puts database, log and chains to it.
+
+use crate::app::reconcile::{Account, What, explain};
+use crate::cli::print;
+use crate::ports::store::Suspension;
+use alloy::primitives::Address;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// The longest reason, in characters: it stands in the log as it is.
+const REASON_CHARS_MAX: usize = 1_000;
+
+/// `claviger reconcile`
+#[derive(Debug, Args)]
+pub struct ReconcileArgs {
+    /// The server's configuration file.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Make the database agree with the chain, release halted lanes, and let the server go on.
+    #[arg(long, requires = "reason")]
+    pub apply: bool,
+    /// Why, for the audit log.
+    #[arg(long, requires = "apply", value_parser = reason)]
+    pub reason: Option<String>,
+    /// Only this account. The server goes on once all accounts agree.
+    #[arg(long)]
+    pub account: Option<Address>,
+    /// Go on although transactions that this database does not know may be pending. If they are mined
+    /// later, their requests may be paid twice.
+    #[arg(long, requires = "apply")]
+    pub even_if_pending: bool,
+    /// Nobody will ask again for the mined transactions that no request has claimed: the next request for
+    /// the same is a new one.
+    #[arg(long, requires = "apply")]
+    pub close_unclaimed: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("say why".to_owned()),
+        text if text.chars().count() > REASON_CHARS_MAX => {
+            Err(format!("it has more than {REASON_CHARS_MAX} characters"))
+        }
+        text => Ok(text.to_owned()),
+    }
+}
+
+/// A line on standard error with the block that is looked at, if that is a terminal; otherwise nothing.
+pub struct Looking(ProgressBar);
+
+impl Looking {
+    /// The line.
+    #[must_use]
+    pub fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("{spinner} comparing: block {msg}") {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    /// This block is looked at.
+    pub fn at(&self, block: u64) {
+        self.0.set_message(block.to_string());
+        self.0.tick();
+    }
+}
+
+impl Default for Looking {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// All that was found, and what was done.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Why the server waits.
+    pub suspension: Option<Suspension>,
+    /// What is wrong with the audit log.
+    pub log: Option<String>,
+    /// The accounts, each with what was done.
+    pub accounts: Vec<(Account, Option<String>)>,
+    /// Mined transactions that no request has claimed.
+    pub unclaimed: Vec<String>,
+    /// What else was done.
+    pub done: Vec<String>,
+}
+
+impl Report {
+    /// How many things do not agree.
+    #[must_use]
+    pub fn findings(&self) -> usize {
+        let accounts = self.accounts.iter().filter(|(account, _)| !account.agrees()).count();
+        let server = usize::from(self.suspension.is_some());
+        accounts.saturating_add(server).saturating_add(usize::from(self.log.is_some()))
+    }
+
+    /// Prints it.
+    pub fn show(&self, as_json: bool) {
+        if as_json {
+            print::json(&self.json());
+            return;
+        }
+        match &self.suspension {
+            Some(why) => print::line(&format!("suspended since {}: {}", why.since, why.reason)),
+            None => print::line("the server is not suspended"),
+        }
+        match &self.log {
+            Some(wrong) => print::line(&format!("audit log: {wrong}")),
+            None => print::line("audit log: nothing is wrong with it"),
+        }
+        for (account, done) in &self.accounts {
+            print::line("");
+            print::line(&headline(account));
+            let told = explain(account);
+            if told.is_empty() {
+                print::line("  all mined nonces are this database's");
+            }
+            for sentence in told {
+                print::line(&format!("  - {sentence}"));
+            }
+            if let Some(done) = done {
+                print::line(&format!("  => {done}"));
+            }
+        }
+        if !self.unclaimed.is_empty() {
+            print::line("");
+            print::line("mined, and bound to the next request that asks for the same:");
+            for orphan in &self.unclaimed {
+                print::line(&format!("  {orphan}"));
+            }
+        }
+        if !self.done.is_empty() {
+            print::line("");
+        }
+        for done in &self.done {
+            print::line(done);
+        }
+    }
+
+    fn json(&self) -> Value {
+        let accounts: Vec<Value> =
+            self.accounts.iter().map(|(account, done)| shown(account, done.as_deref())).collect();
+        json!({
+            "ok": self.findings() == 0,
+            "suspension": self.suspension.as_ref().map(|why| json!({
+                "reason": why.reason, "since": why.since.to_string(),
+            })),
+            "log": self.log,
+            "accounts": accounts,
+            "unclaimed": self.unclaimed,
+            "done": self.done,
+        })
+    }
+}
+
+fn count(value: Option<u64>) -> String {
+    value.map_or_else(|| "?".to_owned(), |value| value.to_string())
+}
+
+fn headline(account: &Account) -> String {
+    let given = account.remembered.map_or_else(String::new, |given| {
+        format!(", {given} given by the memory beside the audit record")
+    });
+    format!(
+        "{} {:#x}: {} nonces given by the database{given}; {} mined, {} of them final; {} with what pools \
+         have",
+        account.chain.name,
+        account.address,
+        account.next,
+        account.latest,
+        count(account.last_final),
+        count(account.pending),
+    )
+}
+
+fn shown(account: &Account, done: Option<&str>) -> Value {
+    let findings: Vec<Value> = account
+        .findings
+        .iter()
+        .map(|finding| {
+            let (what, request) = match finding.what {
+                What::Attempt(request) => ("attempt", Some(request)),
+                What::NoOp(request) => ("no_op", Some(request)),
+                What::Queued(request) => ("queued", Some(request)),
+                What::Foreign(request) => ("foreign", Some(request)),
+                What::Orphan => ("orphan", None),
+                What::Unseen => ("unseen", None),
+            };
+            let mined = finding.mined.as_ref();
+            json!({
+                "nonce": finding.nonce.to_string(),
+                "what": what,
+                "request": request.map(|request| request.to_string()),
+                "transaction_hash": mined.map(|mined| format!("{:#x}", mined.hash)),
+                "block_number": mined.map(|mined| mined.block_number.to_string()),
+                "to": mined.and_then(|mined| mined.to).map(|to| format!("{to:#x}")),
+                "value": mined.map(|mined| mined.value.to_string()),
+                "final": finding.is_final,
+            })
+        })
+        .collect();
+    json!({
+        "chain": account.chain.name.as_str(),
+        "address": format!("{:#x}", account.address),
+        "next_nonce": account.next.to_string(),
+        "given": account.remembered.map(|given| given.to_string()),
+        "mined": account.latest.to_string(),
+        "final": account.last_final.map(|count| count.to_string()),
+        "pending": account.pending.map(|count| count.to_string()),
+        "halted": account.halted,
+        "findings": findings,
+        "must_wait": !account.waits().is_empty(),
+        "explained": explain(account),
+        "done": done,
+    })
+}
