@@ -411,6 +411,11 @@ pub trait Unit: Send {
 
     /// Sets a named value.
     async fn set_meta(&mut self, name: &str, value: &str) -> Result<(), StoreError>;
+
+    // -- what is told -------------------------------------------------------------------------------
+
+    /// The request that has used an event up for this function, if one has. Changes nothing.
+    async fn claimed_by(&mut self, event: &EventUse) -> Result<Option<RequestId>, StoreError>;
 }
 
 /// What a use case needs to open a lane.

@@ -349,4 +349,8 @@ impl Unit for Tx {
     async fn set_meta(&mut self, name: &str, value: &str) -> Result<(), StoreError> {
         kept!(self, requests::set_meta(self, name, value))
     }
+
+    async fn claimed_by(&mut self, event: &EventUse) -> Result<Option<RequestId>, StoreError> {
+        kept!(self, requests::claimed_by(self, event))
+    }
 }
