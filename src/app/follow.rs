@@ -12,7 +12,7 @@ use crate::core::tx::step::{
 };
 use crate::ports::chain::{BlockAt, ChainError, Receipt};
 use crate::ports::store::{
-    AttemptRow, End, MinedRow, Sent, Settlement, StatusChange, TransactionRow, look, unit,
+    AttemptRow, End, MinedRow, Sent, Settlement, StatusChange, TransactionRow, is_no_op, look, unit,
 };
 use alloy::primitives::Address;
 use std::collections::HashMap;
@@ -238,11 +238,11 @@ async fn perform(
 ) -> Result<(), AppError> {
     match due {
         Step::Wait => Ok(()),
-        Step::Rebroadcast(number) => resend(app, chain, row, attempts, number).await,
+        Step::Rebroadcast(number) => resend(app, row, attempts, number).await,
         Step::AtCap(number) => {
             tracing::warn!(request = %row.new.id, "not mined, and its fees are at the cap");
             metrics::counter!("claviger_attempts_total", "kind" => "at_cap").increment(1);
-            resend(app, chain, row, attempts, number).await
+            resend(app, row, attempts, number).await
         }
         Step::Replace(fees) => {
             let version = Version::Asked("replacement");
@@ -262,7 +262,7 @@ async fn perform(
             let reopened = change(app, row, attempts, status, None).await?;
             let newest = sendable(app.clock.now(), view, chain.settings.pace);
             match newest.filter(|_| reopened) {
-                Some(attempt) => resend(app, chain, row, attempts, attempt.number).await,
+                Some(attempt) => resend(app, row, attempts, attempt.number).await,
                 None => Ok(()),
             }
         }
@@ -279,7 +279,6 @@ async fn perform(
 
 async fn resend(
     app: &App,
-    chain: &ChainRuntime,
     row: &TransactionRow,
     attempts: &[AttemptRow],
     number: i64,
@@ -288,7 +287,7 @@ async fn resend(
     match found {
         Some(attempt) => {
             let signed = Signed { request: row.new.id, attempt: attempt.clone() };
-            send::send(app, chain, &signed).await
+            send::send(app, &signed).await
         }
         None => Ok(()),
     }
@@ -310,9 +309,8 @@ async fn change(
         Amount::from(receipt.gas_used).checked_mul(Amount::from(receipt.effective_gas_price))
     });
     // A no-op moves nothing but its fee.
-    let no_op = receipt.as_ref().is_some_and(|receipt| {
-        attempts.iter().any(|it| it.is_no_op() && it.hash == Some(receipt.transaction_hash))
-    });
+    let no_op =
+        receipt.as_ref().is_some_and(|receipt| is_no_op(attempts, receipt.transaction_hash));
     let value_moved = receipt.as_ref().is_some_and(|receipt| receipt.success) && !no_op;
     let settlement = Settlement { value_moved, fee_paid, fee_from_value: no_op };
     let change = StatusChange {

@@ -65,7 +65,7 @@ pub async fn work(app: &App, chain: &ChainRuntime, address: Address) -> Result<I
             Allocated::Decided(request) => {
                 crate::failpoint!("lane.after_decided");
                 if let Some(signed) = sign::sign(app, request, 1).await? {
-                    send::send(app, chain, &signed).await?;
+                    send::send(app, &signed).await?;
                 }
             }
         }

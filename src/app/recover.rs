@@ -2,7 +2,7 @@
 //! keys prove themselves.
 
 use crate::app::{App, AppError, create_key, send, sign};
-use crate::core::id::{ChainId, RequestId};
+use crate::core::id::RequestId;
 use crate::ports::store::look;
 
 /// Signs what was decided and not signed, and sends what are transactions of ours. The same bytes with the
@@ -27,20 +27,7 @@ async fn one(app: &App, request: RequestId, number: i64) -> Result<(), AppError>
     let Some(signed) = sign::sign(app, request, number).await? else {
         return Ok(());
     };
-    let chain = chain_of(app, request).await?;
-    match chain.and_then(|id| app.chain_of(id)) {
-        Some(chain) => send::send(app, chain, &signed).await,
-        None => Ok(()),
-    }
-}
-
-/// The chain of a managed transaction; `None` for requests whose bytes are their caller's to send.
-async fn chain_of(app: &App, request: RequestId) -> Result<Option<ChainId>, AppError> {
-    let row = look(&*app.store, "transaction", move |unit| {
-        Box::pin(async move { unit.transaction(request).await })
-    })
-    .await?;
-    Ok(row.map(|row| row.new.intent.chain.id))
+    send::send(app, &signed).await
 }
 
 /// Finishes keys whose creation was interrupted, then enrolls every key. A key that cannot be used is told

@@ -4,20 +4,20 @@ use crate::app::sign::Signed;
 use crate::app::{App, AppError, ChainRuntime};
 use crate::ports::chain::Broadcast;
 use crate::ports::store::{End, Sent, look, unit};
+use std::sync::Arc;
 
-/// Hands the bytes to the nodes and records that it did. Whatever they answer, the transaction is followed
-/// from here on.
+/// Hands the bytes to the nodes of their chain and records that it did. Whatever they answer, the
+/// transaction is followed from here on. Bytes that are their caller's to send are not sent.
 ///
 /// # Errors
 /// When the store does not answer. The bytes may have been taken.
-pub async fn send(app: &App, chain: &ChainRuntime, signed: &Signed) -> Result<(), AppError> {
+pub async fn send(app: &App, signed: &Signed) -> Result<(), AppError> {
     let raw = signed.attempt.raw.as_ref();
     let raw = raw.ok_or_else(|| AppError::internal("an attempt without bytes cannot be sent"))?;
     crate::failpoint!("send.before_broadcast");
-    if !is_wanted(app, signed).await? {
-        tracing::info!(request = %signed.request, "not sent: a no-op is to take its nonce");
+    let Some(chain) = wanted_on(app, signed).await? else {
         return Ok(());
-    }
+    };
     let answer = chain.port.broadcast(raw).await;
     crate::failpoint!("send.after_broadcast");
     let (request, number) = (signed.request, signed.attempt.number);
@@ -50,15 +50,25 @@ pub async fn send(app: &App, chain: &ChainRuntime, signed: &Signed) -> Result<()
     Ok(())
 }
 
-/// What was asked is not sent any more once it was cancelled, however long its bytes have been on their way
-/// here.
-async fn is_wanted(app: &App, signed: &Signed) -> Result<bool, AppError> {
-    let (request, is_no_op) = (signed.request, signed.attempt.is_no_op());
+/// The chain to send it on; `None` where it is not ours to send. What was asked is not sent any more once
+/// it was cancelled, however long its bytes have been on their way here.
+async fn wanted_on<'a>(
+    app: &'a App,
+    signed: &Signed,
+) -> Result<Option<&'a Arc<ChainRuntime>>, AppError> {
+    let request = signed.request;
     let row = look(&*app.store, "transaction", move |unit| {
         Box::pin(async move { unit.transaction(request).await })
     })
     .await?;
-    Ok(row.is_some_and(|row| is_no_op || row.ending.is_none()))
+    let Some(row) = row else {
+        return Ok(None);
+    };
+    if row.ending.is_some() && !signed.attempt.is_no_op() {
+        tracing::info!(%request, "not sent: a no-op is to take its nonce");
+        return Ok(None);
+    }
+    Ok(app.chain_of(row.new.intent.chain.id))
 }
 
 fn sent(answer: Broadcast) -> Sent {

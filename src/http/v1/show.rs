@@ -3,7 +3,7 @@
 use crate::app::read::FullTransaction;
 use crate::core::key::OperatorKey;
 use crate::core::tx::state::Status;
-use crate::ports::store::{AttemptRow, DecisionSummary, MinedRow, SignatureRow};
+use crate::ports::store::{AttemptRow, DecisionSummary, MinedRow, SignatureRow, is_no_op};
 use serde_json::{Map, Value, json};
 
 /// A transaction.
@@ -34,9 +34,11 @@ pub fn transaction(full: &FullTransaction) -> Value {
     let mut optional = Map::new();
     if let Some(mined) = &row.mined {
         // Who reads `receipt.success` must not take a no-op for what was asked.
-        let is_it = |it: &&AttemptRow| it.hash == Some(mined.transaction_hash);
-        let is_no_op = full.attempts.iter().find(is_it).is_some_and(AttemptRow::is_no_op);
-        let name = if is_no_op { "no_op_receipt" } else { "receipt" };
+        let name = if is_no_op(&full.attempts, mined.transaction_hash) {
+            "no_op_receipt"
+        } else {
+            "receipt"
+        };
         optional.insert(name.to_owned(), receipt(mined));
     }
     if let Some(ending) = row.ending.filter(|_| row.status == Status::Cancelling) {

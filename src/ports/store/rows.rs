@@ -307,6 +307,12 @@ impl AttemptRow {
     }
 }
 
+/// Whether a hash is that of a no-op among these.
+#[must_use]
+pub fn is_no_op(attempts: &[AttemptRow], hash: B256) -> bool {
+    attempts.iter().any(|attempt| attempt.is_no_op() && attempt.hash == Some(hash))
+}
+
 /// A request for a signature that was just allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewSignatureRequest {
