@@ -29,6 +29,8 @@ pub struct ChainSettings {
     pub pace: Pace,
     /// How many transactions of a lane may have a nonce and not be mined.
     pub in_flight_max: i64,
+    /// Whether a request that its account cannot pay for now is refused instead of parked.
+    pub refuses_over_balance: bool,
 }
 
 /// A chain, its nodes, and readings of them that are kept for a moment.
@@ -44,6 +46,7 @@ pub struct ChainRuntime {
     balances: Mutex<HashMap<Address, (Timestamp, U256)>>,
     checked_lanes: Mutex<HashMap<Address, bool>>,
     foreign: Mutex<HashMap<RequestId, Timestamp>>,
+    final_seen: Mutex<Option<u64>>,
 }
 
 impl std::fmt::Debug for ChainRuntime {
@@ -65,6 +68,7 @@ impl ChainRuntime {
             balances: Mutex::default(),
             checked_lanes: Mutex::default(),
             foreign: Mutex::default(),
+            final_seen: Mutex::default(),
         }
     }
 
@@ -130,6 +134,18 @@ impl ChainRuntime {
     /// It does not say so (any more).
     pub fn not_foreign(&self, request: RequestId) {
         self.foreign.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
+    }
+
+    /// The newest final block that this process has been told of. Only for people.
+    #[must_use]
+    pub fn final_seen(&self) -> Option<u64> {
+        *self.final_seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers it.
+    pub fn saw_final(&self, number: Option<u64>) {
+        let mut seen = self.final_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = number.or(*seen);
     }
 
     /// Remembers that it has.

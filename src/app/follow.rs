@@ -2,7 +2,7 @@
 
 use crate::app::outbid::{Version, no_op_type, outbid};
 use crate::app::sign::Signed;
-use crate::app::{App, AppError, ChainRuntime, ChainSettings, chains, read, record, send};
+use crate::app::{App, AppError, ChainRuntime, ChainSettings, chains, read, record, send, waiting};
 use crate::core::amount::Amount;
 use crate::core::id::RequestId;
 use crate::core::time::Timestamp;
@@ -12,7 +12,8 @@ use crate::core::tx::step::{
 };
 use crate::ports::chain::{BlockAt, ChainError, Receipt};
 use crate::ports::store::{
-    AttemptRow, End, MinedRow, Sent, Settlement, StatusChange, TransactionRow, is_no_op, look, unit,
+    AttemptRow, End, MinedRow, Sent, Settlement, StatusChange, TransactionRow, Wait, is_no_op,
+    look, unit,
 };
 use alloy::primitives::Address;
 use std::collections::HashMap;
@@ -97,9 +98,11 @@ async fn follow_one(
     final_number: Option<u64>,
 ) -> Result<(), AppError> {
     let now = app.clock.now();
+    chain.saw_final(final_number);
     let nonce = row.nonce.ok_or_else(|| AppError::internal("an open transaction has no nonce"))?;
     let view = view(row, nonce, attempts, &chain.settings);
     let pace = chain.settings.pace;
+    let view = waiting::behind(app, row, view, nonce_latest, pace).await?;
     let looks_mined = nonce_latest > nonce || row.mined.is_some();
     let receipt = if looks_mined { inclusion(chain, attempts).await? } else { None };
     let overdue = attempts
@@ -172,6 +175,8 @@ pub(crate) fn view(
         not_after: row.new.intent.not_after,
         attempts: attempts.iter().map(view).collect(),
         mined_in: row.mined.as_ref().map(|mined| mined.block_hash),
+        blocks_others: false,
+        capped_since: row.waits.as_ref().filter(|it| it.code == Wait::AT_CAP).map(|it| it.since),
     }
 }
 

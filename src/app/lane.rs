@@ -2,7 +2,7 @@
 
 use crate::app::accept::summary;
 use crate::app::rejudge::{self, Rejudged};
-use crate::app::{App, AppError, ChainRuntime, chains, record, send, sign};
+use crate::app::{App, AppError, ChainRuntime, chains, record, send, sign, waiting};
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::{KeyId, RequestId};
@@ -41,6 +41,7 @@ pub enum Idle {
 enum Allocated {
     Decided(RequestId),
     Ended,
+    Unfunded(Box<TransactionRow>, String),
     NoRoom(LimitExceeded),
     Idle(Idle),
 }
@@ -57,6 +58,10 @@ pub async fn work(app: &App, chain: &ChainRuntime, address: Address) -> Result<I
                 return Ok(Idle::Halted(reason));
             }
             Allocated::Idle(idle) => return Ok(idle),
+            Allocated::Unfunded(row, detail) => {
+                waiting::unfunded(app, &row, detail, app.clock.now()).await?;
+                return Ok(Idle::Unfunded);
+            }
             Allocated::Ended => {
                 crate::failpoint!("lane.after_ended");
                 app.changed();
@@ -76,6 +81,8 @@ pub async fn work(app: &App, chain: &ChainRuntime, address: Address) -> Result<I
 #[derive(Debug, Clone)]
 struct Readings {
     market: Market,
+    /// The fee cap that a transaction must have to be mined in this market.
+    least_cap: u128,
     balance: U256,
     chain_nonce: Option<u64>,
     /// The second verdict, over this row, where the first is too old.
@@ -90,14 +97,18 @@ async fn allocate(
 ) -> Result<Allocated, AppError> {
     chains::verify(app, chain).await?;
     let id = chain.settings.id;
-    let waiting = look(&*app.store, "next_queued", move |unit| {
+    let first = look(&*app.store, "next_queued", move |unit| {
         Box::pin(async move { unit.next_queued(id, address).await })
     })
     .await?;
-    let Some(waiting) = waiting else {
+    let Some(first) = first else {
         return Ok(Allocated::Idle(Idle::Empty));
     };
     let now = app.clock.now();
+    let market = chain.market(now).await?;
+    let Some(waiting) = waiting::payable(app, chain, first, market.base_fee, now).await? else {
+        return Ok(Allocated::Idle(Idle::AboveCap));
+    };
     let chain_nonce = if chain.lane_is_checked(address) {
         None
     } else {
@@ -113,7 +124,8 @@ async fn allocate(
         None
     };
     let readings = Readings {
-        market: chain.market(now).await?,
+        least_cap: waiting::least_cap(chain, market.base_fee),
+        market,
         balance: chain.balance(address, now).await?,
         chain_nonce,
         rejudged,
@@ -178,8 +190,8 @@ async fn allocate_in(
             if flying >= settings.in_flight_max {
                 return Ok(End::Rollback(Allocated::Idle(Idle::Full)));
             }
-            let Some(row) = unit.next_queued(id, address).await? else {
-                return Ok(End::Rollback(Allocated::Idle(Idle::Empty)));
+            let Some(row) = unit.next_payable(id, address, readings.least_cap, now).await? else {
+                return Ok(End::Rollback(Allocated::Idle(Idle::AboveCap)));
             };
             if row.new.intent.not_after.is_some_and(|limit| now > limit) {
                 return expire(unit, &row, event_id, now).await;
@@ -273,11 +285,15 @@ async fn decide(
         unit.decide_again(*id, cap, &summary(&again.verdict), decision_json).await?;
     }
     if cap.max_fee < readings.market.base_fee {
-        return Ok(End::Rollback(Allocated::Idle(Idle::AboveCap)));
+        // The second decision has another cap: once it is stored, the next look passes over this row.
+        return Ok(match again {
+            Some(_) => End::Commit(Allocated::Idle(Idle::AboveCap)),
+            None => End::Rollback(Allocated::Idle(Idle::AboveCap)),
+        });
     }
     let fees = fee::first(&readings.market, cap, intent.tx_type);
-    if !is_funded(unit, lane, row, fees, readings.balance).await? {
-        return Ok(End::Rollback(Allocated::Idle(Idle::Unfunded)));
+    if let Some(detail) = shortage(unit, lane, row, fees, readings.balance).await? {
+        return Ok(End::Rollback(Allocated::Unfunded(Box::new(row.clone()), detail)));
     }
     let Some(nonce) = unit.take_nonce(lane, row, now).await? else {
         return Ok(End::Rollback(Allocated::Idle(Idle::Contended)));
@@ -315,19 +331,20 @@ pub(crate) fn new_attempt(
     })
 }
 
-/// Whether the account can pay for everything in flight and for this one, at the fees of now.
-async fn is_funded(
+/// What the account lacks to pay for everything in flight and for this one, at the fees of now.
+async fn shortage(
     unit: &mut dyn Unit,
     lane: &Lane,
     row: &TransactionRow,
     fees: Fees,
     balance: U256,
-) -> Result<bool, StoreError> {
+) -> Result<Option<String>, StoreError> {
     let flying = unit.owed(lane.chain, lane.address).await?;
     let total = flying.iter().chain([row]).try_fold(Amount::ZERO, |sum, row| {
         let intent = &row.new.intent;
         let fee = Amount::from(intent.gas).checked_mul(Amount::from(fees.max_fee))?;
         sum.checked_add(intent.value)?.checked_add(fee)
     });
-    Ok(total.is_some_and(|total| total.units() <= balance))
+    let is_funded = total.is_some_and(|total| total.units() <= balance);
+    Ok((!is_funded).then(|| waiting::shortage(total, Amount::new(balance))))
 }

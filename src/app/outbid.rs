@@ -60,7 +60,9 @@ pub async fn outbid(
         Version::Asked(_) => UnsignedTransaction::from_intent(&row.new.intent, nonce, fees),
         Version::NoOp(_) => UnsignedTransaction::no_op(no_op(chain, row).await, nonce, fees),
     };
-    let decision = decision(app, (row, attempts), version, &unsigned, instructed, now)?;
+    let failure = failure(chain, (row, attempts), version, now).await;
+    let (what, why) = ((version, &unsigned), (failure, instructed));
+    let decision = decision(app, (row, attempts), what, why, now)?;
     let number = decision.attempt.number;
     let decision = Arc::new(decision);
     let decided = unit(&*app.store, "decide_version", move |unit| {
@@ -85,9 +87,8 @@ pub async fn outbid(
 fn decision(
     app: &App,
     (row, attempts): (&TransactionRow, &[AttemptRow]),
-    version: Version,
-    unsigned: &UnsignedTransaction,
-    instructed: Option<EncodedLeaf>,
+    (version, unsigned): (Version, &UnsignedTransaction),
+    (failure, instructed): (Option<Failure>, Option<EncodedLeaf>),
     now: Timestamp,
 ) -> Result<Decision, AppError> {
     let last = attempts.last().map_or(0, |attempt| attempt.number);
@@ -99,7 +100,6 @@ fn decision(
             (attempt, leaf, None)
         }
         Version::NoOp(ending) => {
-            let failure = (ending == Ending::Failed).then(|| refused(attempts));
             let attempt = lane::new_attempt(row, unsigned, number, NO_OP, now)?;
             let why = record::no_op_decision(ending, failure.as_ref().or(row.failure.as_ref()));
             let leaf = record::decided(&attempt, &why)?;
@@ -132,6 +132,32 @@ async fn no_op(chain: &ChainRuntime, row: &TransactionRow) -> NoOp {
     };
     let tx_type = no_op_type(row, &chain.settings);
     NoOp { tx_type, chain: row.new.intent.chain.id, account, gas }
+}
+
+/// Why it fails, where it does.
+async fn failure(
+    chain: &ChainRuntime,
+    (row, attempts): (&TransactionRow, &[AttemptRow]),
+    version: Version,
+    now: Timestamp,
+) -> Option<Failure> {
+    match version {
+        Version::NoOp(Ending::Failed) => Some(refused(attempts)),
+        Version::NoOp(Ending::Outpriced) if row.ending.is_none() => {
+            let cap = row.new.fee_cap.at_most(chain.settings.cap).max_fee;
+            let base_fee = chain.market(now).await.map_or_else(
+                |_| "not known".to_owned(),
+                |market| format!("{} wei per gas", market.base_fee),
+            );
+            let since = row.waits.as_ref().map_or_else(String::new, |wait| wait.since.to_string());
+            let detail = format!(
+                "its fee cap is {cap} wei per gas and the base fee is {base_fee}: it was not mined, and \
+                 others of its account have waited behind it since {since}"
+            );
+            Some(Failure { code: "fee-cap-too-low".to_owned(), detail })
+        }
+        Version::NoOp(_) | Version::Asked(_) => None,
+    }
 }
 
 /// What the nodes said last.

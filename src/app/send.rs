@@ -18,7 +18,7 @@ pub async fn send(app: &App, signed: &Signed) -> Result<(), AppError> {
     let Some(chain) = wanted_on(app, signed).await? else {
         return Ok(());
     };
-    let answer = chain.port.broadcast(raw).await;
+    let (answer, told) = chain.port.broadcast_told(raw).await;
     crate::failpoint!("send.after_broadcast");
     let (request, number) = (signed.request, signed.attempt.number);
     match &answer {
@@ -39,9 +39,9 @@ pub async fn send(app: &App, signed: &Signed) -> Result<(), AppError> {
     let at = app.clock.now();
     let sent = sent(answer);
     unit(&*app.store, "mark_sent", move |unit| {
-        let sent = sent.clone();
+        let (sent, told) = (sent.clone(), told.clone());
         Box::pin(async move {
-            unit.mark_sent(request, number, &sent, at).await?;
+            unit.mark_sent(request, number, &sent, &told, at).await?;
             Ok(End::Commit(()))
         })
     })
@@ -77,6 +77,7 @@ fn sent(answer: Broadcast) -> Sent {
         Broadcast::Refused(why) => Sent::Refused(why),
         Broadcast::InsufficientFunds => Sent::Unfunded,
         Broadcast::Ambiguous(_) => Sent::Unknown,
-        Broadcast::NonceTooLow | Broadcast::Underpriced => Sent::Idle,
+        Broadcast::Underpriced => Sent::Underpriced,
+        Broadcast::NonceTooLow => Sent::Idle,
     }
 }

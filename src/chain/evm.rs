@@ -4,7 +4,7 @@
 //! when it has none); a read that takes several calls makes them all on one node. Sends go to every node
 //! at once.
 
-use super::classify::combine;
+use super::classify::{bounded, combine};
 use super::node::{Fault, Node};
 use super::wire::{self, WireReceipt};
 use crate::core::id::ChainId;
@@ -205,12 +205,18 @@ async fn receipt_on(node: &Node, hash: B256) -> Result<Option<Receipt>, Fault> {
     }
 }
 
-async fn send_on(node: Node, raw: Bytes) -> Broadcast {
+/// What it means, and what the node said.
+async fn send_on(node: Node, raw: Bytes) -> (Broadcast, String) {
+    let place = node.place;
     match node.call::<_, B256>("eth_sendRawTransaction", (raw,)).await {
-        Ok(_) => Broadcast::Accepted,
-        Err(Fault::Said(error)) => error.broadcast(),
+        Ok(_) => (Broadcast::Accepted, format!("node {place}: taken")),
+        Err(Fault::Said(error)) => {
+            let said = format!("node {place}: {}", bounded(&error.message));
+            (error.broadcast(), said)
+        }
         Err(Fault::Silent { detail, .. } | Fault::Unreadable(detail)) => {
-            Broadcast::Ambiguous(format!("node {}: {detail}", node.place))
+            let said = format!("node {place}: {detail}");
+            (Broadcast::Ambiguous(said.clone()), said)
         }
     }
 }
@@ -322,8 +328,13 @@ impl Chain for EvmChain {
     }
 
     async fn broadcast(&self, raw: &Bytes) -> Broadcast {
+        self.broadcast_told(raw).await.0
+    }
+
+    async fn broadcast_told(&self, raw: &Bytes) -> (Broadcast, String) {
         let sends = self.nodes.iter().map(|node| send_on(node.clone(), raw.clone()));
-        combine(join_all(sends).await)
+        let (answers, said): (Vec<_>, Vec<_>) = join_all(sends).await.into_iter().unzip();
+        (combine(answers), said.join("; "))
     }
 }
 

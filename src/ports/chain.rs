@@ -166,4 +166,9 @@ pub trait Chain: Send + Sync {
 
     /// Sends signed bytes to every node. Sending the same bytes twice is harmless.
     async fn broadcast(&self, raw: &Bytes) -> Broadcast;
+
+    /// As [`Self::broadcast`], with what each node said, by its place in the configuration, for people.
+    async fn broadcast_told(&self, raw: &Bytes) -> (Broadcast, String) {
+        (self.broadcast(raw).await, String::new())
+    }
 }

@@ -17,14 +17,17 @@
 mod support {
     pub mod fault_proxy;
     pub mod invariants;
+    pub mod pkcs11_faults;
     pub mod server;
     pub mod services;
 }
 
 mod broken;
+mod caps;
 mod crashes;
 mod doubles;
 mod fees;
+mod hsm;
 mod nodes;
 mod points;
 mod pools;

@@ -78,5 +78,5 @@ where
     let done = tokio::spawn(async move { work(&app, &said).await });
     done.await.map_err(Problem::internal)??;
     let found = reading::transaction(&state.app, id, None).await?;
-    Ok(Json(show::transaction(&found)))
+    Ok(Json(show::story(&state.app, &found).await))
 }

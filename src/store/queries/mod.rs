@@ -14,6 +14,7 @@ mod signatures;
 mod spend;
 mod statement;
 mod unit;
+mod waits;
 
 pub(super) use statement::Tx;
 
@@ -23,8 +24,17 @@ use crate::ports::store::{Store, StoreError, look};
 /// Every statement, for the test that prepares them.
 #[cfg(test)]
 pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
-    [attempts::ALL, audit::ALL, keys::ALL, lanes::ALL, requests::ALL, signatures::ALL, spend::ALL]
-        .concat()
+    [
+        attempts::ALL,
+        audit::ALL,
+        keys::ALL,
+        lanes::ALL,
+        requests::ALL,
+        signatures::ALL,
+        spend::ALL,
+        waits::ALL,
+    ]
+    .concat()
 }
 
 /// A database of ours says so in `meta`.

@@ -41,7 +41,8 @@ statements! {
         mined_number = $6, mined_gas_used = $7, mined_price = $8, mined_success = $9, \
         failure_code = COALESCE($10, failure_code), \
         failure_detail = COALESCE($11, failure_detail), updated_at = $12, \
-        ending = COALESCE($13, ending), version = version + 1 \
+        ending = COALESCE($13, ending), waits_code = NULL, waits_detail = NULL, \
+        waits_since = NULL, version = version + 1 \
         WHERE id = $1 AND version = $2";
     TOUCH = "UPDATE transactions SET version = version + 1 WHERE id = $1 AND version = $2";
     DECIDE_AGAIN = "UPDATE transactions SET cap_fee = $2, cap_tip = $3, outcome = $4, bundle = $5, \
