@@ -1,6 +1,6 @@
 //! Send stored bytes. Ambiguous means sent: the same bytes again, never a new nonce.
 
-use crate::app::sign::Signed;
+use crate::app::sign::{Signed, is_over};
 use crate::app::{App, AppError, ChainRuntime};
 use crate::ports::chain::Broadcast;
 use crate::ports::store::{End, Sent, look, unit};
@@ -51,7 +51,7 @@ pub async fn send(app: &App, signed: &Signed) -> Result<(), AppError> {
 }
 
 /// The chain to send it on; `None` where it is not ours to send. What was asked is not sent any more once
-/// it was cancelled, however long its bytes have been on their way here.
+/// it was cancelled or its time is over, however long its bytes have been on their way here.
 async fn wanted_on<'a>(
     app: &'a App,
     signed: &Signed,
@@ -64,7 +64,7 @@ async fn wanted_on<'a>(
     let Some(row) = row else {
         return Ok(None);
     };
-    if row.ending.is_some() && !signed.attempt.is_no_op() {
+    if is_over(&row, &signed.attempt, app.clock.now()) {
         tracing::info!(%request, "not sent: a no-op is to take its nonce");
         return Ok(None);
     }

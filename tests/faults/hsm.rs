@@ -4,6 +4,8 @@ use crate::stage::{MINED, Stage, attempts, id, is};
 use crate::support::pkcs11_faults::Pkcs11Faults;
 use crate::support::server::{ETHER, LIMIT, payout};
 use crate::support::services::poll_until;
+use claviger::ports::clock::Clock;
+use claviger::system::SystemClock;
 use serde_json::Value;
 
 #[tokio::test]
@@ -57,13 +59,12 @@ async fn t24_an_hsm_error_after_the_nonce_keeps_the_nonce_until_the_hsm_is_back(
 
 #[tokio::test]
 async fn what_the_hsm_has_not_signed_by_its_deadline_is_filled_by_a_no_op_and_the_lane_goes_on() {
-    use claviger::ports::clock::Clock;
     let stage = Stage::new().await;
     let faults = Pkcs11Faults::new();
     let (server, address) = stage.open(&faults.envs()).await;
     faults.set("C_SignInit CKR_DEVICE_REMOVED");
     let mut body = payout(ETHER);
-    let deadline = claviger::system::SystemClock.now().plus_millis(3_000);
+    let deadline = SystemClock.now().plus_millis(3_000);
     body["not_after"] = deadline.to_string().into();
     let dated = id(&stage.ask(&server, "dated", &body).await);
     let next = id(&stage.ask(&server, "next", &payout(ETHER)).await);
@@ -82,5 +83,30 @@ async fn what_the_hsm_has_not_signed_by_its_deadline_is_filled_by_a_no_op_and_th
     assert!(is(&done, MINED) && done["nonce"] == "1", "{done:#}");
     stage.finish(&server, &next).await;
     assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (2, 1));
+    stage.check().await;
+}
+
+#[tokio::test]
+async fn what_the_hsm_signs_after_the_deadline_is_thrown_away_and_never_sent() {
+    let stage = Stage::new().await;
+    let faults = Pkcs11Faults::new();
+    let (server, _) = stage.open(&faults.envs()).await;
+    faults.set("C_Sign WAIT");
+    let mut body = payout(ETHER);
+    let deadline = SystemClock.now().plus_millis(3_000);
+    body["not_after"] = deadline.to_string().into();
+    let dated = id(&stage.ask(&server, "dated", &body).await);
+    assert!(SystemClock.now() < deadline && faults.count() > 0, "it is in the HSM in time");
+    poll_until(LIMIT, "its time is over", async || (SystemClock.now() > deadline).then_some(()))
+        .await;
+    faults.clear();
+    let ended = poll_until(LIMIT, "it has expired", async || {
+        stage.anvil.mine(1).await;
+        let found = server.read(&dated).await;
+        is(&found, &["expired"]).then_some(found)
+    })
+    .await;
+    assert_eq!((&ended["attempts"][0]["state"], attempts(&ended).len()), (&"decided".into(), 1));
+    assert_eq!((stage.proxy.sent().len(), stage.paid().await), (1, 0), "its no-op, and that once");
     stage.check().await;
 }

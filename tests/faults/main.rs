@@ -34,4 +34,5 @@ mod pools;
 mod proxy;
 mod reorgs;
 mod stage;
+mod story;
 mod winners;

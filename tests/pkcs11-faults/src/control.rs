@@ -8,8 +8,9 @@ use cryptoki_sys::{
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 const NAMES: [(&str, CK_RV); 9] = [
     ("CKR_DEVICE_ERROR", CKR_DEVICE_ERROR),
@@ -32,43 +33,70 @@ struct Used {
 
 static USED: Mutex<Option<Used>> = Mutex::new(None);
 
+/// How long a call that waits sleeps between two looks at the file.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// What a line does to a call.
+#[derive(Clone, Copy)]
+enum Fault {
+    Answer(CK_RV),
+    Wait,
+}
+
 /// What this call answers instead of being made; `None` if it is to be made. A line that cannot be read
 /// makes every call fail: a test must not pass because its fault never came.
 pub fn fault(function: &str) -> Option<CK_RV> {
     let control = PathBuf::from(std::env::var_os("PKCS11_FAULTS_CONTROL")?);
-    let text = std::fs::read_to_string(&control).ok()?;
+    let (fault, line) = found(function, &control)?;
+    tell(&control, &line);
+    match fault {
+        Fault::Answer(answer) => Some(answer),
+        Fault::Wait => {
+            while std::fs::read_to_string(&control).is_ok_and(|text| text.contains(&line)) {
+                std::thread::sleep(PAUSE);
+            }
+            None
+        }
+    }
+}
+
+/// The first line that says something of this call, if it is not used up.
+fn found(function: &str, control: &Path) -> Option<(Fault, String)> {
+    let text = std::fs::read_to_string(control).ok()?;
     let mut used = USED.lock().unwrap_or_else(PoisonError::into_inner);
     let used = used.get_or_insert_default();
     if used.text != text {
         *used = Used { text: text.clone(), times: HashMap::new() };
     }
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let Some((name, answer, most)) = read(line) else {
-            return Some(CKR_GENERAL_ERROR);
+        let Some((name, fault, most)) = read(line) else {
+            return Some((Fault::Answer(CKR_GENERAL_ERROR), line.to_owned()));
         };
         let times = used.times.entry(number).or_default();
         if name == function && most.is_none_or(|most| *times < most) {
             *times += 1;
-            tell(control, line);
-            return Some(answer);
+            return Some((fault, line.to_owned()));
         }
     }
     None
 }
 
-fn read(line: &str) -> Option<(&str, CK_RV, Option<u64>)> {
+fn read(line: &str) -> Option<(&str, Fault, Option<u64>)> {
     let mut words = line.split_whitespace();
     let (function, name) = (words.next()?, words.next()?);
-    let answer = NAMES.iter().find(|(known, _)| *known == name).map(|(_, answer)| *answer)?;
+    let fault = match name {
+        "WAIT" => Fault::Wait,
+        _ => NAMES.iter().find(|(known, _)| *known == name).map(|it| Fault::Answer(it.1))?,
+    };
     let most = match words.next() {
         None => None,
         Some(count) => Some(count.parse().ok()?),
     };
-    words.next().is_none().then_some((function, answer, most))
+    words.next().is_none().then_some((function, fault, most))
 }
 
-fn tell(control: PathBuf, line: &str) {
-    let mut log = control.into_os_string();
+fn tell(control: &Path, line: &str) {
+    let mut log = control.as_os_str().to_owned();
     log.push(".log");
     let opened: std::io::Result<File> = OpenOptions::new().create(true).append(true).open(log);
     if let Ok(mut log) = opened {

@@ -4,6 +4,7 @@
 //! ```text
 //! C_Sign CKR_DEVICE_ERROR        each call fails, until the line is gone
 //! C_SignInit CKR_HOST_MEMORY 3   the next three calls fail
+//! C_Sign WAIT                    each call waits until the line is gone, and is then made
 //! ```
 //!
 //! The file is read at each call; counts begin anew when its text changes. Every fault is told as a line of
