@@ -47,8 +47,10 @@ async fn cancel(server: &Server, id: &str) -> Answer {
     intervene(server, Role::Operator, id, "cancel").await
 }
 
+/// The attempts that are signed.
 fn attempts(tx: &Value) -> Vec<Value> {
-    tx["attempts"].as_array().unwrap().clone()
+    let all = tx["attempts"].as_array().unwrap().iter();
+    all.filter(|attempt| attempt["hash"].is_string()).cloned().collect()
 }
 
 fn number(value: &Value, field: &str) -> u128 {

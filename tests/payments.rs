@@ -50,8 +50,10 @@ fn decoded(raw: &str) -> (String, TypedTransaction) {
     (format!("{sender:?}"), tx)
 }
 
+/// The attempts that are signed.
 fn attempts(tx: &Value) -> Vec<Value> {
-    tx["attempts"].as_array().unwrap().clone()
+    let all = tx["attempts"].as_array().unwrap().iter();
+    all.filter(|attempt| attempt["hash"].is_string()).cloned().collect()
 }
 
 async fn stored(setup: &SetUp, id: &str) -> (TransactionRow, Vec<AttemptRow>) {

@@ -17,12 +17,13 @@ use crate::core::policy::{
 };
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
+use crate::core::tx::fee;
 use crate::ports::chain::{BlockAt, BlockId, CallRequest, ChainError};
 use crate::ports::store::{
     Bound, DecisionSummary, End, KeyBinding, LimitExceeded, NewTransaction, StoreError, Suspension,
     TransactionRow, look, unit,
 };
-use alloy::primitives::{Address, B256, Bytes};
+use alloy::primitives::{Address, B256, Bytes, U256};
 use std::sync::Arc;
 
 /// A caller's request for a transaction, parsed.
@@ -177,13 +178,34 @@ async fn mineable(
     if let Intent::Transaction(intent) = &request.intent {
         admissible(intent)?;
     }
-    let cap = verdict.fee_cap.map_or(0, |cap| cap.max_fee);
-    let base = chain.market(now).await?.base_fee;
-    if cap >= base {
-        return Ok(());
+    let cap = verdict.fee_cap.unwrap_or(Fees { max_fee: 0, max_priority_fee: 0 });
+    let market = chain.market(now).await?;
+    if cap.max_fee < market.base_fee {
+        let (cap, base) = (cap.max_fee, market.base_fee);
+        let why =
+            format!("the cap of {cap} wei is below the base fee, {base} wei: it cannot be mined");
+        return Err(AppError::invalid("max_fee_per_gas", why));
     }
-    let why = format!("the cap of {cap} wei is below the base fee, {base} wei: it cannot be mined");
-    Err(AppError::invalid("max_fee_per_gas", why))
+    match &request.intent {
+        Intent::Transaction(intent) if chain.settings.refuses_over_balance => {
+            let fees = fee::first(&market, cap, intent.tx_type);
+            let balance = chain.balance(request.address, now).await?;
+            affordable(intent, fees.max_fee, Amount::new(balance))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the account can pay for this request alone, at the fees of now.
+fn affordable(intent: &TransactionIntent, price: u128, balance: Amount) -> Result<(), AppError> {
+    let fee = Amount::from(intent.gas).checked_mul(Amount::from(price));
+    match fee.and_then(|fee| fee.checked_add(intent.value)) {
+        Some(needed) if needed <= balance => Ok(()),
+        needed => Err(AppError::InsufficientBalance {
+            needed: needed.unwrap_or(Amount::new(U256::MAX)),
+            balance,
+        }),
+    }
 }
 
 /// An event answers one request.

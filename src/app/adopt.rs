@@ -87,7 +87,7 @@ pub(crate) async fn adopt(
         return Err(StoreError::Contended);
     }
     unit.append_leaf(&record::signed(&signed, &attempt.digest)?).await?;
-    unit.mark_sent(row.new.id, number, &Sent::Accepted, now).await
+    unit.mark_sent(row.new.id, number, &Sent::Accepted, "found in a block", now).await
 }
 
 /// Gives a queued request the nonce of what is on the chain for it, and the attempt. `false` if it changed

@@ -32,6 +32,8 @@ pub struct ChainSettings {
     pub in_flight_max: i64,
     /// How many nodes must say the same, where none contradicts, before an end is told.
     pub agree: usize,
+    /// Whether a request that its account cannot pay for now is refused instead of parked.
+    pub refuses_over_balance: bool,
 }
 
 /// A chain, its nodes, and readings of them that are kept for a moment.
@@ -49,6 +51,7 @@ pub struct ChainRuntime {
     foreign: Mutex<HashMap<RequestId, Timestamp>>,
     /// What was found out lately about its final blocks.
     pub(crate) finality: FinalityKept,
+    final_seen: Mutex<Option<u64>>,
 }
 
 impl std::fmt::Debug for ChainRuntime {
@@ -71,6 +74,7 @@ impl ChainRuntime {
             checked_lanes: Mutex::default(),
             foreign: Mutex::default(),
             finality: FinalityKept::default(),
+            final_seen: Mutex::default(),
         }
     }
 
@@ -136,6 +140,18 @@ impl ChainRuntime {
     /// It does not say so (any more).
     pub fn not_foreign(&self, request: RequestId) {
         self.foreign.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
+    }
+
+    /// The newest final block that this process has been told of. Only for people.
+    #[must_use]
+    pub fn final_seen(&self) -> Option<u64> {
+        *self.final_seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers it.
+    pub fn saw_final(&self, number: Option<u64>) {
+        let mut seen = self.final_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = number.or(*seen);
     }
 
     /// Remembers that it has.

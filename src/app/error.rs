@@ -1,6 +1,7 @@
 //! Why a use case refused or failed. Typed, so that the doors can tell callers exactly what they may
 //! know.
 
+use crate::core::amount::Amount;
 use crate::core::id::RequestId;
 use crate::core::policy::Reason;
 use crate::ports::chain::ChainError;
@@ -35,6 +36,14 @@ pub enum AppError {
     /// The account's nonces are given by Claviger.
     #[error("the nonces of this account are managed here")]
     NonceManaged,
+    /// The account cannot pay for it, and this chain parks no such requests.
+    #[error("needs {needed} wei, the account has {balance} wei")]
+    InsufficientBalance {
+        /// Value and fee, in wei.
+        needed: Amount,
+        /// What there is, in wei.
+        balance: Amount,
+    },
     /// Policy refuses.
     #[error("policy refuses the request")]
     Denied(Vec<Reason>),

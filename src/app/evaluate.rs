@@ -8,9 +8,10 @@ use crate::app::{App, AppError, record};
 use crate::core::id::RequestId;
 use crate::core::intent::Intent;
 use crate::core::key::NonceMode;
+use crate::core::policy::verdict::EventUse;
 use crate::core::policy::{Charge, Outcome, PolicyRequest, Reason, Verdict};
 use crate::core::time::Timestamp;
-use crate::ports::store::{End, LimitExceeded, LimitUse, StoreError, Unit, look, unit};
+use crate::ports::store::{LimitExceeded, LimitUse, StoreError, Unit, look};
 use alloy::primitives::Address;
 use std::sync::Arc;
 
@@ -68,7 +69,6 @@ pub async fn evaluate(app: &App, command: EvaluateCommand) -> Result<Evaluation,
         let (outcome, reasons) = (verdict.outcome, verdict.reasons.clone());
         return Ok(Evaluation { outcome, verdict, reasons, limits: Vec::new(), address });
     }
-    unused(app, &request, &verdict).await?;
     let uses = room(app, &request, &verdict, now).await?;
     let limits: Vec<(Charge, LimitUse)> = verdict.charges.iter().cloned().zip(uses).collect();
     let full = limits.iter().filter(|(_, found)| !found.fits);
@@ -87,7 +87,8 @@ fn window_reason(charge: &Charge, found: &LimitUse) -> Reason {
     })
 }
 
-/// What the windows hold now. Versions of one nonce share what is held, as at the real door.
+/// What the windows hold now, if the event that the request answers is free. Versions of one nonce share
+/// what is held, and their event, as at the real door.
 async fn room(
     app: &App,
     request: &PolicyRequest,
@@ -95,56 +96,45 @@ async fn room(
     now: Timestamp,
 ) -> Result<Vec<LimitUse>, AppError> {
     // Without a nonce of the caller's, the request would be a new owner, who holds nothing.
-    let owner = shared_owner(request).unwrap_or_default();
-    let asked = Arc::new((owner, verdict.charges.clone()));
+    let asked =
+        Arc::new((shared_owner(request), verdict.charges.clone(), verdict.event_use.clone()));
     let lane = match &request.intent {
         Intent::Transaction(tx) if tx.nonce.is_some() => Some((tx.chain.id, request.address)),
         Intent::Transaction(_) | Intent::Message { .. } | Intent::TypedData { .. } => None,
     };
-    let (mode, uses) = look(&*app.store, "evaluate", move |unit| {
+    let (other, mode, uses) = look(&*app.store, "evaluate", move |unit| {
         let asked = asked.clone();
         Box::pin(async move {
+            let (owner, charges, event) = &*asked;
+            let other = match event {
+                Some(event) => another(unit, event, owner.as_deref()).await?,
+                None => None,
+            };
             let lane = match lane {
                 Some((chain, address)) => unit.lane(chain, address).await?,
                 None => None,
             };
-            let (owner, charges) = &*asked;
-            Ok((lane.map(|lane| lane.mode), unit.room(owner, charges, now).await?))
+            let uses = unit.room(owner.as_deref().unwrap_or_default(), charges, now).await?;
+            Ok((other, lane.map(|lane| lane.mode), uses))
         })
     })
     .await?;
+    if let Some(other) = other {
+        return Err(event_used(other));
+    }
     if mode.is_some_and(|mode| mode != NonceMode::External) {
         return Err(AppError::NonceManaged);
     }
     Ok(uses)
 }
 
-/// Whether the event that the request answers is free. The claim is tried, and never kept.
-async fn unused(app: &App, request: &PolicyRequest, verdict: &Verdict) -> Result<(), AppError> {
-    let Some(event) = verdict.event_use.clone() else {
-        return Ok(());
-    };
-    let id = RequestId::new(app.entropy.uuid());
-    let tried = Arc::new((event, shared_owner(request)));
-    let other = unit(&*app.store, "evaluate_event", move |unit| {
-        let tried = tried.clone();
-        Box::pin(async move {
-            let (event, owner) = &*tried;
-            let other = unit.claim_event(event, id).await?;
-            Ok(End::Rollback(another(unit, other, owner.as_deref()).await?))
-        })
-    })
-    .await?;
-    other.map_or(Ok(()), |other| Err(event_used(other)))
-}
-
 /// The request that has the event, unless it is another version of the same nonce.
 async fn another(
     unit: &mut dyn Unit,
-    other: Option<RequestId>,
+    event: &EventUse,
     owner: Option<&str>,
 ) -> Result<Option<RequestId>, StoreError> {
-    let Some(other) = other else {
+    let Some(other) = unit.claimed_by(event).await? else {
         return Ok(None);
     };
     let same = owner.is_some() && same_owner(unit, other, owner).await?;

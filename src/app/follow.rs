@@ -5,6 +5,7 @@ use crate::app::outbid::{Version, no_op_type, outbid};
 use crate::app::sign::Signed;
 use crate::app::{
     App, AppError, ChainRuntime, ChainSettings, chains, finality, lease, read, record, send,
+    waiting,
 };
 use crate::core::amount::Amount;
 use crate::core::id::RequestId;
@@ -15,7 +16,8 @@ use crate::core::tx::step::{
 };
 use crate::ports::chain::{BlockId, Claim, Found, Receipt, Sought};
 use crate::ports::store::{
-    AttemptRow, End, Lease, MinedRow, Sent, Settlement, StatusChange, TransactionRow, look,
+    AttemptRow, End, Lease, MinedRow, Sent, Settlement, StatusChange, TransactionRow, Wait,
+    is_no_op, look,
 };
 use std::sync::Arc;
 
@@ -93,9 +95,11 @@ async fn follow_one(
     mut look: RowLook,
 ) -> Result<(), AppError> {
     let now = app.clock.now();
+    chain.saw_final(look.last_final.map(|block| block.number));
     let nonce = row.nonce.ok_or_else(|| AppError::internal("an open transaction has no nonce"))?;
     let view = view(row, nonce, attempts, &chain.settings);
     let pace = chain.settings.pace;
+    let view = waiting::behind(app, row, view, look.nonce_latest, pace).await?;
     let signed_at = attempts.last().and_then(|last| last.signed_at);
     let waited = |ms: i64| signed_at.is_some_and(|at| now.since(at) >= ms);
     let is_overdue = look.nonce_latest == nonce && waited(pace.resend_after_ms);
@@ -188,6 +192,8 @@ pub(crate) fn view(
         not_after: row.new.intent.not_after,
         attempts: attempts.iter().map(view).collect(),
         mined_in: row.mined.as_ref().map(|mined| mined.block_hash),
+        blocks_others: false,
+        capped_since: row.waits.as_ref().filter(|it| it.code == Wait::AT_CAP).map(|it| it.since),
     }
 }
 
@@ -202,11 +208,11 @@ async fn perform(
 ) -> Result<(), AppError> {
     match due {
         Step::Wait => Ok(()),
-        Step::Rebroadcast(number) => resend(app, chain, row, attempts, number).await,
+        Step::Rebroadcast(number) => resend(app, row, attempts, number).await,
         Step::AtCap(number) => {
             tracing::warn!(request = %row.new.id, "not mined, and its fees are at the cap");
             metrics::counter!("claviger_attempts_total", "kind" => "at_cap").increment(1);
-            resend(app, chain, row, attempts, number).await
+            resend(app, row, attempts, number).await
         }
         Step::Replace(fees) => {
             let version = Version::Asked("replacement");
@@ -226,7 +232,7 @@ async fn perform(
             let reopened = change(app, lease, (row, attempts), status, None).await?;
             let newest = sendable(app.clock.now(), view, chain.settings.pace);
             match newest.filter(|_| reopened) {
-                Some(attempt) => resend(app, chain, row, attempts, attempt.number).await,
+                Some(attempt) => resend(app, row, attempts, attempt.number).await,
                 None => Ok(()),
             }
         }
@@ -243,7 +249,6 @@ async fn perform(
 
 async fn resend(
     app: &App,
-    chain: &ChainRuntime,
     row: &TransactionRow,
     attempts: &[AttemptRow],
     number: i64,
@@ -252,7 +257,7 @@ async fn resend(
     match found {
         Some(attempt) => {
             let signed = Signed { request: row.new.id, attempt: attempt.clone() };
-            send::send(app, chain, &signed).await
+            send::send(app, &signed).await
         }
         None => Ok(()),
     }
@@ -274,9 +279,8 @@ async fn change(
         Amount::from(receipt.gas_used).checked_mul(Amount::from(receipt.effective_gas_price))
     });
     // A no-op moves nothing but its fee.
-    let no_op = receipt.as_ref().is_some_and(|receipt| {
-        attempts.iter().any(|it| it.is_no_op() && it.hash == Some(receipt.transaction_hash))
-    });
+    let no_op =
+        receipt.as_ref().is_some_and(|receipt| is_no_op(attempts, receipt.transaction_hash));
     let value_moved = receipt.as_ref().is_some_and(|receipt| receipt.success) && !no_op;
     let settlement = Settlement { value_moved, fee_paid, fee_from_value: no_op };
     let change = StatusChange {

@@ -3,7 +3,7 @@
 use crate::app::accept::summary;
 use crate::app::rejudge::{self, Rejudged};
 use crate::app::{
-    App, AppError, ChainRuntime, chains, finality, lease, record, send, sign, suspension,
+    App, AppError, ChainRuntime, chains, finality, lease, record, send, sign, suspension, waiting,
 };
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::UnsignedTransaction;
@@ -45,6 +45,7 @@ pub enum Idle {
 enum Allocated {
     Decided(RequestId),
     Ended(RequestId),
+    Unfunded(Box<TransactionRow>, String),
     NoRoom(LimitExceeded),
     Idle(Idle),
 }
@@ -65,6 +66,10 @@ pub async fn work(app: &App, chain: &ChainRuntime, address: Address) -> Result<I
                 return Ok(Idle::Halted(reason));
             }
             Allocated::Idle(idle) => return Ok(idle),
+            Allocated::Unfunded(row, detail) => {
+                waiting::unfunded(app, &row, detail, app.clock.now()).await?;
+                return Ok(Idle::Unfunded);
+            }
             Allocated::Ended(request) => {
                 crate::failpoint!("lane.after_ended");
                 app.changed_one(request);
@@ -73,7 +78,7 @@ pub async fn work(app: &App, chain: &ChainRuntime, address: Address) -> Result<I
             Allocated::Decided(request) => {
                 crate::failpoint!("lane.after_decided");
                 if let Some(signed) = sign::sign(app, request, 1).await? {
-                    send::send(app, chain, &signed).await?;
+                    send::send(app, &signed).await?;
                 }
             }
         }
@@ -84,6 +89,8 @@ pub async fn work(app: &App, chain: &ChainRuntime, address: Address) -> Result<I
 #[derive(Debug, Clone)]
 struct Readings {
     market: Market,
+    /// The fee cap that a transaction must have to be mined in this market.
+    least_cap: u128,
     balance: U256,
     chain_nonce: Option<u64>,
     /// The second verdict, over this row, where the first is too old.
@@ -97,7 +104,7 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
     if let Some(reason) = finality::stands_still(app, chain).await? {
         return Ok(Allocated::Idle(Idle::Halted(reason)));
     }
-    let (suspension, waiting) = look(&*app.store, "next_queued", move |unit| {
+    let (suspension, first) = look(&*app.store, "next_queued", move |unit| {
         Box::pin(
             async move { Ok((unit.suspension().await?, unit.next_queued(id, address).await?)) },
         )
@@ -106,10 +113,14 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
     if let Some(why) = suspension {
         return Ok(Allocated::Idle(Idle::Halted(why.reason)));
     }
-    let Some(waiting) = waiting else {
+    let Some(first) = first else {
         return Ok(Allocated::Idle(Idle::Empty));
     };
     let now = app.clock.now();
+    let market = chain.market(now).await?;
+    let Some(waiting) = waiting::payable(app, chain, first, market.base_fee, now).await? else {
+        return Ok(Allocated::Idle(Idle::AboveCap));
+    };
     let chain_nonce = if chain.lane_is_checked(address) {
         None
     } else {
@@ -125,7 +136,8 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
         None
     };
     let readings = Readings {
-        market: chain.market(now).await?,
+        least_cap: waiting::least_cap(chain, market.base_fee),
+        market,
         balance: chain.balance(address, now).await?,
         chain_nonce,
         rejudged,
@@ -201,8 +213,8 @@ async fn allocate_in(
             if flying >= settings.in_flight_max {
                 return Ok(End::Rollback(Allocated::Idle(Idle::Full)));
             }
-            let Some(row) = unit.next_queued(id, address).await? else {
-                return Ok(End::Rollback(Allocated::Idle(Idle::Empty)));
+            let Some(row) = unit.next_payable(id, address, readings.least_cap, now).await? else {
+                return Ok(End::Rollback(Allocated::Idle(Idle::AboveCap)));
             };
             decide(unit, &lane, &row, &readings, settings.cap, event_id, now).await
         })
@@ -293,11 +305,15 @@ async fn decide(
         unit.decide_again(*id, cap, &summary(&again.verdict), decision_json).await?;
     }
     if cap.max_fee < readings.market.base_fee {
-        return Ok(End::Rollback(Allocated::Idle(Idle::AboveCap)));
+        // The second decision has another cap: once it is stored, the next look passes over this row.
+        return Ok(match again {
+            Some(_) => End::Commit(Allocated::Idle(Idle::AboveCap)),
+            None => End::Rollback(Allocated::Idle(Idle::AboveCap)),
+        });
     }
     let fees = fee::first(&readings.market, cap, intent.tx_type);
-    if !is_funded(unit, lane, row, fees, readings.balance).await? {
-        return Ok(End::Rollback(Allocated::Idle(Idle::Unfunded)));
+    if let Some(detail) = shortage(unit, lane, row, fees, readings.balance).await? {
+        return Ok(End::Rollback(Allocated::Unfunded(Box::new(row.clone()), detail)));
     }
     let Some(nonce) = unit.take_nonce(lane, row, now).await? else {
         return Ok(End::Rollback(Allocated::Idle(Idle::Contended)));
@@ -335,15 +351,15 @@ pub(crate) fn new_attempt(
     })
 }
 
-/// Whether the account can pay for this one at these fees, and for everything in flight at what each has
+/// What the account lacks to pay for this one at these fees, and for everything in flight at what each has
 /// offered.
-async fn is_funded(
+async fn shortage(
     unit: &mut dyn Unit,
     lane: &Lane,
     row: &TransactionRow,
     fees: Fees,
     balance: U256,
-) -> Result<bool, StoreError> {
+) -> Result<Option<String>, StoreError> {
     let flying = unit.owed(lane.chain, lane.address).await?;
     let intent = &row.new.intent;
     let own = (intent.value, intent.gas, fees.max_fee);
@@ -352,5 +368,6 @@ async fn is_funded(
         let fee = Amount::from(gas).checked_mul(Amount::from(price))?;
         sum.checked_add(value)?.checked_add(fee)
     });
-    Ok(total.is_some_and(|total| total.units() <= balance))
+    let is_funded = total.is_some_and(|total| total.units() <= balance);
+    Ok((!is_funded).then(|| waiting::shortage(total, Amount::new(balance))))
 }

@@ -29,7 +29,9 @@ pub mod sign;
 pub mod sign_request;
 pub mod signers;
 pub mod speed_up;
+pub mod story;
 pub mod suspension;
+pub mod waiting;
 
 pub use chains::{ChainRuntime, ChainSettings};
 pub use error::AppError;

@@ -31,7 +31,8 @@ pub enum Version {
 
 /// Everything that the unit writes.
 struct Decision {
-    row: TransactionRow,
+    /// The version of the transaction's row that it was decided from.
+    version: i64,
     attempt: NewAttempt,
     decided: EncodedLeaf,
     /// An operator's word, where there was one.
@@ -54,24 +55,23 @@ pub async fn outbid(
     fees: Fees,
     instructed: Option<EncodedLeaf>,
 ) -> Result<bool, AppError> {
+    if row.mined.is_some() {
+        return Ok(false);
+    }
     if let Some(detail) = finality::stands_still(app, chain).await? {
         return Err(AppError::Conflict { detail, request: Some(row.new.id) });
     }
     let now = app.clock.now();
-    let last = attempts.last().map_or(0, |attempt| attempt.number);
-    let number = last.checked_add(1).ok_or_else(|| AppError::internal("too many attempts"))?;
-    let gas = match version {
-        Version::Asked(_) => row.new.intent.gas,
-        Version::NoOp(_) => no_op_gas(chain, row).await,
+    let nonce = row.nonce.ok_or_else(|| AppError::internal("another version needs a nonce"))?;
+    let unsigned = match version {
+        Version::Asked(_) => UnsignedTransaction::from_intent(&row.new.intent, nonce, fees),
+        Version::NoOp(_) => UnsignedTransaction::no_op(no_op(chain, row).await, nonce, fees),
     };
-    let shape = NoOp {
-        tx_type: no_op_type(row, &chain.settings),
-        chain: row.new.intent.chain.id,
-        account: row.new.address,
-        gas,
-    };
-    let what = (version, shape);
-    let decision = Arc::new(decision(app, (row, attempts), what, fees, instructed, now)?);
+    let failure = failure(chain, (row, attempts), version, now).await;
+    let (what, why) = ((version, &unsigned), (failure, instructed));
+    let decision = decision(app, (row, attempts), what, why, now)?;
+    let number = decision.attempt.number;
+    let decision = Arc::new(decision);
     let decided = lease::fenced(app, lease, "decide_version", move |unit| {
         let decision = decision.clone();
         Box::pin(async move {
@@ -86,7 +86,7 @@ pub async fn outbid(
     app.changed_one(row.new.id);
     crate::failpoint!("outbid.after_decided");
     if let Some(signed) = sign::sign(app, row.new.id, number).await? {
-        send::send(app, chain, &signed).await?;
+        send::send(app, &signed).await?;
     }
     Ok(true)
 }
@@ -94,32 +94,27 @@ pub async fn outbid(
 fn decision(
     app: &App,
     (row, attempts): (&TransactionRow, &[AttemptRow]),
-    (version, shape): (Version, NoOp),
-    fees: Fees,
-    instructed: Option<EncodedLeaf>,
+    (version, unsigned): (Version, &UnsignedTransaction),
+    (failure, instructed): (Option<Failure>, Option<EncodedLeaf>),
     now: Timestamp,
 ) -> Result<Decision, AppError> {
-    let number = attempts.last().map_or(0, |attempt| attempt.number).saturating_add(1);
-    let nonce = row.nonce.ok_or_else(|| AppError::internal("another version needs a nonce"))?;
-    let intent = &row.new.intent;
+    let last = attempts.last().map_or(0, |attempt| attempt.number);
+    let number = last.checked_add(1).ok_or_else(|| AppError::internal("too many attempts"))?;
     let (attempt, decided, begins) = match version {
         Version::Asked(reason) => {
-            let unsigned = UnsignedTransaction::from_intent(intent, nonce, fees);
-            let attempt = lane::new_attempt(row, &unsigned, number, reason, now)?;
+            let attempt = lane::new_attempt(row, unsigned, number, reason, now)?;
             let leaf = record::decided(&attempt, &row.new.decision_json)?;
             (attempt, leaf, None)
         }
         Version::NoOp(ending) => {
-            let failure = (ending == Ending::Failed).then(|| refused(attempts));
-            let unsigned = UnsignedTransaction::no_op(shape, nonce, fees);
-            let attempt = lane::new_attempt(row, &unsigned, number, NO_OP, now)?;
+            let attempt = lane::new_attempt(row, unsigned, number, NO_OP, now)?;
             let why = record::no_op_decision(ending, failure.as_ref().or(row.failure.as_ref()));
             let leaf = record::decided(&attempt, &why)?;
             let begins = row.ending.is_none().then(|| begin(app, row, ending, failure, now));
             (attempt, leaf, begins)
         }
     };
-    Ok(Decision { row: row.clone(), attempt, decided, instructed, begins })
+    Ok(Decision { version: row.version, attempt, decided, instructed, begins })
 }
 
 /// A no-op of the chain's own type can be outbid in its fee alone.
@@ -130,16 +125,45 @@ pub(crate) fn no_op_type(row: &TransactionRow, settings: &ChainSettings) -> TxTy
     }
 }
 
-/// What sending nothing to itself costs on this chain; the usual, if no node says.
-async fn no_op_gas(chain: &ChainRuntime, row: &TransactionRow) -> u64 {
-    let (account, nothing) = (row.new.address, (U256::ZERO, Bytes::new()));
-    let call = CallRequest { from: account, to: Some(account), value: nothing.0, data: nothing.1 };
-    match chain.port.estimate_gas(call).await {
+/// Sending nothing to itself, with the gas that it costs on this chain; the usual, if no node says.
+async fn no_op(chain: &ChainRuntime, row: &TransactionRow) -> NoOp {
+    let account = row.new.address;
+    let call =
+        CallRequest { from: account, to: Some(account), value: U256::ZERO, data: Bytes::new() };
+    let gas = match chain.port.estimate_gas(call).await {
         Ok(gas) => gas.clamp(NO_OP_GAS, NO_OP_GAS_MAX),
         Err(error) => {
             tracing::warn!(request = %row.new.id, %error, "the gas of a no-op is not known");
             NO_OP_GAS
         }
+    };
+    let tx_type = no_op_type(row, &chain.settings);
+    NoOp { tx_type, chain: row.new.intent.chain.id, account, gas }
+}
+
+/// Why it fails, where it does.
+async fn failure(
+    chain: &ChainRuntime,
+    (row, attempts): (&TransactionRow, &[AttemptRow]),
+    version: Version,
+    now: Timestamp,
+) -> Option<Failure> {
+    match version {
+        Version::NoOp(Ending::Failed) => Some(refused(attempts)),
+        Version::NoOp(Ending::Outpriced) if row.ending.is_none() => {
+            let cap = row.new.fee_cap.at_most(chain.settings.cap).max_fee;
+            let base_fee = chain.market(now).await.map_or_else(
+                |_| "not known".to_owned(),
+                |market| format!("{} wei per gas", market.base_fee),
+            );
+            let since = row.waits.as_ref().map_or_else(String::new, |wait| wait.since.to_string());
+            let detail = format!(
+                "its fee cap is {cap} wei per gas and the base fee is {base_fee}: it was not mined, and \
+                 others of its account have waited behind it since {since}"
+            );
+            Some(Failure { code: "fee-cap-too-low".to_owned(), detail })
+        }
+        Version::NoOp(_) | Version::Asked(_) => None,
     }
 }
 
@@ -176,21 +200,16 @@ async fn store(unit: &mut dyn Unit, decision: &Decision) -> Result<bool, StoreEr
     if unit.suspension().await?.is_some() {
         return Ok(false);
     }
-    let id = decision.row.new.id;
-    let Some(found) = unit.transaction(id).await? else {
-        return Ok(false);
+    // Nobody may have ended it, seen it mined, or begun to cancel it since it was looked at: each of these
+    // moves its version on.
+    let is_unmoved = match &decision.begins {
+        Some((change, _)) => unit.advance(change).await?,
+        None => unit.touch(decision.attempt.request, decision.version).await?,
     };
-    // Nobody may have ended it, seen it mined, or begun to cancel it since it was looked at.
-    if found.version != decision.row.version || found.mined.is_some() {
+    if !is_unmoved {
         return Ok(false);
     }
-    if decision.begins.is_none() && !unit.touch(id, decision.row.version).await? {
-        return Ok(false);
-    }
-    if let Some((change, event)) = &decision.begins {
-        if !unit.advance(change).await? {
-            return Ok(false);
-        }
+    if let Some((_, event)) = &decision.begins {
         unit.append_event(event).await?;
     }
     if !unit.insert_attempt(&decision.attempt).await? {

@@ -50,9 +50,9 @@ async fn one(app: &App, request: RequestId, number: i64) -> Result<(), AppError>
         }
         other => other?,
     };
-    match (signed, chain) {
-        (Some(signed), Some(chain)) => send::send(app, chain, &signed).await,
-        _ => Ok(()),
+    match signed {
+        Some(signed) => send::send(app, &signed).await,
+        None => Ok(()),
     }
 }
 

@@ -78,12 +78,12 @@ async fn sign_alone(
         decision.ok_or_else(|| AppError::internal(format!("{request} has no attempt {number}")))?;
     let stored = attempts.into_iter().find(|attempt| attempt.number == number);
     if let Some(attempt) = &stored
-        && row.is_some_and(|row| is_over(&row, attempt, app.clock.now()))
+        && row.as_ref().is_some_and(|row| is_over(row, attempt, app.clock.now()))
     {
         return Ok(None);
     }
-    if let Some(attempt) = stored.filter(|attempt| attempt.signature.is_some()) {
-        return Ok(Some(Signed { request, attempt }));
+    if let Some(attempt) = stored.iter().find(|attempt| attempt.signature.is_some()) {
+        return Ok(Some(Signed { request, attempt: attempt.clone() }));
     }
     if suspension.is_some() {
         tracing::warn!(%request, number, "not signed: the server waits for `claviger reconcile`");
@@ -92,6 +92,12 @@ async fn sign_alone(
     let (kind, bytes, digest) = (decision.kind, decision.bytes.clone(), decision.digest);
     let permit = Permit::mint(decision).map_err(AppError::internal)?;
     let signature = app.signer.sign(permit).await?;
+    if let (Some(row), Some(attempt)) = (&row, &stored)
+        && is_over(row, attempt, app.clock.now())
+    {
+        tracing::info!(%request, number, "its time was over before the HSM had signed it");
+        return Ok(None);
+    }
     crate::failpoint!("sign.before_store");
     let signed = SignedAttempt {
         request,
@@ -127,7 +133,7 @@ async fn sign_alone(
 
 /// Whether what was asked may not be signed or sent any more: a no-op is to take its nonce, or its time is
 /// over.
-fn is_over(row: &TransactionRow, attempt: &AttemptRow, now: Timestamp) -> bool {
+pub(crate) fn is_over(row: &TransactionRow, attempt: &AttemptRow, now: Timestamp) -> bool {
     let is_late = row.new.intent.not_after.is_some_and(|limit| now > limit);
     !attempt.is_no_op() && (row.ending.is_some() || is_late)
 }

@@ -4,7 +4,7 @@
 //! several calls makes them all on one node. A node that failed is left alone for a while, one that lags far
 //! behind the others, or that most of them contradicted, is asked after them. Sends go to every node at once.
 
-use super::classify::combine;
+use super::classify::{bounded, combine};
 use super::history;
 use super::look::{self, Word};
 use super::node::{Fault, Node};
@@ -273,12 +273,18 @@ pub(super) async fn receipt_on(node: &Node, hash: B256) -> Result<Option<Receipt
     }
 }
 
-async fn send_on(node: Node, raw: Bytes) -> Broadcast {
+/// What it means, and what the node said.
+async fn send_on(node: Node, raw: Bytes) -> (Broadcast, String) {
+    let place = node.place;
     match node.call::<_, B256>("eth_sendRawTransaction", (raw,)).await {
-        Ok(_) => Broadcast::Accepted,
-        Err(Fault::Said(error)) => error.broadcast(),
+        Ok(_) => (Broadcast::Accepted, format!("node {place}: taken")),
+        Err(Fault::Said(error)) => {
+            let said = format!("node {place}: {}", bounded(&error.message));
+            (error.broadcast(), said)
+        }
         Err(Fault::Silent { detail, .. } | Fault::Unreadable(detail)) => {
-            Broadcast::Ambiguous(format!("node {}: {detail}", node.place))
+            let said = format!("node {place}: {detail}");
+            (Broadcast::Ambiguous(said.clone()), said)
         }
     }
 }
@@ -436,6 +442,10 @@ impl Chain for EvmChain {
     }
 
     async fn broadcast(&self, raw: &Bytes) -> Broadcast {
+        self.broadcast_told(raw).await.0
+    }
+
+    async fn broadcast_told(&self, raw: &Bytes) -> (Broadcast, String) {
         let now = Instant::now();
         let usable = |node: &&Node| node.health.pause_left(now).is_none();
         let all = !self.nodes.iter().any(|node| usable(&node));
@@ -449,7 +459,7 @@ impl Chain for EvmChain {
             });
         }
         drop(tell);
-        let mut answers = Vec::new();
+        let (mut answers, mut said) = (Vec::new(), Vec::new());
         let mut until: Option<tokio::time::Instant> = None;
         loop {
             let next = match until {
@@ -457,15 +467,18 @@ impl Chain for EvmChain {
                 Some(until) => timeout_at(until, told.recv()).await.unwrap_or_default(),
             };
             match next {
-                Some(Broadcast::Accepted) => return Broadcast::Accepted,
-                Some(answer) => {
+                Some((answer, word)) => {
+                    said.push(word);
+                    if answer == Broadcast::Accepted {
+                        return (answer, said.join("; "));
+                    }
                     let in_words = !matches!(answer, Broadcast::Ambiguous(_));
                     if in_words && until.is_none() {
                         until = tokio::time::Instant::now().checked_add(GRACE);
                     }
                     answers.push(answer);
                 }
-                None => return combine(answers),
+                None => return (combine(answers), said.join("; ")),
             }
         }
     }

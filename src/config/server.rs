@@ -180,6 +180,13 @@ pub struct ChainSection {
     /// How many nodes must say the same, where none contradicts, before an end is told; 2 where three or more
     /// are configured, else 1.
     pub agree: Option<usize>,
+    /// A transaction that can offer no more under its fee cap, and keeps others of its account waiting this
+    /// long, gives way to a no-op and ends as `failed`: `"10m"`. From a second to a day.
+    #[serde(default = "default_cap_patience")]
+    pub cap_patience: String,
+    /// What becomes of a request that its account cannot pay for when it is asked: `"park"` or `"refuse"`.
+    #[serde(default)]
+    pub over_balance: OverBalance,
 }
 
 impl ChainSection {
@@ -188,6 +195,17 @@ impl ChainSection {
     pub fn agree(&self) -> usize {
         self.agree.unwrap_or(if self.rpc.len() > 2 { 2 } else { 1 })
     }
+}
+
+/// `over_balance`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OverBalance {
+    /// It is accepted, and waits for a top-up.
+    #[default]
+    Park,
+    /// It is refused with `insufficient-balance`, and nothing is kept.
+    Refuse,
 }
 
 /// `finality`
@@ -309,6 +327,10 @@ fn default_rebroadcast() -> String {
 }
 fn default_refused() -> String {
     "1m".to_owned()
+}
+
+fn default_cap_patience() -> String {
+    "10m".to_owned()
 }
 
 fn default_poll() -> String {
@@ -450,10 +472,14 @@ fn chain_findings(chain: &ChainSection, say: &mut impl FnMut(String)) {
         ("rebroadcast_after", &chain.rebroadcast_after),
         ("refused_patience", &chain.refused_patience),
         ("poll_every", &chain.poll_every),
+        ("cap_patience", &chain.cap_patience),
     ] {
         if duration_ms(value).is_none() {
             say(format!("[[chain]] `{name}`: {field} is not a duration such as `30s`"));
         }
+    }
+    if duration_ms(&chain.cap_patience).is_some_and(|ms| !(1_000..=86_400_000).contains(&ms)) {
+        say(format!("[[chain]] `{name}`: cap_patience must be 1s to 24h"));
     }
     for (field, value) in
         [("max_fee_gwei", &chain.max_fee_gwei), ("max_tip_gwei", &chain.max_tip_gwei)]

@@ -63,6 +63,9 @@ codes! {
     Conflict = CONFLICT, "conflict", "The state of the resource does not allow this";
     /// A nonce was given for a key whose nonces we give.
     NonceManaged = CONFLICT, "nonce-managed", "The nonces of this key are managed";
+    /// The account cannot pay for it, and the chain is configured to refuse what it cannot pay for.
+    InsufficientBalance = CONFLICT, "insufficient-balance",
+        "The account cannot pay for this transaction";
     /// The body is longer than the listener takes.
     TooLarge = PAYLOAD_TOO_LARGE, "too-large", "The request body is too large";
     /// The body is not declared as JSON.

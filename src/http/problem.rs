@@ -96,6 +96,11 @@ pub enum Problem {
     },
     /// 409. A nonce was given for a managed key.
     NonceManaged,
+    /// 409. The account cannot pay for it.
+    InsufficientBalance {
+        /// What it needs, and what there is.
+        detail: String,
+    },
     /// 413.
     TooLarge,
     /// 415.
@@ -185,6 +190,7 @@ impl Problem {
                 Document { resource, ..say(Code::Conflict, detail) }
             }
             Self::NonceManaged => say(Code::NonceManaged, "ask for a transaction, without a nonce"),
+            Self::InsufficientBalance { detail } => say(Code::InsufficientBalance, detail),
             Self::TooLarge => say(Code::TooLarge, "the body is longer than this listener takes"),
             Self::UnsupportedMediaType => {
                 say(Code::UnsupportedMediaType, "send content-type: application/json")

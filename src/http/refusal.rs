@@ -16,6 +16,9 @@ impl From<AppError> for Problem {
             AppError::Conflict { detail, request } => {
                 Self::Conflict { detail, resource: request.map(|id| id.to_string()) }
             }
+            error @ AppError::InsufficientBalance { .. } => {
+                Self::InsufficientBalance { detail: error.to_string() }
+            }
             AppError::NonceManaged => Self::NonceManaged,
             AppError::ReconcileRequired(detail) => Self::ReconcileRequired { detail },
             AppError::Denied(reasons) => Self::PolicyDenied {

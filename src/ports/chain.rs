@@ -312,4 +312,9 @@ pub trait Chain: Send + Sync {
     /// The account's mined transactions and those after them that wait in a node's pool, by the node that
     /// says most. Only to warn: a pool may hold more that it does not tell.
     async fn pending_nonce(&self, account: Address) -> Result<u64, ChainError>;
+
+    /// As [`Self::broadcast`], with what each node said, by its place in the configuration, for people.
+    async fn broadcast_told(&self, raw: &Bytes) -> (Broadcast, String) {
+        (self.broadcast(raw).await, String::new())
+    }
 }

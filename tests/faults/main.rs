@@ -17,16 +17,19 @@
 mod support {
     pub mod fault_proxy;
     pub mod invariants;
+    pub mod pkcs11_faults;
     pub mod server;
     pub mod services;
 }
 
 mod broken;
+mod caps;
 mod crashes;
 mod doubles;
 mod economy;
 mod endpoints;
 mod fees;
+mod hsm;
 mod lanes;
 mod leases;
 mod nodes;
@@ -35,4 +38,5 @@ mod pools;
 mod proxy;
 mod reorgs;
 mod stage;
+mod story;
 mod winners;

@@ -180,13 +180,15 @@ pub fn id(transaction: &Value) -> String {
     transaction["id"].as_str().unwrap().to_owned()
 }
 
+/// The attempts that are signed.
 pub fn attempts(transaction: &Value) -> Vec<Value> {
-    transaction["attempts"].as_array().unwrap().clone()
+    let all = transaction["attempts"].as_array().unwrap().iter();
+    all.filter(|attempt| attempt["hash"].is_string()).cloned().collect()
 }
 
-/// The text of a field of an attempt, from 0.
+/// The text of a field of a signed attempt, from 0.
 pub fn of_attempt(transaction: &Value, at: usize, field: &str) -> String {
-    transaction["attempts"][at][field].as_str().unwrap().to_owned()
+    attempts(transaction)[at][field].as_str().unwrap().to_owned()
 }
 
 /// Fee and tip of signed bytes, in wei, by an implementation that is not ours.

@@ -12,8 +12,12 @@ use claviger::core::tx::step::{
     AttemptView, ChainLook, Inclusion, Pace, Step, TransactionView, sendable, sped_up, step,
 };
 
-pub const PACE: Pace =
-    Pace { resend_after_ms: 1000, rebroadcast_after_ms: 400, refused_patience_ms: 3000 };
+pub const PACE: Pace = Pace {
+    resend_after_ms: 1000,
+    rebroadcast_after_ms: 400,
+    refused_patience_ms: 3000,
+    cap_patience_ms: 60_000,
+};
 const CHAIN_CAP: Fees = Fees { max_fee: 1000, max_priority_fee: 100 };
 
 /// A transaction as it is stored.
@@ -91,6 +95,8 @@ impl World {
                 not_after,
                 attempts: Vec::new(),
                 mined_in: None,
+                blocks_others: false,
+                capped_since: None,
             },
             succeeds: !self.random.one_in(8),
             refused: self.random.one_in(15),

@@ -145,8 +145,10 @@ async fn an_attempt_reads_back_at_each_step(store: Arc<dyn Store>) {
     let signed = signature(1, 2, 7);
     assert!(sign(&store, signed.clone()).await.unwrap());
     for millis in [300, 400] {
-        commit!(store, [], |unit| unit.mark_sent(request(1), 2, &Sent::Idle, at(millis)).await?)
-            .unwrap();
+        commit!(store, [], |unit| unit
+            .mark_sent(request(1), 2, &Sent::Idle, "", at(millis))
+            .await?)
+        .unwrap();
         let row = read!(store, [], |unit| unit.attempts(request(1)).await?).remove(1);
         assert_eq!(row.raw.zip(row.hash), signed.envelope);
         assert_eq!(row.signature, Some(signed.signature));
@@ -175,7 +177,10 @@ async fn what_the_nodes_said_is_kept_as_long_as_it_says_something(store: Arc<dyn
     for (millis, sent, expected) in said {
         let now = at(millis);
         let name = sent.name();
-        commit!(store, [sent], |unit| unit.mark_sent(request(1), 1, &sent, now).await?).unwrap();
+        commit!(store, [sent], |unit| unit
+            .mark_sent(request(1), 1, &sent, "node 1: no", now)
+            .await?)
+        .unwrap();
         let row = read!(store, [], |unit| unit.attempts(request(1)).await?).remove(0);
         let found = (row.accepted_at, row.refused_since, row.refused_at, row.refusal.as_deref());
         assert_eq!(found, expected, "{millis}");
@@ -225,6 +230,7 @@ async fn a_hash_belongs_to_one_attempt(store: Arc<dyn Store>) {
 }
 
 async fn sending_what_was_never_decided_is_an_error(store: Arc<dyn Store>) {
-    let sent = commit!(store, [], |unit| unit.mark_sent(request(1), 1, &Sent::Idle, at(0)).await?);
+    let sent =
+        commit!(store, [], |unit| unit.mark_sent(request(1), 1, &Sent::Idle, "", at(0)).await?);
     assert!(matches!(sent, Err(StoreError::Corrupt(_))), "{sent:?}");
 }

@@ -35,3 +35,4 @@ mod spend;
 mod spend_model;
 mod transactions;
 mod units;
+mod waits;

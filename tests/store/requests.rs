@@ -87,6 +87,14 @@ async fn an_event_is_claimed_once_for_a_function(store: Arc<dyn Store>) {
     assert_eq!(claim(&store, event(0, "pay"), 2).await, Some(request(1)));
     assert_eq!(claim(&store, event(0, "refund"), 3).await, None);
     assert_eq!(claim(&store, event(1, "pay"), 4).await, None);
+    for (event, by) in [
+        (event(0, "pay"), Some(request(1))),
+        (event(0, "refund"), Some(request(3))),
+        (event(2, "pay"), None),
+    ] {
+        let found = read!(store, [event], |unit| unit.claimed_by(&event).await?);
+        assert_eq!(found, by, "{event:?}");
+    }
 }
 
 async fn of_twenty_that_claim_an_event_at_once_one_has_it(store: Arc<dyn Store>) {

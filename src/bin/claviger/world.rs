@@ -4,7 +4,7 @@ use claviger::app::lease::Leases;
 use claviger::app::{App, ChainRuntime, ChainSettings};
 use claviger::chain::evm::{EvmChain, EvmConfig, Finality};
 use claviger::cli::Failure;
-use claviger::config::server::{ChainSection, FinalitySetting, ServerConfig, gwei};
+use claviger::config::server::{ChainSection, FinalitySetting, OverBalance, ServerConfig, gwei};
 use claviger::core::id::{ChainId, ChainName, GroupName, HolderId};
 use claviger::core::intent::{Fees, TxType};
 use claviger::core::policy::Bundle;
@@ -104,9 +104,11 @@ fn chain(section: &ChainSection) -> Result<ChainRuntime, Failure> {
             resend_after_ms: ms(&section.resend_after, "resend_after")?,
             rebroadcast_after_ms: ms(&section.rebroadcast_after, "rebroadcast_after")?,
             refused_patience_ms: ms(&section.refused_patience, "refused_patience")?,
+            cap_patience_ms: ms(&section.cap_patience, "cap_patience")?,
         },
         in_flight_max: i64::from(section.max_in_flight),
         agree: section.agree(),
+        refuses_over_balance: section.over_balance == OverBalance::Refuse,
     };
     Ok(ChainRuntime::new(settings, nodes(section)?, READING_MS))
 }

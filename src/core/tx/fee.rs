@@ -60,6 +60,14 @@ pub fn next(previous: Fees, market: &Market, cap: Fees, tx_type: TxType) -> Bump
     if enough && fees.max_fee <= cap.max_fee { Bump::To(fees) } else { Bump::AtCap }
 }
 
+/// Whether no replacement of these fees is possible under the cap, whatever the market asks for.
+#[must_use]
+pub fn is_at_cap(previous: Fees, cap: Fees, tx_type: TxType) -> bool {
+    let cap = cap_of(cap, tx_type);
+    minimum(previous.max_fee) > cap.max_fee
+        || minimum(previous.max_priority_fee) > cap.max_priority_fee
+}
+
 /// ceil(110 %), and at least one wei more.
 #[must_use]
 pub fn minimum(previous: u128) -> u128 {
@@ -105,6 +113,23 @@ fn median(values: &[u128]) -> Option<u128> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    proptest! {
+        /// Whatever the market: where there is no room, nothing is offered.
+        #[test]
+        fn at_the_cap_nothing_more_is_offered(
+            fee in 1..2000u128, tip in 1..200u128, base_fee in 0..3000u128,
+            cap_fee in 1..2000u128, cap_tip in 1..200u128, legacy in any::<bool>(),
+        ) {
+            let tx_type = if legacy { TxType::Legacy } else { TxType::Eip1559 };
+            let previous = Fees { max_fee: fee.max(tip), max_priority_fee: tip };
+            let cap = Fees { max_fee: cap_fee, max_priority_fee: cap_tip.min(cap_fee) };
+            let market = Market { base_fee, tips: vec![1] };
+            if is_at_cap(previous, cap, tx_type) {
+                prop_assert_eq!(next(previous, &market, cap, tx_type), Bump::AtCap);
+            }
+        }
+    }
 
     fn fees(max_fee: u128, max_priority_fee: u128) -> Fees {
         Fees { max_fee, max_priority_fee }

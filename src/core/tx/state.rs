@@ -106,11 +106,13 @@ pub enum Ending {
     Expired,
     /// The nodes refuse it for good.
     Failed,
+    /// Its fee cap is too low, and it kept others of its lane waiting.
+    Outpriced,
 }
 
 impl Ending {
     /// Every reason.
-    pub const ALL: [Self; 3] = [Self::Cancelled, Self::Expired, Self::Failed];
+    pub const ALL: [Self; 4] = [Self::Cancelled, Self::Expired, Self::Failed, Self::Outpriced];
 
     /// The end that is told.
     #[must_use]
@@ -118,14 +120,19 @@ impl Ending {
         match self {
             Self::Cancelled => Status::Cancelled,
             Self::Expired => Status::Expired,
-            Self::Failed => Status::Failed,
+            Self::Failed | Self::Outpriced => Status::Failed,
         }
     }
 
-    /// The name in the database: that of its status.
+    /// The name in the database and in events.
     #[must_use]
     pub const fn name(self) -> &'static str {
-        self.status().name()
+        match self {
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+            Self::Failed => "failed",
+            Self::Outpriced => "outpriced",
+        }
     }
 
     /// Reads [`Self::name`].

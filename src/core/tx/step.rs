@@ -56,6 +56,11 @@ pub struct TransactionView {
     pub attempts: Vec<AttemptView>,
     /// The block it was last seen mined in.
     pub mined_in: Option<B256>,
+    /// Whether others of its lane wait behind it, for their block or for a nonce. Asked only of a head that
+    /// [`may_block`].
+    pub blocks_others: bool,
+    /// Since when it was found to keep them waiting at its fee cap, without a break.
+    pub capped_since: Option<Timestamp>,
 }
 
 /// A receipt of one of the attempts, whose block was found canonical.
@@ -98,6 +103,9 @@ pub struct Pace {
     pub rebroadcast_after_ms: i64,
     /// What the nodes refused, and refuse still so much later, in milliseconds, they refuse for good.
     pub refused_patience_ms: i64,
+    /// A head that can offer no more, and has kept others of its lane waiting for so long, gives way to a
+    /// no-op, in milliseconds.
+    pub cap_patience_ms: i64,
 }
 
 /// What to do now.
@@ -187,7 +195,8 @@ fn included(tx: &TransactionView, look: &ChainLook, found: Inclusion) -> Step {
 }
 
 /// Why a no-op should take the nonce now: it was said before, or its time is over, or the nodes refused it
-/// and refuse it still, and no version of it was ever taken by one of them.
+/// and refuse it still, and no version of it was ever taken by one of them, or it has kept others waiting at
+/// its fee cap for too long.
 #[must_use]
 pub fn ending(now: Timestamp, tx: &TransactionView, pace: Pace) -> Option<Ending> {
     let expired = || tx.not_after.filter(|limit| now > *limit).map(|_| Ending::Expired);
@@ -198,7 +207,28 @@ pub fn ending(now: Timestamp, tx: &TransactionView, pace: Pace) -> Option<Ending
         let was_taken = tx.attempts.iter().any(|attempt| attempt.accepted);
         (is_lasting && !was_taken).then_some(Ending::Failed)
     };
-    tx.ending.or_else(expired).or_else(refused)
+    let outpriced = || {
+        let last = tx.attempts.last().filter(|_| tx.blocks_others)?;
+        // Its bytes went out again after all that time, and still it is not mined.
+        let waited = last.sent_at?.since(tx.capped_since?);
+        (waited >= pace.cap_patience_ms).then_some(Ending::Outpriced)
+    };
+    tx.ending.or_else(expired).or_else(refused).or_else(outpriced)
+}
+
+/// Whether it is a head that was not mined in time and can offer no more: if others of its lane wait behind
+/// it, they wait for a market that may never come. A version that waits for its signature, that the account
+/// cannot pay for, or that the nodes refuse, waits for something else.
+#[must_use]
+pub fn may_block(now: Timestamp, tx: &TransactionView, nonce_latest: u64, pace: Pace) -> bool {
+    let Some(last) = tx.attempts.last() else {
+        return false;
+    };
+    tx.ending.is_none()
+        && tx.mined_in.is_none()
+        && !last.no_op
+        && is_overdue(now, tx, nonce_latest, pace)
+        && fee::is_at_cap(last.fees, tx.cap, tx.tx_type)
 }
 
 /// The newest version that may be sent: once a no-op is to take the nonce, only that. One that the nodes
@@ -233,7 +263,7 @@ fn resend(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) ->
         return Step::Wait;
     }
     let resend_due = now.since(sent_at) >= pace.rebroadcast_after_ms;
-    if is_overdue(now, tx, look, pace)
+    if is_overdue(now, tx, look.nonce_latest, pace)
         && let Some(market) = &look.market
     {
         let (cap, tx_type) =
@@ -251,11 +281,11 @@ fn resend(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) ->
 /// Whether the head of the lane has waited so long that it is to be outbid. A version that waits for its
 /// signature, that the account cannot pay for, or that the nodes refuse whatever it offers, is not. (A no-op
 /// that is refused is decided anew, with the gas that it needs then.)
-fn is_overdue(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) -> bool {
+fn is_overdue(now: Timestamp, tx: &TransactionView, nonce_latest: u64, pace: Pace) -> bool {
     let may_help = |it: &&AttemptView| !it.unfunded && (it.no_op || it.refused_since.is_none());
     let signed_at = tx.attempts.last().filter(may_help).and_then(|it| it.signed_at);
     let waited = signed_at.is_some_and(|at| now.since(at) >= pace.resend_after_ms);
-    waited && look.nonce_latest == tx.nonce
+    waited && nonce_latest == tx.nonce
 }
 
 /// No-ops have a cap of their own, so that a head at its cap can always be outbid: 110 % of the chain's

@@ -1,8 +1,12 @@
 use super::*;
 use proptest::prelude::*;
 
-const PACE: Pace =
-    Pace { resend_after_ms: 1000, rebroadcast_after_ms: 400, refused_patience_ms: 3000 };
+const PACE: Pace = Pace {
+    resend_after_ms: 1000,
+    rebroadcast_after_ms: 400,
+    refused_patience_ms: 3000,
+    cap_patience_ms: 5000,
+};
 
 fn at(ms: i64) -> Timestamp {
     Timestamp::from_millis(ms)
@@ -43,6 +47,8 @@ fn sent(signed_at: i64, sent_at: Option<i64>) -> TransactionView {
         not_after: None,
         attempts: vec![attempt(1, signed_at, sent_at)],
         mined_in: None,
+        blocks_others: false,
+        capped_since: None,
     }
 }
 
@@ -111,6 +117,56 @@ fn after_not_after_a_no_op_takes_the_nonce_and_no_replacement_is_signed() {
 fn at_the_cap_the_same_bytes_go_out_again() {
     let tx = TransactionView { cap: fees(105, 100), ..sent(0, Some(100)) };
     assert_eq!(step(at(2000), &tx, &look(), PACE), Step::AtCap(1));
+}
+
+#[test]
+fn a_head_at_its_cap_gives_way_to_those_behind_it_after_its_patience_and_not_before() {
+    let alone = TransactionView { cap: fees(105, 100), ..sent(0, Some(100)) };
+    assert!(!may_block(at(999), &alone, 5, PACE), "not overdue yet");
+    assert!(may_block(at(1000), &alone, 5, PACE));
+    assert!(!may_block(at(9000), &alone, 4, PACE), "not the head");
+    assert!(!may_block(at(9000), &alone, 6, PACE), "its nonce is used");
+    assert!(!may_block(at(9000), &sent(0, Some(100)), 5, PACE), "it can offer more");
+    assert_eq!(step(at(90_000), &alone, &look(), PACE), Step::AtCap(1), "it may wait for ever");
+
+    let since = Some(at(1000));
+    let blocking = |sent_at| TransactionView {
+        blocks_others: true,
+        capped_since: since,
+        attempts: vec![attempt(1, 0, Some(sent_at))],
+        ..alone.clone()
+    };
+    assert_eq!(step(at(5999), &blocking(5800), &look(), PACE), Step::Wait);
+    let again = step(at(9000), &blocking(5800), &look(), PACE);
+    assert_eq!(again, Step::AtCap(1), "after a pause the same bytes come first");
+    let Step::NoOp(Ending::Outpriced, offered) = step(at(6001), &blocking(6000), &look(), PACE)
+    else {
+        panic!("a no-op");
+    };
+    assert!(offered.max_fee >= 110, "above the cap of what was asked");
+    let free = TransactionView { blocks_others: false, ..blocking(6000) };
+    assert_eq!(step(at(6400), &free, &look(), PACE), Step::AtCap(1), "nobody waits any more");
+    let found_first = TransactionView { capped_since: None, ..blocking(60_000) };
+    assert_eq!(step(at(60_400), &found_first, &look(), PACE), Step::AtCap(1));
+}
+
+#[test]
+fn who_waits_for_money_a_signature_or_a_better_node_is_not_taken_for_outpriced() {
+    let capped = TransactionView { cap: fees(105, 100), ..sent(0, Some(100)) };
+    let with = |change: fn(&mut AttemptView)| {
+        let mut tx = capped.clone();
+        change(&mut tx.attempts[0]);
+        may_block(at(9000), &tx, 5, PACE)
+    };
+    assert!(with(|_| ()));
+    assert!(!with(|it| it.unfunded = true));
+    assert!(!with(|it| it.refused_since = Some(at(1))));
+    assert!(!with(|it| it.signed_at = None));
+    assert!(!with(|it| it.no_op = true));
+    let ends = TransactionView { ending: Some(Ending::Cancelled), ..capped.clone() };
+    assert!(!may_block(at(9000), &ends, 5, PACE));
+    let mined = TransactionView { mined_in: Some(B256::repeat_byte(9)), ..capped };
+    assert!(!may_block(at(9000), &mined, 5, PACE));
 }
 
 #[test]
@@ -284,9 +340,10 @@ proptest! {
     /// for a nonce that is used.
     #[test]
     fn whatever_is_due_is_safe(
-        attempts in any_attempts(), ending in 0..4usize, now in 0..20_000i64,
+        attempts in any_attempts(), ending in 0..5usize, now in 0..20_000i64,
         latest in 4..7u64, mined in any::<bool>(), has_market in any::<bool>(),
         not_after in proptest::option::of(0..5000i64),
+        capped in proptest::option::of(0..5000i64),
     ) {
         let ending = Ending::ALL.get(ending).copied();
         let mut attempts = attempts;
@@ -299,6 +356,8 @@ proptest! {
             not_after: not_after.map(at),
             mined_in: mined.then(|| B256::repeat_byte(9)),
             attempts: attempts.clone(),
+            blocks_others: capped.is_some(),
+            capped_since: capped.map(at),
             ..sent(0, None)
         };
         let market = has_market.then(|| Market { base_fee: 50, tips: vec![5] });

@@ -1,7 +1,7 @@
 //! `/v1/transactions/{id}/cancel` and `/speed-up`: an operator steps in.
 
 use crate::app::record::Instruction;
-use crate::app::{AppError, cancel, read as reading, speed_up};
+use crate::app::{App, AppError, cancel, read as reading, speed_up};
 use crate::core::access::Action;
 use crate::core::id::RequestId;
 use crate::http::body::JsonBody;
@@ -12,6 +12,7 @@ use crate::http::state::HttpState;
 use crate::http::v1::show;
 use axum::Json;
 use axum::extract::State;
+use futures::future::BoxFuture;
 use serde::Deserialize;
 use serde_json::Value;
 use std::sync::Arc;
@@ -25,18 +26,6 @@ pub struct InterventionBody {
     reason: Option<String>,
 }
 
-fn instruction(
-    caller: &Caller,
-    body: Option<JsonBody<InterventionBody>>,
-) -> Result<Instruction, Problem> {
-    caller.require(Action::Intervene)?;
-    let reason = body.and_then(|body| body.value.reason);
-    if reason.as_ref().is_some_and(|reason| reason.chars().count() > REASON_CHARS_MAX) {
-        return Err(Problem::invalid("reason", "is longer than 500 characters"));
-    }
-    Ok(Instruction { who: caller.principal.clone(), reason })
-}
-
 /// `POST /v1/transactions/{id}/cancel`: ends what has no nonce; sends a no-op of the same nonce against
 /// what has one. Asked again, it answers the same.
 ///
@@ -48,10 +37,8 @@ pub async fn cancel(
     PathId(id): PathId<RequestId>,
     body: Option<JsonBody<InterventionBody>>,
 ) -> Result<Json<Value>, Problem> {
-    let said = instruction(&caller, body)?;
-    let app = Arc::clone(&state.app);
-    // A caller that hangs up must not stop half-way through.
-    finish(&state, id, tokio::spawn(async move { cancel::cancel(&app, id, &said).await })).await
+    intervene(caller, state, id, body, move |app, said| Box::pin(cancel::cancel(app, id, said)))
+        .await
 }
 
 /// `POST /v1/transactions/{id}/speed-up`: signs and sends another version at the next higher fees.
@@ -64,17 +51,32 @@ pub async fn speed_up(
     PathId(id): PathId<RequestId>,
     body: Option<JsonBody<InterventionBody>>,
 ) -> Result<Json<Value>, Problem> {
-    let said = instruction(&caller, body)?;
-    let app = Arc::clone(&state.app);
-    finish(&state, id, tokio::spawn(async move { speed_up::speed_up(&app, id, &said).await })).await
+    intervene(caller, state, id, body, move |app, said| Box::pin(speed_up::speed_up(app, id, said)))
+        .await
 }
 
-async fn finish(
-    state: &HttpState,
+async fn intervene<F>(
+    caller: Caller,
+    state: HttpState,
     id: RequestId,
-    work: tokio::task::JoinHandle<Result<(), AppError>>,
-) -> Result<Json<Value>, Problem> {
-    work.await.map_err(Problem::internal)??;
+    body: Option<JsonBody<InterventionBody>>,
+    work: F,
+) -> Result<Json<Value>, Problem>
+where
+    F: for<'a> FnOnce(&'a App, &'a Instruction) -> BoxFuture<'a, Result<(), AppError>>
+        + Send
+        + 'static,
+{
+    caller.require(Action::Intervene)?;
+    let reason = body.and_then(|body| body.value.reason);
+    if reason.as_ref().is_some_and(|reason| reason.chars().count() > REASON_CHARS_MAX) {
+        return Err(Problem::invalid("reason", "is longer than 500 characters"));
+    }
+    let said = Instruction { who: caller.principal, reason };
+    let app = Arc::clone(&state.app);
+    // A caller that hangs up must not stop half-way through.
+    let done = tokio::spawn(async move { work(&app, &said).await });
+    done.await.map_err(Problem::internal)??;
     let found = reading::transaction(&state.app, id, None).await?;
-    Ok(Json(show::transaction(&found)))
+    Ok(Json(show::story(&state.app, &found).await))
 }

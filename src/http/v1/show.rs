@@ -1,18 +1,33 @@
 //! Resources as the API shows them.
 
 use crate::app::read::FullTransaction;
+use crate::app::{App, story};
 use crate::core::key::OperatorKey;
 use crate::core::tx::state::Status;
-use crate::ports::store::{ADOPTED, AttemptRow, DecisionSummary, MinedRow, SignatureRow};
+use crate::ports::store::{ADOPTED, AttemptRow, DecisionSummary, MinedRow, SignatureRow, is_no_op};
 use serde_json::{Map, Value, json};
+
+/// A transaction with what it waits for. Where that cannot be read, it is not told.
+pub async fn story(app: &App, full: &FullTransaction) -> Value {
+    let mut shown = transaction(full);
+    let waiting = story::waiting(app, full).await;
+    if let (Ok(Some(waiting)), Value::Object(fields)) = (waiting, &mut shown) {
+        let told = json!({
+            "code": waiting.code,
+            "detail": waiting.detail,
+            "since": waiting.since.map(|at| at.to_string()),
+        });
+        fields.insert("waiting".to_owned(), told);
+    }
+    shown
+}
 
 /// A transaction.
 #[must_use]
 pub fn transaction(full: &FullTransaction) -> Value {
     let row = &full.row;
     let intent = &row.new.intent;
-    let attempts: Vec<Value> =
-        full.attempts.iter().filter(|attempt| attempt.hash.is_some()).map(attempt).collect();
+    let attempts: Vec<Value> = full.attempts.iter().map(|it| attempt(full, it)).collect();
     let mut shown = json!({
         "id": row.new.id.to_string(),
         "status": row.status.name(),
@@ -34,9 +49,11 @@ pub fn transaction(full: &FullTransaction) -> Value {
     let mut optional = Map::new();
     if let Some(mined) = &row.mined {
         // Who reads `receipt.success` must not take a no-op for what was asked.
-        let is_it = |it: &&AttemptRow| it.hash == Some(mined.transaction_hash);
-        let is_no_op = full.attempts.iter().find(is_it).is_some_and(AttemptRow::is_no_op);
-        let name = if is_no_op { "no_op_receipt" } else { "receipt" };
+        let name = if is_no_op(&full.attempts, mined.transaction_hash) {
+            "no_op_receipt"
+        } else {
+            "receipt"
+        };
         optional.insert(name.to_owned(), receipt(mined));
     }
     if let Some(ending) = row.ending.filter(|_| row.status == Status::Cancelling) {
@@ -71,10 +88,12 @@ fn metadata(json: &str) -> Value {
     serde_json::from_str(json).unwrap_or_else(|_| json!({}))
 }
 
-fn attempt(attempt: &AttemptRow) -> Value {
+fn attempt(full: &FullTransaction, attempt: &AttemptRow) -> Value {
     json!({
         "number": attempt.number,
+        "state": story::state(full, attempt),
         "reason": attempt.reason,
+        "because": story::because(full, attempt),
         "kind": if attempt.is_no_op() { "no_op" } else { "payload" },
         "hash": attempt.hash.map(|hash| format!("{hash:#x}")),
         "raw": attempt.raw.as_ref().map(|raw| format!("{raw:#x}")),
@@ -82,8 +101,12 @@ fn attempt(attempt: &AttemptRow) -> Value {
         "max_priority_fee_per_gas": attempt.fees.max_priority_fee.to_string(),
         "decided_at": attempt.decided_at.to_string(),
         "signed_at": attempt.signed_at.map(|at| at.to_string()),
+        "first_sent_at": attempt.first_sent_at.map(|at| at.to_string()),
         "sent_at": attempt.sent_at.map(|at| at.to_string()),
+        "sends": attempt.sends,
+        "accepted_at": attempt.accepted_at.map(|at| at.to_string()),
         "answer": attempt.answer,
+        "answer_detail": attempt.answer_detail,
         "refused_since": attempt.refused_since.map(|at| at.to_string()),
         "refusal": attempt.refusal,
     })

@@ -175,7 +175,7 @@ pub async fn create(
         full.row.status.is_end() || full.attempts.iter().any(|attempt| attempt.hash.is_some())
     })
     .await;
-    Ok((code, [(LOCATION, location)], Json(show::transaction(&found))).into_response())
+    Ok((code, [(LOCATION, location)], Json(show::story(&state.app, &found).await)).into_response())
 }
 
 /// Works the transaction's lane in a task of its own, whatever becomes of the caller.
@@ -251,7 +251,7 @@ pub async fn read(
         full.row.status.is_end() || until == Some(full.row.status)
     })
     .await;
-    Ok(Json(show::transaction(&found)))
+    Ok(Json(show::story(&state.app, &found).await))
 }
 
 /// `GET /v1/transactions`

@@ -259,12 +259,13 @@ pub trait Unit: Send {
     /// Stores the signature of a decided attempt. `false` if it has one: the loser throws its away.
     async fn store_signature(&mut self, signed: &SignedAttempt) -> Result<bool, StoreError>;
 
-    /// Records that the bytes were handed to nodes, and what they said.
+    /// Records that the bytes were handed to nodes, and what they said: as a whole, and in the words of each.
     async fn mark_sent(
         &mut self,
         request: RequestId,
         attempt: i64,
         sent: &Sent,
+        told: &str,
         at: Timestamp,
     ) -> Result<(), StoreError>;
 
@@ -551,6 +552,43 @@ pub trait Unit: Send {
 
     /// All managed lanes of all chains, each with its next nonce.
     async fn every_lane(&mut self) -> Result<Vec<(ChainId, Address, u64)>, StoreError>;
+
+    // -- what is told -------------------------------------------------------------------------------
+
+    /// The request that has used an event up for this function, if one has. Changes nothing.
+    async fn claimed_by(&mut self, event: &EventUse) -> Result<Option<RequestId>, StoreError>;
+
+    /// Notes what a transaction waits for, or that it is not so any more, if its version is still this one.
+    /// `since` stays what it was where it waits for the same as before. Moves no version.
+    async fn note_wait(
+        &mut self,
+        id: RequestId,
+        version: i64,
+        wait: Option<&Wait>,
+    ) -> Result<(), StoreError>;
+
+    /// Where a transaction stands in its lane.
+    async fn place(&mut self, row: &TransactionRow) -> Result<Place, StoreError>;
+
+    /// Of the transactions that wait for a nonce of this lane and have a fee cap of at least `base_fee`, or no
+    /// time left, the one that has waited longest.
+    async fn next_payable(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+        base_fee: u128,
+        now: Timestamp,
+    ) -> Result<Option<TransactionRow>, StoreError>;
+
+    /// Notes [`Wait::BASE_FEE`] for all that wait for a nonce of this lane with a fee cap below `base_fee`,
+    /// and forgets it for the others.
+    async fn note_unpayable(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+        base_fee: u128,
+        wait: &Wait,
+    ) -> Result<(), StoreError>;
 }
 
 /// What a use case needs to open a lane.

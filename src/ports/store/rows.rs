@@ -114,6 +114,8 @@ pub struct TransactionRow {
     pub ending: Option<Ending>,
     /// Why it failed, if it did or is about to.
     pub failure: Option<Failure>,
+    /// What it was found to wait for, if it was; forgotten when its status changes.
+    pub waits: Option<Wait>,
     /// Last change.
     pub updated_at: Timestamp,
     /// Compare-and-swap counter.
@@ -255,10 +257,16 @@ pub struct AttemptRow {
     pub hash: Option<B256>,
     /// When it was signed.
     pub signed_at: Option<Timestamp>,
+    /// When it was first handed to nodes.
+    pub first_sent_at: Option<Timestamp>,
     /// When it was last handed to nodes.
     pub sent_at: Option<Timestamp>,
+    /// How often it was handed to nodes.
+    pub sends: i64,
     /// What the nodes said last; a name of [`Sent`].
     pub answer: Option<String>,
+    /// What each node said then, by its place in the configuration.
+    pub answer_detail: Option<String>,
     /// When a node first took it.
     pub accepted_at: Option<Timestamp>,
     /// Since when, each time they answered, the nodes have refused it for a reason of its own.
@@ -280,7 +288,9 @@ pub enum Sent {
     Unfunded,
     /// Nothing is known: what was known before stays.
     Unknown,
-    /// They are neither new nor refused for good: too cheap, or their nonce is used.
+    /// An earlier version with a fee too close to theirs is in the pools, or they are full of better ones.
+    Underpriced,
+    /// Their nonce is used: they, another version or a stranger was mined.
     Idle,
 }
 
@@ -293,6 +303,7 @@ impl Sent {
             Self::Refused(_) => "refused",
             Self::Unfunded => "unfunded",
             Self::Unknown => "unknown",
+            Self::Underpriced => "underpriced",
             Self::Idle => "idle",
         }
     }
@@ -310,6 +321,12 @@ impl AttemptRow {
     pub fn is_no_op(&self) -> bool {
         self.reason == NO_OP
     }
+}
+
+/// Whether a hash is that of a no-op among these.
+#[must_use]
+pub fn is_no_op(attempts: &[AttemptRow], hash: B256) -> bool {
+    attempts.iter().any(|attempt| attempt.is_no_op() && attempt.hash == Some(hash))
 }
 
 /// A request for a signature that was just allowed.
@@ -596,4 +613,34 @@ pub struct Orphan {
     pub raw: Option<Bytes>,
     /// The request that has it, or `closed`.
     pub claimed_by: Option<String>,
+}
+
+/// What a transaction waits for, found by whoever works on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wait {
+    /// One of the constants of this type, in kebab-case.
+    pub code: String,
+    /// For people.
+    pub detail: String,
+    /// Since when, without a break.
+    pub since: Timestamp,
+}
+
+impl Wait {
+    /// The account cannot pay for it.
+    pub const UNFUNDED: &str = "unfunded";
+    /// The base fee is above its fee cap.
+    pub const BASE_FEE: &str = "base-fee-above-cap";
+    /// No higher fee may be offered for it, and others of its lane wait behind it.
+    pub const AT_CAP: &str = "at-fee-cap";
+}
+
+/// Where a transaction stands in its lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Of what has no nonce: how many were accepted before it and have none either. Of what has one: how many
+    /// with a lower nonce are not mined.
+    pub ahead: i64,
+    /// How many transactions of the lane have a nonce and are not mined.
+    pub flying: i64,
 }

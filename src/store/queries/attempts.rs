@@ -10,6 +10,18 @@ use crate::core::time::Timestamp;
 use crate::ports::store::{AttemptRow, NewAttempt, Sent, SignedAttempt, StoreError};
 use sqlx::FromRow;
 
+/// What every answer changes, and what this one does besides.
+macro_rules! told {
+    ($besides:literal) => {
+        concat!(
+            "UPDATE attempts SET first_sent_at = COALESCE(first_sent_at, $3), sent_at = $3, \
+             sends = sends + 1, answer = $4, answer_detail = $5",
+            $besides,
+            " WHERE request_id = $1 AND number = $2"
+        )
+    };
+}
+
 statements! {
     INSERT_ATTEMPT = "INSERT INTO attempts (request_id, number, reason, key_id, kind, bytes, digest, \
         max_fee, max_tip, decided_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
@@ -24,16 +36,12 @@ statements! {
         ORDER BY a.decided_at, a.request_id, a.number";
     STORE_SIGNATURE = "UPDATE attempts SET signature = $3, raw = $4, hash = $5, signed_at = $6 \
         WHERE request_id = $1 AND number = $2 AND signature IS NULL";
-    MARK_SENT = "UPDATE attempts SET sent_at = $3, answer = $4, refused_since = NULL, \
-        refused_at = NULL, refusal = NULL WHERE request_id = $1 AND number = $2";
-    MARK_ACCEPTED = "UPDATE attempts SET sent_at = $3, answer = $4, \
-        accepted_at = COALESCE(accepted_at, $3), refused_since = NULL, refused_at = NULL, \
-        refusal = NULL WHERE request_id = $1 AND number = $2";
-    MARK_REFUSED = "UPDATE attempts SET sent_at = $3, answer = $4, \
-        refused_since = COALESCE(refused_since, $3), refused_at = $3, refusal = $5 \
-        WHERE request_id = $1 AND number = $2";
-    MARK_TRIED = "UPDATE attempts SET sent_at = $3, answer = $4 \
-        WHERE request_id = $1 AND number = $2";
+    MARK_SENT = told!(", refused_since = NULL, refused_at = NULL, refusal = NULL");
+    MARK_ACCEPTED = told!(", accepted_at = COALESCE(accepted_at, $3), refused_since = NULL, \
+        refused_at = NULL, refusal = NULL");
+    MARK_REFUSED = told!(", refused_since = COALESCE(refused_since, $3), refused_at = $3, \
+        refusal = $6");
+    MARK_TRIED = told!("");
 }
 
 #[derive(FromRow)]
@@ -48,8 +56,11 @@ pub(super) struct AttemptColumns {
     raw: Option<Vec<u8>>,
     hash: Option<Vec<u8>>,
     signed_at: Option<i64>,
+    first_sent_at: Option<i64>,
     sent_at: Option<i64>,
+    sends: i64,
     answer: Option<String>,
+    answer_detail: Option<String>,
     accepted_at: Option<i64>,
     refused_since: Option<i64>,
     refused_at: Option<i64>,
@@ -68,8 +79,11 @@ impl AttemptColumns {
             raw: self.raw.map(Into::into),
             hash: self.hash.as_deref().map(hash).transpose()?,
             signed_at: self.signed_at.map(Timestamp::from_millis),
+            first_sent_at: self.first_sent_at.map(Timestamp::from_millis),
             sent_at: self.sent_at.map(Timestamp::from_millis),
+            sends: self.sends,
             answer: self.answer,
+            answer_detail: self.answer_detail,
             accepted_at: self.accepted_at.map(Timestamp::from_millis),
             refused_since: self.refused_since.map(Timestamp::from_millis),
             refused_at: self.refused_at.map(Timestamp::from_millis),
@@ -185,12 +199,13 @@ pub(super) async fn mark_sent(
     request: RequestId,
     attempt: i64,
     sent: &Sent,
+    told: &str,
     at: Timestamp,
 ) -> Result<(), StoreError> {
-    let mut values = values![request.to_string(), attempt, at.millis(), sent.name()];
+    let mut values = values![request.to_string(), attempt, at.millis(), sent.name(), told];
     let rows = match sent {
         Sent::Accepted => tx.execute(MARK_ACCEPTED, values).await?,
-        Sent::Unfunded | Sent::Idle => tx.execute(MARK_SENT, values).await?,
+        Sent::Unfunded | Sent::Underpriced | Sent::Idle => tx.execute(MARK_SENT, values).await?,
         Sent::Unknown => tx.execute(MARK_TRIED, values).await?,
         Sent::Refused(why) => {
             values.extend(values![why.as_str()]);

@@ -57,6 +57,7 @@ statements! {
     PUT_NONCE_BACK = "UPDATE lanes SET next_nonce = next_nonce - 1, version = version - 1 \
         WHERE chain_id = $1 AND address = $2";
     GIVE_NONCE = "UPDATE transactions SET nonce = $3, status = 'submitted', updated_at = $4, \
+        waits_code = NULL, waits_detail = NULL, waits_since = NULL, \
         version = version + 1 WHERE id = $1 AND version = $2 AND status = 'queued' \
         AND nonce IS NULL AND chain_id = $5 AND address = $6";
     HALT_LANE = "UPDATE lanes SET halted = $3, version = version + 1 \

@@ -17,6 +17,7 @@ mod signatures;
 mod spend;
 mod statement;
 mod unit;
+mod waits;
 
 pub(super) use statement::Tx;
 
@@ -37,6 +38,7 @@ pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
         requests::ALL,
         signatures::ALL,
         spend::ALL,
+        waits::ALL,
     ]
     .concat()
 }

@@ -2,7 +2,7 @@
 
 use super::column::{exactly_one, hash, parsed, price_bytes, to_i64};
 use super::rows::{TX_ACCESS, TransactionColumns};
-use super::statement::{Tx, values};
+use super::statement::{Tx, Value, values};
 use crate::core::id::{ChainId, RequestId};
 use crate::core::intent::Fees;
 use crate::core::policy::verdict::EventUse;
@@ -41,7 +41,8 @@ statements! {
         mined_number = $6, mined_gas_used = $7, mined_price = $8, mined_success = $9, \
         failure_code = COALESCE($10, failure_code), \
         failure_detail = COALESCE($11, failure_detail), updated_at = $12, \
-        ending = COALESCE($13, ending), version = version + 1 \
+        ending = COALESCE($13, ending), waits_code = NULL, waits_detail = NULL, \
+        waits_since = NULL, version = version + 1 \
         WHERE id = $1 AND version = $2";
     TOUCH = "UPDATE transactions SET version = version + 1 WHERE id = $1 AND version = $2";
     DECIDE_AGAIN = "UPDATE transactions SET cap_fee = $2, cap_tip = $3, outcome = $4, bundle = $5, \
@@ -125,21 +126,33 @@ pub(super) async fn claim_event(
     event: &EventUse,
     request: RequestId,
 ) -> Result<Option<RequestId>, StoreError> {
-    let place = values![
-        event.chain.as_str(),
-        event.block_hash.as_slice(),
-        to_i64(event.log_index)?,
-        event.used_for.as_str(),
-    ];
-    let mut claim = place.clone();
+    let mut claim = place_of(event)?;
     claim.extend(values![event.transaction_hash.as_slice(), request.to_string()]);
     if tx.execute(CLAIM_EVENT, claim).await? == 1 {
         return Ok(None);
     }
-    match tx.one::<RequestColumn>(CLAIMED_BY, place).await? {
-        Some(row) => Ok(Some(parsed(&row.request_id)?)),
+    match claimed_by(tx, event).await? {
+        Some(other) => Ok(Some(other)),
         None => Err(tx.corrupt("an event is claimed and not there")),
     }
+}
+
+/// What an event is found by.
+fn place_of(event: &EventUse) -> Result<Vec<Value>, StoreError> {
+    Ok(values![
+        event.chain.as_str(),
+        event.block_hash.as_slice(),
+        to_i64(event.log_index)?,
+        event.used_for.as_str(),
+    ])
+}
+
+pub(super) async fn claimed_by(
+    tx: &mut Tx,
+    event: &EventUse,
+) -> Result<Option<RequestId>, StoreError> {
+    let found = tx.one::<RequestColumn>(CLAIMED_BY, place_of(event)?).await?;
+    found.map(|row| parsed(&row.request_id)).transpose()
 }
 
 pub(super) async fn insert_transaction(

@@ -9,7 +9,7 @@ use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::{Ending, Status};
 use crate::ports::store::{
-    DecisionSummary, Failure, MinedRow, NewTransaction, StoreError, TransactionRow,
+    DecisionSummary, Failure, MinedRow, NewTransaction, StoreError, TransactionRow, Wait,
 };
 use alloy::primitives::{Address, B256};
 use sqlx::FromRow;
@@ -85,6 +85,9 @@ pub(super) struct TransactionColumns {
     failure_code: Option<String>,
     failure_detail: Option<String>,
     ending: Option<String>,
+    waits_code: Option<String>,
+    waits_detail: Option<String>,
+    waits_since: Option<i64>,
     created_at: i64,
     updated_at: i64,
     version: i64,
@@ -99,6 +102,14 @@ impl TransactionColumns {
         let failure = self
             .failure_code
             .map(|code| Failure { code, detail: self.failure_detail.unwrap_or_default() });
+        let waits = match (self.waits_code, self.waits_since) {
+            (Some(code), Some(since)) => Some(Wait {
+                code,
+                detail: self.waits_detail.unwrap_or_default(),
+                since: Timestamp::from_millis(since),
+            }),
+            _ => None,
+        };
         Ok(TransactionRow {
             seq: self.seq,
             status: Status::from_name(&self.status).ok_or_else(|| corrupt("a status"))?,
@@ -106,6 +117,7 @@ impl TransactionColumns {
             mined,
             ending: ending(self.ending.as_deref())?,
             failure,
+            waits,
             updated_at: Timestamp::from_millis(self.updated_at),
             version: self.version,
             new: NewTransaction {

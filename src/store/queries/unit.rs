@@ -2,7 +2,7 @@
 
 use super::statement::Tx;
 use super::{
-    anchors, attempts, audit, keys, lanes, leases, reconcile, requests, signatures, spend,
+    anchors, attempts, audit, keys, lanes, leases, reconcile, requests, signatures, spend, waits,
 };
 use crate::core::audit::EncodedLeaf;
 use crate::core::id::{ChainId, GroupName, HolderId, KeyId, RequestId};
@@ -16,9 +16,9 @@ use crate::core::tx::state::Status;
 use crate::ports::store::{
     Anchor, AttemptRow, Bound, DecisionSummary, Filter, KeyBinding, Lane, LaneAge, LaneKey,
     LaneLoad, Lease, LeaseRow, LimitExceeded, LimitNow, LimitRow, LimitUse, LogBatch, LogHead,
-    LogLeaf, NewAttempt, NewEvent, NewKey, NewSignatureRequest, NewTransaction, Orphan, Owed, Sent,
-    Settlement, SignatureRow, SignedAttempt, SignedCheckpoint, StatusChange, StoreError,
-    Suspension, TransactionRow, Unit, WaitingLeaf,
+    LogLeaf, NewAttempt, NewEvent, NewKey, NewSignatureRequest, NewTransaction, Orphan, Owed,
+    Place, Sent, Settlement, SignatureRow, SignedAttempt, SignedCheckpoint, StatusChange,
+    StoreError, Suspension, TransactionRow, Unit, Wait, WaitingLeaf,
 };
 use alloy::primitives::{Address, B256};
 use async_trait::async_trait;
@@ -173,9 +173,10 @@ impl Unit for Tx {
         request: RequestId,
         attempt: i64,
         sent: &Sent,
+        told: &str,
         at: Timestamp,
     ) -> Result<(), StoreError> {
-        kept!(self, attempts::mark_sent(self, request, attempt, sent, at))
+        kept!(self, attempts::mark_sent(self, request, attempt, sent, told, at))
     }
 
     async fn insert_signature(&mut self, row: &NewSignatureRequest) -> Result<(), StoreError> {
@@ -494,5 +495,42 @@ impl Unit for Tx {
 
     async fn every_lane(&mut self) -> Result<Vec<(ChainId, Address, u64)>, StoreError> {
         kept!(self, reconcile::every_lane(self))
+    }
+
+    async fn claimed_by(&mut self, event: &EventUse) -> Result<Option<RequestId>, StoreError> {
+        kept!(self, requests::claimed_by(self, event))
+    }
+
+    async fn note_wait(
+        &mut self,
+        id: RequestId,
+        version: i64,
+        wait: Option<&Wait>,
+    ) -> Result<(), StoreError> {
+        kept!(self, waits::note_wait(self, id, version, wait))
+    }
+
+    async fn place(&mut self, row: &TransactionRow) -> Result<Place, StoreError> {
+        kept!(self, waits::place(self, row))
+    }
+
+    async fn next_payable(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+        base_fee: u128,
+        now: Timestamp,
+    ) -> Result<Option<TransactionRow>, StoreError> {
+        kept!(self, waits::next_payable(self, chain, address, base_fee, now))
+    }
+
+    async fn note_unpayable(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+        base_fee: u128,
+        wait: &Wait,
+    ) -> Result<(), StoreError> {
+        kept!(self, waits::note_unpayable(self, chain, address, base_fee, wait))
     }
 }

@@ -103,14 +103,17 @@ fn owed(world: &World, row: &TransactionRow, charge: &Charge, found: &mut Found)
         return;
     }
     let Some(mined) = world.mined_of(&row.id).find(|mined| mined.is_final) else { return };
-    let moved = mined.success && world.reason(&mined.hash) != NO_OP;
+    let no_op = world.reason(&mined.hash) == NO_OP;
+    let moved = mined.success && !no_op;
     // A settled entry leaves when its span has passed; no test lives that long.
     let Some(entry) = entry.filter(|entry| entry.settled_at.is_some()) else {
         say("its nonce is final and nothing of it counts as spent".to_owned());
         return;
     };
     let value = if moved || charge.is_count { charge.value } else { U256::zero() };
-    let fee = if charge.fee.is_zero() { U256::zero() } else { mined.paid.min(charge.fee) };
+    // A no-op has a cap of its own: what it paid counts up to all that its request held.
+    let held = if no_op { charge.fee + charge.value } else { charge.fee };
+    let fee = if charge.fee.is_zero() { U256::zero() } else { mined.paid.min(held) };
     if (amount(&entry.value), amount(&entry.fee)) != (value, fee) {
         say(format!("settled is {entry:?}, due are {value} and a fee of {fee}"));
     }
