@@ -10,4 +10,5 @@ pub mod evm;
 mod health;
 mod look;
 mod node;
+mod nodes;
 mod wire;
