@@ -110,7 +110,7 @@ async fn follow_one(
             Elsewhere::Nothing => {}
             // A node that is alone with what it says holds nothing up for ever.
             Elsewhere::Wait => due &= waited(pace.resend_after_ms.saturating_add(ELSEWHERE_MS)),
-            Elsewhere::Overruled(other) => look = other,
+            Elsewhere::Overruled(other) => look = *other,
         }
     }
     let included = look.inclusion(row);

@@ -32,7 +32,7 @@ pub(crate) enum Elsewhere {
     Wait,
     /// More than half of all nodes have the block in which it is mined: this counts in place of the first
     /// one's word.
-    Overruled(RowLook),
+    Overruled(Box<RowLook>),
 }
 
 impl RowLook {
@@ -161,7 +161,7 @@ pub(crate) async fn elsewhere(
                 tracing::warn!(node = first.node, "a node does not show what is in its own block");
                 chain.port.outvoted(first.node);
             }
-            return Elsewhere::Overruled(other);
+            return Elsewhere::Overruled(Box::new(other));
         }
         if said.contradict.contains(&first.node) {
             tracing::warn!(node = other.node, "a node has it mined in a block of another fork");

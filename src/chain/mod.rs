@@ -11,4 +11,5 @@ mod health;
 mod history;
 mod look;
 mod node;
+mod nodes;
 mod wire;
