@@ -62,9 +62,7 @@ async fn t50_a_lane_with_five_hundred_stuck_does_not_slow_a_fresh_one() {
     })
     .await;
     stage.anvil.mine(1).await;
-    // The fresh lane has room again, and the stuck one is full of the next twenty.
-    let next = json!({ "to": stuck });
-    assert!(next.is_object());
+    // The fresh lane has room again, and the stuck one is full of its next twenty.
     let beside = to_hash(&stage, &server, &fresh, "beside").await;
     told("alone", &alone);
     told("beside 500 stuck", &beside);
@@ -84,7 +82,8 @@ async fn t50_a_lane_with_five_hundred_stuck_does_not_slow_a_fresh_one() {
     .await;
     stage.anvil.mine(1).await;
     server.wait_for(&id(&waiting), MINED).await;
-    assert_eq!(stage.proxy.held(held).len(), 1, "one look at a time, and it is held still");
+    // The server gives a call up after a while and looks again: this was in the time of one.
+    assert_eq!(stage.proxy.hits(held), 1, "one look at a time, and it is held still");
     stage.proxy.lift(held);
     stage.make_final().await;
     server.wait_for(&id(&waiting), &["finalized"]).await;

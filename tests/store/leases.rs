@@ -153,6 +153,10 @@ async fn give(store: &Arc<dyn Store>, lease: Lease, row: &TransactionRow) -> Opt
             if !unit.holds_lease(&lease).await? {
                 return Ok(End::Rollback(None));
             }
+            // A worker has other things to do before it writes.
+            for _ in 0..3 {
+                unit.count_by_status().await?;
+            }
             let lane: Lane = unit.lock_lane(&open).await?;
             Ok(End::Commit(Some(unit.take_nonce(&lane, &row, at(lease.token)).await?)))
         })
@@ -215,24 +219,27 @@ async fn while_leases_change_hands_no_write_is_made_under_an_older_token_than_th
     crowd(&store).await;
     add_key(&store, 1).await;
     lane(&store, 1).await;
-    insert(&store, (1..=60).map(|n| transaction(n, 1)).collect()).await;
+    insert(&store, (7..=66).map(|n| transaction(n, 1)).collect()).await;
     let workers: Vec<_> = (1..=6)
         .map(|who| {
             let store = store.clone();
             tokio::spawn(async move {
-                let mut fenced = 0;
-                loop {
+                // Rows of its own, whose versions no other moves: the fence alone keeps it back.
+                let (mut fenced, mut own) = (0, (1..=10).map(|n| n * 6 + who));
+                let mut next = own.next();
+                while let Some(n) = next {
                     let lease = seize(&store, who).await;
-                    loop {
-                        let (chain, address) = place();
-                        let row = read!(store, [], |unit| unit.next_queued(chain, address).await?);
-                        let Some(row) = row else { return fenced };
-                        if give(&store, lease, &row).await.is_none() {
+                    while let Some(n) = next.filter(|next| *next >= n) {
+                        let row = stored(&store, request(n)).await;
+                        let Some(given) = give(&store, lease, &row).await else {
                             fenced += 1;
                             break;
-                        }
+                        };
+                        assert!(given.is_some(), "nobody else touches the row");
+                        next = own.next();
                     }
                 }
+                fenced
             })
         })
         .collect();
