@@ -26,6 +26,7 @@ mod keys;
 mod lanes;
 mod nonces;
 mod opening;
+mod reconcile;
 mod requests;
 mod schema;
 mod signatures;
