@@ -176,13 +176,14 @@ fn headline(account: &Account) -> String {
     });
     format!(
         "{} {:#x}: {} nonces given by the database{given}; {} mined, {} of them final; {} with what pools \
-         have",
+         have; {} request(s) wait for a nonce, and are sent when the lane goes on",
         account.chain.name,
         account.address,
         account.next,
         account.latest,
         count(account.last_final),
         count(account.pending),
+        account.queued,
     )
 }
 
@@ -220,6 +221,7 @@ fn shown(account: &Account, done: Option<&str>) -> Value {
         "mined": account.latest.to_string(),
         "final": account.last_final.map(|count| count.to_string()),
         "pending": account.pending.map(|count| count.to_string()),
+        "queued": account.queued.to_string(),
         "halted": account.halted,
         "findings": findings,
         "must_wait": !account.waits().is_empty(),

@@ -26,5 +26,6 @@ mod stage;
 
 mod backup;
 mod command;
+mod promoted;
 mod restored;
 mod stranger;

@@ -28,6 +28,7 @@ mod lanes;
 mod leases;
 mod nonces;
 mod opening;
+mod reconcile;
 mod requests;
 mod schema;
 mod signatures;

@@ -105,6 +105,7 @@ impl Examiner<'_> {
             last_final: counts.last_final,
             pending: counts.pending,
             remembered,
+            queued: rows.queued.len().saturating_sub(taken.len()),
             halted: rows.lane.and_then(|lane| lane.halted),
             findings,
         }))

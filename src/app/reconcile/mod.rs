@@ -38,6 +38,8 @@ pub struct Account {
     pub pending: Option<u64>,
     /// How far nonces were given by an outside memory.
     pub remembered: Option<u64>,
+    /// Requests that wait for a nonce: they are sent when the lane goes on.
+    pub queued: usize,
     /// Why its lane stands still, if it does.
     pub halted: Option<String>,
     /// What does not agree, by nonce.

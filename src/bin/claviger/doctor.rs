@@ -169,11 +169,22 @@ async fn waits(config: &ServerConfig) -> Result<String, String> {
     })
     .await;
     let help = "run `claviger reconcile`";
+    let copy = store.identity().await.map_err(|error| error.to_string())?;
+    let is_postgres = world::store_url(config).is_ok_and(|url| url.starts_with("postgres"));
+    let copy = match copy {
+        Some(copy) => format!("; PostgreSQL's system and timeline are {copy}"),
+        None if is_postgres => {
+            "; PostgreSQL does not say its system and timeline to this role, so a \
+                                promoted replica is seen by the audit log and the nonces only"
+                .to_owned()
+        }
+        None => String::new(),
+    };
     match found {
         // A database of an older version has no such state, and is migrated by the next start.
         Err(error) => Err(error.to_string()),
         Ok((Some(why), _)) => Err(format!("suspended since {}: {}; {help}", why.since, why.reason)),
-        Ok((None, halted)) if halted.is_empty() => Ok("nothing waits for it".to_owned()),
+        Ok((None, halted)) if halted.is_empty() => Ok(format!("nothing waits for it{copy}")),
         Ok((None, halted)) => {
             let told: Vec<String> = halted
                 .iter()

@@ -113,7 +113,10 @@ impl Postgres {
             if program.try_exit_status().is_some() {
                 return Some(false);
             }
-            program.stderr().contains("ready to accept connections").then_some(true)
+            // A replica says "read-only connections".
+            let text = program.stderr();
+            let is_ready = text.contains("ready to accept") && text.contains("connections");
+            is_ready.then_some(true)
         })
         .await;
         if !started {
@@ -133,6 +136,40 @@ impl Postgres {
             .args(["--host", "127.0.0.1", "--port", &self.port.to_string()])
             .args(["--username", USER, &name]));
         format!("postgres://{USER}:{}@127.0.0.1:{}/{name}", self.password, self.port)
+    }
+
+    /// A physical replica as of now. It is not started: it lags from here on until it is promoted.
+    pub fn replica(&self) -> Self {
+        let folder = scratch("postgres-replica");
+        for name in ["data", "sockets"] {
+            let path = folder.path().join(name);
+            fs::create_dir(&path).expect("our own folder");
+            fs::set_permissions(&path, Permissions::from_mode(0o700)).expect("our own folder");
+            self.owner.give(&path);
+        }
+        let mut copy = self.client("pg_basebackup");
+        copy.arg("--pgdata").arg(folder.path().join("data"));
+        run(copy.args(["--write-recovery-conf", "--checkpoint", "fast", "--wal-method", "stream"]));
+        let (owner, password) = (Owner::find(), self.password.clone());
+        Self { program: None, options: self.options, port: 0, password, owner, folder }
+    }
+
+    /// Starts a replica whose primary is gone, and promotes it.
+    pub async fn promote(&mut self) {
+        for attempt in 1.. {
+            self.port = free_port();
+            match self.launch().await {
+                Ok(()) => break,
+                Err(output) => assert!(attempt < 5, "the replica does not start\n{output}"),
+            }
+        }
+        let mut promote = self.owner.command("pg_ctl");
+        run(promote.arg("promote").arg("--wait").arg("-D").arg(self.folder.path().join("data")));
+    }
+
+    /// The URL of a database of another cluster, in this one.
+    pub fn url_of(&self, url: &str) -> String {
+        format!("postgres://{USER}:{}@127.0.0.1:{}/{}", self.password, self.port, Self::name(url))
     }
 
     /// Makes a copy of a database that nobody uses, and gives its URL: a backup.

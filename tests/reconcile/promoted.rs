@@ -1,0 +1,61 @@
+//! T48: a replica of PostgreSQL is promoted. It waits, whether it lagged or lost nothing: nobody in it can
+//! know which.
+
+use crate::command::{claviger, reconcile_with};
+use crate::stage::{Options, SUB, Stage};
+use crate::support::server::{ETHER, payout};
+use crate::support::services::{Postgres, PostgresOptions};
+
+async fn t48_a_promoted_replica_waits(lags: bool) {
+    let mut primary = Postgres::start(PostgresOptions::default()).await;
+    let url = primary.create_database();
+    let options =
+        Options { store_url: Some(url.clone()), mines_at_once: true, ..Options::default() };
+    let stage = Stage::with(options).await;
+    let (server, _) = stage.open(&[]).await;
+    let first = stage.pay(&server, "first").await;
+    stage.finish(&server, first["id"].as_str().unwrap()).await;
+    let lagging = lags.then(|| primary.replica());
+    let second = stage.pay(&server, "second").await;
+    stage.finish(&server, second["id"].as_str().unwrap()).await;
+    server.stop().await;
+    let mut replica = lagging.unwrap_or_else(|| primary.replica());
+    primary.stop();
+    replica.promote().await;
+    let url = replica.url_of(&url);
+    let envs = [("CLAVIGER__STORE__URL", url.as_str())];
+
+    let server = stage.setup.start(&envs).await;
+    let waits = server.ask(SUB, "third", &payout(ETHER)).await;
+    assert_eq!((waits.status, waits.code()), (503, "reconcile-required"), "{:#}", waits.body);
+    let reason = if lags { "leaves are gone" } else { "or a replica was promoted" };
+    assert!(waits.body["detail"].as_str().unwrap().contains(reason), "{:#}", waits.body);
+    server.stop().await;
+    let args = ["--apply", "--reason", "failed over"];
+    let applied = reconcile_with(&stage.setup, &args, &envs);
+    assert_eq!(applied.code, Some(0), "{applied:#?}");
+    let config = stage.setup.config().display().to_string();
+    let doctor = claviger(&["doctor", "--config", &config], &envs);
+    assert!(doctor.out.contains("/00000002"), "the other timeline: {doctor:#?}");
+
+    let server = stage.setup.start(&envs).await;
+    for key in ["first", "second", "third"] {
+        let answer = server.ask(SUB, key, &payout(ETHER)).await;
+        let done = stage.finish(&server, &answer.id()).await;
+        assert_eq!(done["adopted"] == true, lags && key == "second", "{key}: {done:#}");
+    }
+    assert_eq!(stage.paid().await, 3);
+    server.stop().await;
+    let invariants = crate::support::invariants::Invariants::new(&stage.anvil.url(), &url);
+    invariants.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t48_a_lagging_replica_that_is_promoted_waits_and_pays_nothing_twice() {
+    t48_a_promoted_replica_waits(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t48_a_promoted_replica_that_lost_nothing_waits_too() {
+    t48_a_promoted_replica_waits(false).await;
+}
