@@ -49,7 +49,6 @@ async fn each_attempt_says_why_it_was_made_what_the_nodes_said_and_how_it_stands
         assert_eq!(attempt["accepted_at"], attempt["first_sent_at"], "taken at once");
     }
     assert_eq!(told["waiting"]["code"], "block", "{told:#}");
-    println!("STORY {told:#}");
 
     let mined = stage.mine_until_mined(&server, &asked).await;
     assert_eq!(mined["waiting"]["code"], "finality", "{mined:#}");
