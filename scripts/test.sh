@@ -41,7 +41,7 @@ fetch() {
     cargo metadata --offline --locked --format-version 1 >/dev/null 2>&1 || cargo fetch --locked
 }
 
-lint() { cargo clippy --locked --all-targets --features failpoints -- -D warnings; }
+lint() { cargo clippy --locked --workspace --all-targets --features failpoints -- -D warnings; }
 
 deny() { "$CARGO_DENY" --offline check bans licenses sources; }
 
@@ -64,7 +64,7 @@ scripts/setup.sh test
 printf '%-10s %4d s\n' setup "$((SECONDS - started))"
 
 phase crates fetch
-phase format cargo fmt --check
+phase format cargo fmt --all --check
 phase clippy lint
 phase deny deny
 phase build build

@@ -99,6 +99,9 @@ async fn problem(answer: reqwest::Response, status: u16, code: &str, field: &str
     body
 }
 
+/// What is wrong, the idempotency keys, the body; the status, the code and the field of the problem.
+type Bad<'a> = (&'a str, Vec<&'a [u8]>, String, u16, &'a str, &'a str);
+
 #[tokio::test]
 async fn what_is_wrong_with_a_request_is_told_and_leaves_nothing_half_done() {
     let anvil = chain().await;
@@ -116,7 +119,7 @@ async fn what_is_wrong_with_a_request_is_told_and_leaves_nothing_half_done() {
     let long = [b'k'; 256];
     let invalid = "invalid-request";
     let key = "Idempotency-Key";
-    let table: Vec<(&str, Vec<&[u8]>, String, u16, &str, &str)> = vec![
+    let table: Vec<Bad> = vec![
         ("unknown chain", vec![b"1"], with("chain", json!("mars")), 400, invalid, "chain"),
         (
             "a chain by another id",

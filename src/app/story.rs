@@ -10,12 +10,90 @@ use crate::ports::store::{AttemptRow, Lane, Place, Sent, TransactionRow, Wait, l
 /// What a transaction that has not ended waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
-    /// Stable kebab-case.
-    pub code: &'static str,
+    /// What, in a word.
+    pub code: WaitsFor,
     /// For people.
     pub detail: String,
     /// Since when, where that is known.
     pub since: Option<Timestamp>,
+}
+
+/// What there is to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// Its chain is not in the configuration any more.
+    ChainNotConfigured,
+    /// No nonce is given on its account until an operator has looked.
+    LaneHalted,
+    /// As many of its account are not mined as may be.
+    LaneFull,
+    /// The market is above its fee cap.
+    BaseFee,
+    /// The account cannot pay for it.
+    Funds,
+    /// Others of its account are before it.
+    Queue,
+    /// It is the next to get a nonce.
+    Nonce,
+    /// Its newest attempt is not signed yet.
+    Hsm,
+    /// No node is known to have its newest attempt.
+    Node,
+    /// The nodes refuse it for a reason of its own.
+    Nodes,
+    /// It can offer no more, and keeps others waiting.
+    Cap,
+    /// Lower nonces of its account are not mined.
+    Lower,
+    /// Its no-op is to be mined.
+    NoOp,
+    /// It is with the nodes, and not mined.
+    Block,
+    /// It is mined, and its block is not final.
+    Finality,
+}
+
+impl WaitsFor {
+    /// Everything there is.
+    pub const ALL: [Self; 15] = [
+        Self::ChainNotConfigured,
+        Self::LaneHalted,
+        Self::LaneFull,
+        Self::BaseFee,
+        Self::Funds,
+        Self::Queue,
+        Self::Nonce,
+        Self::Hsm,
+        Self::Node,
+        Self::Nodes,
+        Self::Cap,
+        Self::Lower,
+        Self::NoOp,
+        Self::Block,
+        Self::Finality,
+    ];
+
+    /// The stable name, in kebab-case.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ChainNotConfigured => "chain-not-configured",
+            Self::LaneHalted => "lane-halted",
+            Self::LaneFull => "lane-full",
+            Self::BaseFee => "base-fee-above-cap",
+            Self::Funds => "unfunded",
+            Self::Queue => "queued",
+            Self::Nonce => "nonce",
+            Self::Hsm => "hsm",
+            Self::Node => "node",
+            Self::Nodes => "refused-by-nodes",
+            Self::Cap => "at-fee-cap",
+            Self::Lower => "lower-nonces",
+            Self::NoOp => "cancelling",
+            Self::Block => "block",
+            Self::Finality => "finality",
+        }
+    }
 }
 
 /// How one attempt stands, in a word.
@@ -115,7 +193,10 @@ fn told(
     let row = &full.row;
     let wait = |code, detail: String| Waiting { code, detail, since: None };
     let Some(chain) = chain else {
-        return wait("chain-not-configured", "its chain is not configured any more".to_owned());
+        return wait(
+            WaitsFor::ChainNotConfigured,
+            "its chain is not configured any more".to_owned(),
+        );
     };
     if row.mined.is_some() {
         return finality(row, chain);
@@ -135,7 +216,7 @@ fn finality(row: &TransactionRow, chain: &ChainRuntime) -> Waiting {
             format!("mined in block {block}; final is {last}: {to_go} blocks to go")
         }
     };
-    Waiting { code: "finality", detail, since: None }
+    Waiting { code: WaitsFor::Finality, detail, since: None }
 }
 
 fn queued(
@@ -146,32 +227,32 @@ fn queued(
 ) -> Waiting {
     let wait = |code, detail: String| Waiting { code, detail, since: Some(row.new.at) };
     if let Some(reason) = lane.and_then(|lane| lane.halted.as_ref()) {
-        return wait("lane-halted", format!("no nonce is given on this account: {reason}"));
+        return wait(WaitsFor::LaneHalted, format!("no nonce is given on this account: {reason}"));
     }
     if let Some(found) = &row.waits {
         let (code, detail) = match found.code.as_str() {
             Wait::BASE_FEE => {
                 let cap = row.new.fee_cap.at_most(chain.settings.cap).max_fee;
                 let detail = format!("its fee cap is {cap} wei per gas, and {}", found.detail);
-                (Wait::BASE_FEE, detail)
+                (WaitsFor::BaseFee, detail)
             }
-            _ => (Wait::UNFUNDED, found.detail.clone()),
+            _ => (WaitsFor::Funds, found.detail.clone()),
         };
         return Waiting { code, detail, since: Some(found.since) };
     }
     if place.flying >= chain.settings.in_flight_max {
         let (flying, ahead) = (place.flying, place.ahead);
         return wait(
-            "lane-full",
+            WaitsFor::LaneFull,
             format!(
                 "{flying} of its account are not mined, as many as may be; {ahead} are before it"
             ),
         );
     }
     if place.ahead > 0 {
-        return wait("queued", format!("{} of its account are before it", place.ahead));
+        return wait(WaitsFor::Queue, format!("{} of its account are before it", place.ahead));
     }
-    wait("nonce", "it is the next of its account to get a nonce".to_owned())
+    wait(WaitsFor::Nonce, "it is the next of its account to get a nonce".to_owned())
 }
 
 /// It has a nonce and is not mined.
@@ -183,32 +264,68 @@ fn in_flight(full: &FullTransaction, chain: &ChainRuntime, place: Place) -> Wait
     let Some(newest) = newest else {
         let what =
             "its no-op is about to be decided; it needs a node that tells the fees".to_owned();
-        return wait("cancelling", what, Some(row.updated_at));
+        return wait(WaitsFor::NoOp, what, Some(row.updated_at));
     };
     let number = newest.number;
     if newest.signed_at.is_none() {
         let what = format!("attempt {number} is decided, and the HSM has not signed it yet");
-        return wait("hsm", what, Some(newest.decided_at));
+        return wait(WaitsFor::Hsm, what, Some(newest.decided_at));
     }
     let text = newest.answer_detail.clone().unwrap_or_default();
     let since = newest.first_sent_at;
     match state(full, newest) {
-        "signed" => wait("node", format!("attempt {number} was not sent yet"), newest.signed_at),
-        "sent" => wait("node", format!("no node is known to have attempt {number}: {text}"), since),
-        "refused" => wait("refused-by-nodes", text, newest.refused_since),
-        "unfunded" => wait("unfunded", format!("the account cannot pay for it: {text}"), since),
+        "signed" => {
+            wait(WaitsFor::Node, format!("attempt {number} was not sent yet"), newest.signed_at)
+        }
+        "sent" => wait(
+            WaitsFor::Node,
+            format!("no node is known to have attempt {number}: {text}"),
+            since,
+        ),
+        "refused" => wait(WaitsFor::Nodes, text, newest.refused_since),
+        "unfunded" => {
+            wait(WaitsFor::Funds, format!("the account cannot pay for it: {text}"), since)
+        }
         _ if row.waits.as_ref().is_some_and(|it| it.code == Wait::AT_CAP) => {
             let noted = row.waits.as_ref();
             let patience = span(chain.settings.pace.cap_patience_ms);
             let detail = noted.map_or("", |it| &it.detail);
             let what = format!("{detail}; others wait behind it; a no-op after {patience}");
-            wait(Wait::AT_CAP, what, noted.map(|it| it.since))
+            wait(WaitsFor::Cap, what, noted.map(|it| it.since))
         }
         _ if place.ahead > 0 => {
             let what = format!("{} lower nonces of its account are not mined", place.ahead);
-            wait("lower-nonces", what, since)
+            wait(WaitsFor::Lower, what, since)
         }
-        _ if ends => wait("cancelling", "its no-op is to be mined".to_owned(), since),
-        _ => wait("block", format!("attempt {number} is to be mined: {text}"), since),
+        _ if ends => wait(WaitsFor::NoOp, "its no-op is to be mined".to_owned(), since),
+        _ => wait(WaitsFor::Block, format!("attempt {number} is to be mined: {text}"), since),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_there_is_to_wait_for_is_in_the_manual_and_nothing_else() {
+        let manual = include_str!("../../docs/OPERATIONS.md");
+        let (_, table) = manual.split_once("| `waiting.code` |").unwrap();
+        let (table, _) = table.split_once("\n\n").unwrap();
+        let rows = table.lines().skip(2).map(|row| row.split('`').nth(1).unwrap());
+        assert_eq!(rows.collect::<Vec<_>>(), WaitsFor::ALL.map(WaitsFor::name));
+    }
+
+    #[test]
+    fn what_is_noted_on_a_row_has_the_name_under_which_it_is_told() {
+        let told = [WaitsFor::Funds, WaitsFor::BaseFee, WaitsFor::Cap].map(WaitsFor::name);
+        assert_eq!(told, [Wait::UNFUNDED, Wait::BASE_FEE, Wait::AT_CAP]);
+    }
+
+    #[test]
+    fn spans_are_told_in_seconds_where_they_have_any() {
+        assert_eq!(
+            (span(350), span(999), span(30_999)),
+            ("350 ms".into(), "999 ms".into(), "30 s".into())
+        );
     }
 }

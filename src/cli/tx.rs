@@ -93,16 +93,29 @@ fn show_one(tx: &Value) {
     let decision = tx.get("decision").unwrap_or(&empty);
     print::line(&format!("{:<12} {}", "decision", text(decision, "outcome")));
     print::line(&format!("{:<12} {}", "grants", text(decision, "grants")));
+    for (name, field) in [("waits for", "waiting"), ("failure", "failure")] {
+        if let Some(told) = tx.get(field) {
+            let (code, detail) = (text(told, "code"), text(told, "detail"));
+            print::line(&format!("{name:<12} {code}: {detail}"));
+        }
+    }
     for attempt in list(tx, "attempts") {
         print::line(&format!(
-            "attempt {:<4} {:<11} {} fee {} tip {} signed {} sent {}",
+            "attempt {:<4} {:<11} {:<8} {} fee {} tip {} signed {} sent {}",
             text(&attempt, "number"),
             text(&attempt, "reason"),
+            text(&attempt, "state"),
             text(&attempt, "hash"),
             text(&attempt, "max_fee_per_gas"),
             text(&attempt, "max_priority_fee_per_gas"),
             text(&attempt, "signed_at"),
             text(&attempt, "sent_at"),
+        ));
+        let (because, nodes) = (text(&attempt, "because"), text(&attempt, "answer_detail"));
+        print::line(&format!(
+            "{:<12} {because}; sent {} times; {nodes}",
+            "",
+            text(&attempt, "sends")
         ));
     }
     if let Some(receipt) = tx.get("receipt") {

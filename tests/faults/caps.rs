@@ -53,7 +53,9 @@ async fn t53_a_head_at_a_cap_below_the_market_gives_way_to_those_behind_it() {
         (found["waiting"]["code"] == "at-fee-cap").then_some(found)
     })
     .await;
-    assert!(noted["waiting"]["since"].is_string(), "{noted:#}");
+    // Its patience does not begin anew with another process.
+    drop(server);
+    let server = stage.setup.start(&[RESEND_SOON, PATIENCE]).await;
     let waits = server.read(&id(&behind)).await;
     assert_eq!(waits["waiting"]["code"], "lower-nonces", "{waits:#}");
     let ends = blocks_until(&stage, base, "a no-op takes its nonce", async || {
@@ -64,6 +66,7 @@ async fn t53_a_head_at_a_cap_below_the_market_gives_way_to_those_behind_it() {
     assert_eq!(ends["ending"], "outpriced", "{ends:#}");
     assert_eq!(ends["failure"]["code"], "fee-cap-too-low", "{ends:#}");
     let detail = ends["failure"]["detail"].as_str().unwrap();
+    assert!(detail.contains(noted["waiting"]["since"].as_str().unwrap()), "{detail}");
     assert!(detail.contains(&(2 * GWEI + 1).to_string()), "{detail}");
     assert!(detail.contains("and the base fee is "), "{detail}");
     let failed = blocks_until(&stage, base, "it has failed for good", async || {

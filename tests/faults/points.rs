@@ -84,6 +84,7 @@ const POINTS: &[(&str, Reach)] = &[
     ("sign.before_store", Reach::External),
     ("sign_request.after_decided", Reach::External),
     ("suspension.after_suspend", Reach::Elsewhere),
+    ("waiting.after_noted", Reach::Expiry),
 ];
 
 /// Asks for a transaction with a key of its own; the answer, if there was one, is remembered.

@@ -1,13 +1,22 @@
 //! The story of a transaction, as `GET /v1/transactions/{id}` tells it: an operator needs no log.
 
 use crate::stage::{RESEND_SOON, Stage, attempts, id, is};
-use crate::support::server::{ETHER, LIMIT, payout};
+use crate::support::server::{ETHER, LIMIT, Server, payout};
 use crate::support::services::poll_until;
 use serde_json::{Value, json};
 
 /// A field of each attempt that is shown, signed or not.
 fn each<'a>(found: &'a Value, field: &str) -> Vec<&'a Value> {
     found["attempts"].as_array().unwrap().iter().map(|attempt| &attempt[field]).collect()
+}
+
+/// Waits until it says that it waits for this.
+async fn waits(server: &Server, id: &str, code: &str) -> Value {
+    poll_until(LIMIT, &format!("{id} waits for {code}"), async || {
+        let found = server.read(id).await;
+        (found["waiting"]["code"] == code).then_some(found)
+    })
+    .await
 }
 
 #[tokio::test]
@@ -57,51 +66,39 @@ async fn each_attempt_says_why_it_was_made_what_the_nodes_said_and_how_it_stands
 #[tokio::test]
 async fn what_each_transaction_of_a_lane_waits_for_is_told_in_its_order() {
     let stage = Stage::new().await;
-    let (server, address) = stage.open(&[("CLAVIGER__CHAIN__0__MAX_IN_FLIGHT", "2")]).await;
+    let (server, funded) = stage.open(&[("CLAVIGER__CHAIN__0__MAX_IN_FLIGHT", "2")]).await;
+    let mut body = payout(ETHER);
+    body["signer"] = json!(funded);
     let mut all = Vec::new();
     for n in 0..2 {
-        all.push(id(&stage.pay(&server, &format!("order-{n}")).await));
+        all.push(id(&stage.pay_as(&server, &format!("order-{n}"), &body).await));
     }
     for n in 2..4 {
-        all.push(id(&stage.ask(&server, &format!("order-{n}"), &payout(ETHER)).await));
+        all.push(id(&stage.ask(&server, &format!("order-{n}"), &body).await));
     }
-    let waits = async |n: usize, code: &str| {
-        poll_until(LIMIT, &format!("{n} waits for {code}"), async || {
-            let found = server.read(&all[n]).await;
-            (found["waiting"]["code"] == code).then_some(found)
-        })
-        .await
-    };
-    waits(0, "block").await;
-    let second = waits(1, "lower-nonces").await;
+    waits(&server, &all[0], "block").await;
+    let second = waits(&server, &all[1], "lower-nonces").await;
     assert!(second["waiting"]["detail"].as_str().unwrap().starts_with("1 lower"), "{second:#}");
-    let last = waits(3, "lane-full").await;
+    let last = waits(&server, &all[3], "lane-full").await;
     let detail = last["waiting"]["detail"].as_str().unwrap();
     assert!(detail.starts_with("2 of its account") && detail.contains("1 are before"), "{detail}");
 
-    // The account is emptied behind their backs: who is next cannot be paid for, who is behind waits for it.
-    stage.mine_until_mined(&server, &all[1]).await;
-    stage.mine_until_mined(&server, &all[3]).await;
-    stage.anvil.set_balance(&address, 0).await;
-    for n in 4..6 {
-        all.push(id(&stage.ask(&server, &format!("order-{n}"), &payout(ETHER)).await));
-    }
-    let waits = async |n: usize, code: &str| {
-        poll_until(LIMIT, &format!("{n} waits for {code}"), async || {
-            let found = server.read(&all[n]).await;
-            (found["waiting"]["code"] == code).then_some(found)
-        })
-        .await
-    };
-    let poor = waits(4, "unfunded").await;
+    // An account without money: who is next cannot be paid for, and who is behind waits for it.
+    let empty = server.key("op-2", Some("payments"), "managed").await;
+    body["signer"] = json!(empty);
+    let head = id(&stage.ask(&server, "head", &body).await);
+    let behind = id(&stage.ask(&server, "behind", &body).await);
+    let poor = waits(&server, &head, "unfunded").await;
     let detail = poor["waiting"]["detail"].as_str().unwrap();
     assert!(detail.contains("needs 1000") && detail.contains("has 0 wei"), "{detail}");
     assert!(poor["waiting"]["since"].is_string(), "{poor:#}");
     assert!(is(&poor, &["queued"]), "{poor:#}");
-    let behind = waits(5, "queued").await;
-    assert!(behind["waiting"]["detail"].as_str().unwrap().starts_with("1 of"), "{behind:#}");
-    stage.anvil.rpc("anvil_setBalance", json!([address, "0x8ac7230489e80000"])).await;
-    stage.mine_until_mined(&server, &all[5]).await;
-    stage.finish(&server, &all[5]).await;
+    let second = waits(&server, &behind, "queued").await;
+    assert!(second["waiting"]["detail"].as_str().unwrap().starts_with("1 of"), "{second:#}");
+    stage.anvil.set_balance(&empty, 10 * ETHER).await;
+    for one in all.iter().chain([&head, &behind]) {
+        stage.mine_until_mined(&server, one).await;
+        stage.finish(&server, one).await;
+    }
     stage.check().await;
 }

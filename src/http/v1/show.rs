@@ -13,7 +13,7 @@ pub async fn story(app: &App, full: &FullTransaction) -> Value {
     let waiting = story::waiting(app, full).await;
     if let (Ok(Some(waiting)), Value::Object(fields)) = (waiting, &mut shown) {
         let told = json!({
-            "code": waiting.code,
+            "code": waiting.code.name(),
             "detail": waiting.detail,
             "since": waiting.since.map(|at| at.to_string()),
         });
