@@ -65,6 +65,12 @@ pub async fn outbid(
     };
     let what = (version, shape);
     let decision = Arc::new(decision(app, (row, attempts), what, fees, instructed, now)?);
+    // A refused no-op at its cap, for which the nodes want no other gas: its stored bytes go out again.
+    let same = |last: &&AttemptRow| last.raw.is_some() && last.bytes == decision.attempt.bytes;
+    if let Some(last) = attempts.last().filter(same) {
+        let signed = sign::Signed { request: row.new.id, attempt: last.clone() };
+        return send::send(app, chain, &signed).await.map(|()| true);
+    }
     let decided = unit(&*app.store, "decide_version", move |unit| {
         let decision = decision.clone();
         Box::pin(async move {
