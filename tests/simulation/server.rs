@@ -1,7 +1,7 @@
 //! What the server does when it is stepped: gives nonces, looks at what is open, does what is due; and what
 //! its operators do.
 
-use crate::chain::{ACCOUNTS, Content, FINAL_DEPTH};
+use crate::chain::{ACCOUNTS, Content};
 use crate::laws;
 use crate::nodes::{asked, look, second};
 use crate::world::{Done, Late, PACE, Stop, World};
@@ -230,7 +230,7 @@ impl World {
         for account in 0..ACCOUNTS {
             let head = self.chain.height();
             let (used, last) = (self.chain.nonce_at(account, head), self.chain.final_number());
-            let is_settled = used == self.chain.nonce_at(account, last) || head < FINAL_DEPTH;
+            let is_settled = used == self.chain.nonce_at(account, last);
             if !self.lanes[account].is_halted || !is_settled {
                 continue;
             }
