@@ -14,6 +14,8 @@ use crate::support::services::{
 };
 use crate::weather;
 use claviger::core::access::Role;
+use indicatif::ProgressBar;
+use std::io::IsTerminal as _;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
 use std::sync::Arc;
@@ -268,11 +270,18 @@ async fn keep_token(run: Arc<Run>, path: std::path::PathBuf) {
     }
 }
 
-/// The progress line.
+/// The progress line: at a terminal one that changes, elsewhere a new one now and then.
 async fn tell(run: Arc<Run>) {
-    let mut every = tokio::time::interval(Duration::from_secs(10));
+    let is_terminal = std::io::stderr().is_terminal();
+    let line = ProgressBar::new_spinner();
+    let mut every = tokio::time::interval(Duration::from_secs(if is_terminal { 1 } else { 10 }));
     loop {
         every.tick().await;
-        println!("{}", run.progress());
+        if is_terminal {
+            line.set_message(run.progress());
+            line.tick();
+        } else {
+            println!("{}", run.progress());
+        }
     }
 }
