@@ -5,6 +5,7 @@ use crate::run::{Run, pace};
 use crate::support::fault_proxy::{Fault, FaultProxy, Lag, RuleId, SEND, Times};
 use serde_json::json;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Methods that are picked on; `*` is whatever comes next.
 const METHODS: [&str; 8] = [
@@ -18,10 +19,16 @@ const METHODS: [&str; 8] = [
     "eth_getLogs",
 ];
 
-/// A rule, and what its hits count as.
-type Injected = (usize, RuleId, &'static str);
+/// A rule: at which proxy, until when, and what its hits count as.
+struct Injected {
+    at: usize,
+    rule: RuleId,
+    until: Instant,
+    what: &'static str,
+}
 
-/// Changes the weather until all is quiet, then clears it up.
+/// Changes the weather until all is quiet, then clears it up. Nothing lasts: who asks rarely, because it was
+/// not answered before, must not find the faults of an hour waiting for it.
 pub async fn change(run: Arc<Run>, proxies: Vec<Arc<FaultProxy>>) {
     let mut random = run.random(4);
     let mut injected: Vec<Injected> = Vec::new();
@@ -30,9 +37,14 @@ pub async fn change(run: Arc<Run>, proxies: Vec<Arc<FaultProxy>>) {
         let at = usize::from(random.one_in(3));
         fault(&run, &mut random, (at, &proxies[at]), &mut injected).await;
         pace(30 + random.below(250)).await;
+        let now = Instant::now();
+        injected
+            .iter()
+            .filter(|one| one.until < now)
+            .for_each(|one| proxies[one.at].lift(one.rule));
     }
     proxies.iter().for_each(|proxy| proxy.lift_all());
-    for (at, rule, what) in injected {
+    for Injected { at, rule, what, .. } in injected {
         (0..proxies[at].hits(rule)).for_each(|_| run.count(what));
     }
     std::future::pending::<()>().await;
@@ -56,9 +68,9 @@ async fn fault(
         6 => {
             let fault = if random.one_in(2) { Fault::Hold } else { Fault::HoldReply };
             let rule = proxy.inject(method, Times::UntilLifted, fault);
-            injected.push((at, rule, "faults: calls held"));
+            let until = Instant::now();
+            injected.push(Injected { at, rule, until, what: "faults: calls held" });
             pace(100 + random.below(1_500)).await;
-            proxy.lift(rule);
             return;
         }
         _ => {
@@ -72,5 +84,6 @@ async fn fault(
             return;
         }
     };
-    injected.push((at, proxy.inject(method, times, fault), what));
+    let until = Instant::now() + Duration::from_millis(200 + random.below(1_500));
+    injected.push(Injected { at, rule: proxy.inject(method, times, fault), until, what });
 }
