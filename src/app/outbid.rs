@@ -70,6 +70,12 @@ pub async fn outbid(
     let failure = failure(chain, (row, attempts), version, now).await;
     let (what, why) = ((version, &unsigned), (failure, instructed));
     let decision = decision(app, (row, attempts), what, why, now)?;
+    // A refused no-op at its cap, for which the nodes want no other gas: its stored bytes go out again.
+    let same = |last: &&AttemptRow| last.raw.is_some() && last.bytes == decision.attempt.bytes;
+    if let Some(last) = attempts.last().filter(same) {
+        let signed = sign::Signed { request: row.new.id, attempt: last.clone() };
+        return send::send(app, &signed).await.map(|()| true);
+    }
     let number = decision.attempt.number;
     let decision = Arc::new(decision);
     let decided = lease::fenced(app, lease, "decide_version", move |unit| {

@@ -133,9 +133,23 @@ fn outcome(status: StatusCode, headers: &HeaderMap, text: &str) -> Outcome {
         403 if member("code").as_deref() != Some("policy-denied") => {
             Outcome::Retry { after_ms: retry_after_ms(headers), error: answer }
         }
+        // Not yet: the server's node has fewer blocks than ours, or the market is above every cap.
+        403 if is_early(document.as_ref()) => Outcome::Retry { after_ms: None, error: answer },
+        400 if member("field").as_deref() == Some("max_fee_per_gas") => {
+            Outcome::Retry { after_ms: None, error: answer }
+        }
         400 | 402 | 403 | 405..=407 | 409..=422 => Outcome::Park(answer),
         _ => Outcome::Retry { after_ms: retry_after_ms(headers), error: answer },
     }
+}
+
+/// Whether a denial says that the event is on the server's chain and not final there. It will be, or it will
+/// not be there any more, and then the denial says so.
+fn is_early(document: Option<&Value>) -> bool {
+    let reasons = document.and_then(|document| document.get("reasons")?.as_array());
+    let field = |reason: &Value| reason.get("field")?.as_str().map(str::to_owned);
+    let mut fields = reasons.into_iter().flatten().filter_map(field);
+    fields.any(|field| field == "event.finalized")
 }
 
 /// `Retry-After` in seconds (RFC 9110, section 10.2.3), as milliseconds. Dates are not read.
@@ -173,6 +187,18 @@ mod tests {
             let text = format!(r#"{{"code":"{code}"}}"#);
             assert!(matches!(answer(status, &text), Outcome::Park(_)), "{status} {code}");
         }
+    }
+
+    #[test]
+    fn what_time_heals_is_asked_again() {
+        let early = r#"{"code":"policy-denied","reasons":[
+            {"grant":"payouts","field":"principals"},{"grant":"charge","field":"event.finalized"}]}"#;
+        assert!(matches!(answer(403, early), Outcome::Retry { .. }), "its node is behind ours");
+        let invented = r#"{"code":"policy-denied","reasons":[{"grant":"charge","field":"event"}]}"#;
+        assert!(matches!(answer(403, invented), Outcome::Park(_)));
+        let dear = r#"{"code":"invalid-request","field":"max_fee_per_gas"}"#;
+        assert!(matches!(answer(400, dear), Outcome::Retry { .. }), "the market falls again");
+        assert!(matches!(answer(400, r#"{"field":"data"}"#), Outcome::Park(_)));
     }
 
     #[test]

@@ -26,7 +26,7 @@ mod spend;
 mod transactions;
 
 use chain::Mined;
-use database::Snapshot;
+use database::{AttemptRow, Snapshot};
 use ethers_core::types::U256;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -187,33 +187,37 @@ impl Invariants {
 struct World {
     db: Snapshot,
     chain: chain::Reading,
-    /// Which request and attempt a signed transaction is, by hash.
-    attempts: BTreeMap<String, (String, i64)>,
+    /// Which request and attempt a signed transaction is, and why there is that attempt, by hash.
+    attempts: BTreeMap<String, (String, i64, String)>,
+    /// Where in the reading of the chain a request's mined transactions are.
+    mined: BTreeMap<String, Vec<usize>>,
 }
 
 impl World {
     fn new(db: Snapshot, chain: chain::Reading) -> Self {
         let signed = db.attempts.iter().filter_map(|attempt| {
-            let hash = attempt.hash.as_ref()?;
-            Some((hex(hash), (attempt.request_id.clone(), attempt.number)))
+            let AttemptRow { request_id, number, reason, hash, .. } = attempt;
+            Some((hex(hash.as_ref()?), (request_id.clone(), *number, reason.clone())))
         });
-        let attempts = signed.collect();
-        Self { db, chain, attempts }
+        let attempts: BTreeMap<String, (String, i64, String)> = signed.collect();
+        let mut mined: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (at, found) in chain.mined.iter().enumerate() {
+            if let Some((request, ..)) = attempts.get(&found.hash) {
+                mined.entry(request.clone()).or_default().push(at);
+            }
+        }
+        Self { db, chain, attempts, mined }
     }
 
     /// The mined transactions of a request.
-    fn mined_of<'a>(&'a self, request: &'a str) -> impl Iterator<Item = &'a Mined> {
-        self.chain.mined.iter().filter(move |mined| {
-            self.attempts.get(&mined.hash).is_some_and(|(of, _)| of == request)
-        })
+    fn mined_of(&self, request: &str) -> impl Iterator<Item = &Mined> {
+        let places = self.mined.get(request).into_iter().flatten();
+        places.map(|at| &self.chain.mined[*at])
     }
 
     /// Why there is the attempt with this hash.
     fn reason(&self, hash: &str) -> &str {
-        let Some((request, number)) = self.attempts.get(hash) else { return "" };
-        let attempts = &self.db.attempts;
-        let found = attempts.iter().find(|a| a.request_id == *request && a.number == *number);
-        found.map_or("", |attempt| attempt.reason.as_str())
+        self.attempts.get(hash).map_or("", |(_, _, reason)| reason)
     }
 }
 

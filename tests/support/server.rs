@@ -27,7 +27,8 @@ use tempfile::TempDir;
 
 /// No single step takes longer on a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(60);
-const READY: &str = "\"message\":\"ready\"";
+/// What the log says once the server can be used.
+pub const READY: &str = "\"message\":\"ready\"";
 pub const BIN: &str = env!("CARGO_BIN_EXE_claviger");
 
 /// A set-up on disk: configuration, token, database, bundle. Survives the servers that run on it.
@@ -97,7 +98,8 @@ impl SetUp {
         if ready { Some(self.server(program).await) } else { None }
     }
 
-    fn spawn(&self, envs: &[(&str, &str)]) -> Program {
+    /// Starts a server and waits for nothing.
+    pub fn spawn(&self, envs: &[(&str, &str)]) -> Program {
         let mut envs: Vec<(String, String)> =
             envs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         for (key, value) in [

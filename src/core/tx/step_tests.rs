@@ -295,6 +295,22 @@ fn a_refused_no_op_is_decided_anew() {
 }
 
 #[test]
+fn a_refused_no_op_at_its_cap_is_decided_anew_at_the_same_fees() {
+    let mut tx = cancelling(vec![attempt(1, 0, Some(0)), no_op(2, 0, Some(900))]);
+    tx.attempts[1].fees = fees(1100, 110);
+    tx.attempts[1].refused_since = Some(at(900));
+    let again = Step::NoOp(Ending::Cancelled, fees(1100, 110));
+    assert_eq!(
+        step(at(2000), &tx, &look(), PACE),
+        again,
+        "it is in no pool, and may need other gas"
+    );
+    assert_eq!(step(at(1001), &tx, &look(), PACE), Step::Wait, "not at each look");
+    tx.attempts[1].accepted = true;
+    assert_eq!(step(at(2000), &tx, &look(), PACE), Step::AtCap(2), "a pool may hold it");
+}
+
+#[test]
 fn a_stranger_is_noticed_behind_a_receipt_that_is_gone() {
     let mut tx = sent(0, Some(0));
     tx.status = Status::Mined;

@@ -49,14 +49,25 @@ pub(super) struct Reading {
     pub counts: BTreeMap<String, u64>,
 }
 
-async fn ask(url: &str, method: &str, params: Value) -> Value {
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
-    let answer = client.post(url).json(&body).send().await;
-    let answer = answer.unwrap_or_else(|error| panic!("{method}: {error}"));
-    let mut answer: Value = answer.json().await.unwrap();
-    assert!(answer.get("error").is_none(), "{method} {params}: {answer}");
-    answer["result"].take()
+/// A node, asked directly.
+struct Node<'a> {
+    url: &'a str,
+    http: reqwest::Client,
+}
+
+impl<'a> Node<'a> {
+    fn at(url: &'a str) -> Self {
+        Self { url, http: reqwest::Client::builder().no_proxy().build().unwrap() }
+    }
+
+    async fn ask(&self, method: &str, params: Value) -> Value {
+        let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
+        let answer = self.http.post(self.url).json(&body).send().await;
+        let answer = answer.unwrap_or_else(|error| panic!("{method}: {error}"));
+        let mut answer: Value = answer.json().await.unwrap();
+        assert!(answer.get("error").is_none(), "{method} {params}: {answer}");
+        answer["result"].take()
+    }
 }
 
 fn number(value: &Value) -> u64 {
@@ -70,17 +81,19 @@ fn text(value: &Value) -> String {
 
 /// The head's hash.
 pub(super) async fn head(url: &str) -> String {
-    text(&ask(url, "eth_getBlockByNumber", json!(["latest", false])).await["hash"])
+    let newest = Node::at(url).ask("eth_getBlockByNumber", json!(["latest", false])).await;
+    text(&newest["hash"])
 }
 
 /// Scans the chain from block 0.
 pub(super) async fn read(url: &str, final_by: FinalBy, db: &Snapshot) -> Reading {
-    let chain_id = i64::try_from(number(&ask(url, "eth_chainId", json!([])).await)).unwrap();
-    let head = ask(url, "eth_getBlockByNumber", json!(["latest", false])).await;
+    let node = Node::at(url);
+    let chain_id = i64::try_from(number(&node.ask("eth_chainId", json!([])).await)).unwrap();
+    let head = node.ask("eth_getBlockByNumber", json!(["latest", false])).await;
     let top = number(&head["number"]);
     let last_final = match final_by {
         FinalBy::Tag => {
-            let found = ask(url, "eth_getBlockByNumber", json!(["finalized", false])).await;
+            let found = node.ask("eth_getBlockByNumber", json!(["finalized", false])).await;
             found.is_object().then(|| number(&found["number"]))
         }
         FinalBy::Depth(depth) => top.checked_sub(depth),
@@ -96,18 +109,18 @@ pub(super) async fn read(url: &str, final_by: FinalBy, db: &Snapshot) -> Reading
     };
     for height in 0..=top {
         let is_final = last_final.is_some_and(|last| height <= last);
-        let block = ask(url, "eth_getBlockByNumber", json!([format!("{height:#x}"), true])).await;
+        let block = node.ask("eth_getBlockByNumber", json!([format!("{height:#x}"), true])).await;
         for transaction in block["transactions"].as_array().into_iter().flatten() {
-            let receipt = ask(url, "eth_getTransactionReceipt", json!([transaction["hash"]])).await;
+            let receipt = node.ask("eth_getTransactionReceipt", json!([transaction["hash"]])).await;
             logs(&receipt, is_final, &mut reading.logs);
             if ours.contains(&text(&transaction["from"])) {
-                let mined = mined(url, transaction, &receipt, is_final).await;
+                let mined = mined(&node, transaction, &receipt, is_final).await;
                 reading.mined.push(mined);
             }
         }
     }
     for account in ours {
-        let count = ask(url, "eth_getTransactionCount", json!([account, "latest"])).await;
+        let count = node.ask("eth_getTransactionCount", json!([account, "latest"])).await;
         reading.counts.insert(account, number(&count));
     }
     reading
@@ -126,10 +139,10 @@ fn logs(receipt: &Value, is_final: bool, into: &mut Vec<Log>) {
     }
 }
 
-async fn mined(url: &str, transaction: &Value, receipt: &Value, is_final: bool) -> Mined {
+async fn mined(node: &Node<'_>, transaction: &Value, receipt: &Value, is_final: bool) -> Mined {
     let hash = text(&transaction["hash"]);
     let from = text(&transaction["from"]);
-    let raw = ask(url, "eth_getRawTransactionByHash", json!([hash])).await;
+    let raw = node.ask("eth_getRawTransactionByHash", json!([hash])).await;
     let price = U256::from(number(&receipt["effectiveGasPrice"]));
     Mined {
         decoded: decode(&text(&raw), &from),

@@ -19,20 +19,40 @@ struct Charge {
     max: U256,
 }
 
+/// What is looked up again and again.
+struct Spend<'a> {
+    world: &'a World,
+    charges: BTreeMap<&'a str, Vec<Charge>>,
+    entries: BTreeMap<&'a [u8], Vec<&'a EntryRow>>,
+    /// The order in which requests were accepted.
+    seq: BTreeMap<&'a str, i64>,
+}
+
 pub(super) fn check(world: &World, found: &mut Found) {
-    for limit in &world.db.limits {
-        sums(world, limit, found);
+    let mut entries: BTreeMap<&[u8], Vec<&EntryRow>> = BTreeMap::new();
+    for entry in &world.db.entries {
+        entries.entry(&entry.limit_id).or_default().push(entry);
     }
-    for row in &world.db.transactions {
-        for charge in charges(row) {
-            owed(world, row, &charge, found);
-            room(world, row, &charge, found);
+    let rows = &world.db.transactions;
+    let spend = Spend {
+        world,
+        charges: rows.iter().map(|row| (row.id.as_str(), charges(row))).collect(),
+        entries,
+        seq: rows.iter().map(|row| (row.id.as_str(), row.seq)).collect(),
+    };
+    for limit in &world.db.limits {
+        sums(&spend, limit, found);
+    }
+    for row in rows {
+        for charge in &spend.charges[row.id.as_str()] {
+            owed(&spend, row, charge, found);
+            room(&spend, row, charge, found);
         }
     }
 }
 
-fn entries<'a>(world: &'a World, limit: &'a [u8]) -> impl Iterator<Item = &'a EntryRow> {
-    world.db.entries.iter().filter(move |entry| entry.limit_id == limit)
+fn entries<'a>(spend: &'a Spend<'a>, limit: &[u8]) -> impl Iterator<Item = &'a EntryRow> {
+    spend.entries.get(limit).into_iter().flatten().copied()
 }
 
 fn total(entry: &EntryRow) -> U256 {
@@ -40,9 +60,9 @@ fn total(entry: &EntryRow) -> U256 {
 }
 
 /// The kept sums are the sums of the entries.
-fn sums(world: &World, limit: &LimitRow, found: &mut Found) {
+fn sums(spend: &Spend<'_>, limit: &LimitRow, found: &mut Found) {
     let sum = |settled: bool| {
-        let counted = entries(world, &limit.id).filter(|e| e.settled_at.is_some() == settled);
+        let counted = entries(spend, &limit.id).filter(|e| e.settled_at.is_some() == settled);
         counted.fold(U256::zero(), |sum, entry| sum + total(entry))
     };
     let (held, spent) = (sum(false), sum(true));
@@ -73,7 +93,7 @@ fn charges(row: &TransactionRow) -> Vec<Charge> {
 }
 
 /// What one request holds or has spent, compared with what it is and with what it paid.
-fn owed(world: &World, row: &TransactionRow, charge: &Charge, found: &mut Found) {
+fn owed(spend: &Spend<'_>, row: &TransactionRow, charge: &Charge, found: &mut Found) {
     let mut say = |what: String| found.say("I8", &row.id, format!("{}: {what}", row.status));
     let native = row.data.is_empty() && !charge.is_count;
     let fee_max = U256::from(row.gas) * amount(&row.cap_fee);
@@ -83,7 +103,7 @@ fn owed(world: &World, row: &TransactionRow, charge: &Charge, found: &mut Found)
     {
         say(format!("charged {} and {}, for fees up to {fee_max}", charge.value, charge.fee));
     }
-    let entry = entries(world, &charge.limit).find(|entry| entry.owner == row.id);
+    let entry = entries(spend, &charge.limit).find(|entry| entry.owner == row.id);
     let ended = ["finalized", "reverted", "failed", "rejected", "cancelled", "expired"];
     if !ended.contains(&row.status.as_str()) {
         let holds = entry.is_some_and(|entry| {
@@ -102,6 +122,7 @@ fn owed(world: &World, row: &TransactionRow, charge: &Charge, found: &mut Found)
         }
         return;
     }
+    let world = spend.world;
     let Some(mined) = world.mined_of(&row.id).find(|mined| mined.is_final) else { return };
     let no_op = world.reason(&mined.hash) == NO_OP;
     let moved = mined.success && !no_op;
@@ -121,18 +142,16 @@ fn owed(world: &World, row: &TransactionRow, charge: &Charge, found: &mut Found)
 
 /// When this request was accepted there was room for it. Nothing is counted for more than it was for
 /// certain.
-fn room(world: &World, row: &TransactionRow, charge: &Charge, found: &mut Found) {
-    let seq: BTreeMap<&str, i64> =
-        world.db.transactions.iter().map(|row| (row.id.as_str(), row.seq)).collect();
+fn room(spend: &Spend<'_>, row: &TransactionRow, charge: &Charge, found: &mut Found) {
     let mut sum = U256::zero();
-    for entry in entries(world, &charge.limit) {
+    for entry in entries(spend, &charge.limit) {
         if entry.owner == row.id {
             sum += charge.value + charge.fee;
             continue;
         }
-        let earlier = match seq.get(entry.owner.as_str()) {
+        let earlier = match spend.seq.get(entry.owner.as_str()) {
             Some(seq) => *seq < row.seq,
-            None => world.db.signatures.iter().any(|signature| {
+            None => spend.world.db.signatures.iter().any(|signature| {
                 signature.owner.as_ref() == Some(&entry.owner)
                     && signature.created_at < row.created_at
             }),
@@ -142,7 +161,7 @@ fn room(world: &World, row: &TransactionRow, charge: &Charge, found: &mut Found)
         }
         let still_held =
             entry.settled_at.is_some_and(|settled| settled > row.created_at + CLOSE_MS);
-        sum += if still_held { reserved(world, entry) } else { total(entry) };
+        sum += if still_held { reserved(spend, entry) } else { total(entry) };
     }
     if sum > charge.max {
         let what = format!("with it {sum} were held and spent, the limit is {}", charge.max);
@@ -151,10 +170,8 @@ fn room(world: &World, row: &TransactionRow, charge: &Charge, found: &mut Found)
 }
 
 /// What an entry held before it was settled.
-fn reserved(world: &World, entry: &EntryRow) -> U256 {
-    let charged = world
-        .db
-        .transaction(&entry.owner)
-        .and_then(|row| charges(row).into_iter().find(|charge| charge.limit == entry.limit_id));
+fn reserved(spend: &Spend<'_>, entry: &EntryRow) -> U256 {
+    let mut charged = spend.charges.get(entry.owner.as_str()).into_iter().flatten();
+    let charged = charged.find(|charge| charge.limit == entry.limit_id);
     charged.map_or_else(|| total(entry), |charge| charge.value + charge.fee)
 }

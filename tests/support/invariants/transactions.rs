@@ -47,7 +47,7 @@ fn one_mined(world: &World, row: &TransactionRow, found: &mut Found) {
 /// I4: every mined transaction of an account of ours is an attempt of ours with the approved content.
 fn whose(world: &World, asked: &Invariants, mined: &chain::Mined, found: &mut Found) {
     let foreign = asked.foreign.contains(&mined.hash);
-    let Some((request, _)) = world.attempts.get(&mined.hash) else {
+    let Some((request, ..)) = world.attempts.get(&mined.hash) else {
         if !foreign {
             let what = format!("nonce {} is used by {}", mined.nonce, mined.hash);
             found.say("I4", &mined.from, format!("{what}, which is no attempt of ours"));

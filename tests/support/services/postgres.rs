@@ -25,11 +25,13 @@ pub struct PostgresOptions {
     /// unless the machine loses its power.
     pub fsync: bool,
     pub max_connections: u32,
+    /// A port to listen on; else a free one.
+    pub port: Option<u16>,
 }
 
 impl Default for PostgresOptions {
     fn default() -> Self {
-        Self { fsync: false, max_connections: 200 }
+        Self { fsync: false, max_connections: 200, port: None }
     }
 }
 
@@ -75,7 +77,7 @@ impl Postgres {
             .args(["--username", USER, "--auth", "scram-sha-256"])
             .args(["--encoding", "UTF8", "--locale", "C", "--no-sync", "--no-instructions"]));
         for attempt in 1.. {
-            cluster.port = free_port();
+            cluster.port = options.port.unwrap_or_else(free_port);
             match cluster.launch().await {
                 Ok(()) => break,
                 // Another process was faster at this port.
@@ -216,6 +218,20 @@ impl Postgres {
         self.program = None;
     }
 
+    /// Ends the server and every process of it as a power cut would; its data stay. Its children are
+    /// leaders of groups of their own, so each is named.
+    pub fn kill9(&mut self) {
+        let Some(mut program) = self.program.take() else { return };
+        let children = children_of(program.pid());
+        program.kill9();
+        for child in children {
+            // It may have ended by itself.
+            let _ = Command::new("sh")
+                .args(["-c", "kill -s KILL \"$1\" 2>&-", "kill", &child])
+                .status();
+        }
+    }
+
     /// Starts the server again, on the same port with the same data.
     pub async fn restart(&mut self) {
         self.stop();
@@ -224,10 +240,27 @@ impl Postgres {
         }
     }
 
+    /// Starts the server again after [`Self::kill9`]: the system may need a moment to forget its memory.
+    pub async fn start_again(&mut self) {
+        for attempt in 1.. {
+            match self.launch().await {
+                Ok(()) => return,
+                Err(output) => assert!(attempt < 50, "PostgreSQL does not start again\n{output}"),
+            }
+        }
+    }
+
     /// Whether something accepts connections on its port.
     pub async fn is_reachable(&self) -> bool {
         TcpStream::connect(loopback(self.port)).await.is_ok()
     }
+}
+
+/// The ids of a process's children, as the kernel knows them.
+fn children_of(pid: u32) -> Vec<String> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = fs::read_to_string(path).unwrap_or_default();
+    children.split_whitespace().map(str::to_owned).collect()
 }
 
 /// The user as whom the server runs: it refuses to be root, so then Debian's `postgres`.

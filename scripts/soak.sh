@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The long run: server and watcher as processes between SoftHSM, PostgreSQL and a local chain whose nodes go
+# wrong, while all three are killed at random. Everything is private, on free ports of the loopback interface,
+# and is ended with the run. Ends by asking every invariant of the chain and the database, and prints a table.
+#
+#   scripts/soak.sh            or: make soak
+#
+#   CLAVIGER_SOAK_TRANSACTIONS   how many transactions are asked for (2000)
+#   CLAVIGER_SOAK_KILLS          how many SIGKILLs (50)
+#   CLAVIGER_SEED                which schedule of requests, faults and kills (the time of day)
+set -euo pipefail
+
+case "${1:-}" in
+    "") ;;
+    -h | --help)
+        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
+        exit 0
+        ;;
+    *)
+        echo "usage: [CLAVIGER_SOAK_TRANSACTIONS=N] [CLAVIGER_SOAK_KILLS=N] [CLAVIGER_SEED=N] scripts/soak.sh" >&2
+        exit 2
+        ;;
+esac
+
+cd "$(dirname "$0")/.."
+. scripts/env.sh
+scripts/setup.sh test
+. scripts/env.sh
+
+# Settings of other set-ups, and proxies, do not concern it.
+for variable in $(compgen -v CLAVIGER__); do
+    unset "$variable"
+done
+export NO_PROXY="127.0.0.1,localhost" no_proxy="127.0.0.1,localhost"
+export CLAVIGER_SOAK_TRANSACTIONS="${CLAVIGER_SOAK_TRANSACTIONS:-2000}"
+export CLAVIGER_SOAK_KILLS="${CLAVIGER_SOAK_KILLS:-50}"
+export CLAVIGER_SEED="${CLAVIGER_SEED:-$(date +%s)}"
+
+echo "building; the first time takes some minutes"
+cargo test --locked --features failpoints --test soak --no-run
+cargo test --locked --quiet --features failpoints --test soak -- --nocapture
