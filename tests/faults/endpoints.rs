@@ -1,7 +1,7 @@
 //! Several nodes behind one chain: one that is short of quota, one that lies, one that stands on a fork. What is
 //! told as an end is what enough of them say, and none of them can stop the others.
 
-use crate::stage::{MINED, Options, Stage, attempts, id, is, of_attempt};
+use crate::stage::{FAILPOINT, MINED, Options, Stage, attempts, id, is, of_attempt};
 use crate::support::fault_proxy::{Fault, FaultProxy, SEND, Times};
 use crate::support::server::{LIMIT, Server};
 use crate::support::services::{Anvil, AnvilOptions, Mining, poll_until};
@@ -169,8 +169,10 @@ async fn a_dead_node_does_not_delay_a_send() {
 
 /// T39: after an end was told in a block, the chain is reorganised below it: `above` blocks make it final,
 /// and `depth` of them go.
-async fn t39(stage: Stage, above: u64, depth: u64) {
-    let (server, address) = stage.open(&[]).await;
+/// It may be killed when the halt is committed.
+async fn t39(stage: Stage, above: u64, depth: u64, killed: bool) {
+    let envs = killed.then_some((FAILPOINT, "finality.after_halt"));
+    let (mut server, address) = stage.open(envs.as_slice()).await;
     stage.anvil.mine(5).await;
     let told = pay_and_mine(&stage, &server, "t39").await;
     stage.anvil.mine(above).await;
@@ -180,10 +182,15 @@ async fn t39(stage: Stage, above: u64, depth: u64) {
     let signed = attempts(&flying).len();
     stage.anvil.rpc("anvil_reorg", json!([depth, []])).await;
     assert_eq!(stage.paid().await, 0, "the payments are gone");
-    poll_until(LIMIT, "the chain is halted", async || {
-        server.program.stderr().contains("the chain was halted").then_some(())
-    })
-    .await;
+    if killed {
+        server.crashed().await;
+        server = stage.setup.start(&[]).await;
+    } else {
+        poll_until(LIMIT, "the chain is halted", async || {
+            server.program.stderr().contains("the chain was halted").then_some(())
+        })
+        .await;
+    }
     // New work is taken, and waits; nothing is told, signed or sent.
     let waiting = stage.ask(&server, "t39-waiting", &crate::support::server::payout(1)).await;
     let sent = stage.proxy.sent().len();
@@ -225,14 +232,14 @@ async fn t39(stage: Stage, above: u64, depth: u64) {
 #[tokio::test]
 async fn t39_a_reorg_of_seventy_blocks_below_the_finalized_tag_halts_the_chain() {
     let stage = Stage::with(Options { long_epochs: true, ..Options::default() }).await;
-    t39(stage, 66, 70).await;
+    t39(stage, 66, 70, false).await;
 }
 
 #[tokio::test]
-async fn t39_a_reorg_below_a_depth_halts_the_chain() {
+async fn t39_a_reorg_below_a_depth_halts_the_chain_and_a_kill_then_changes_nothing() {
     let stage = Stage::with(Options { long_epochs: true, ..Options::default() }).await;
     final_by_depth(&stage, 3);
-    t39(stage, 4, 7).await;
+    t39(stage, 4, 7, true).await;
 }
 
 /// One of three nodes has other blocks all of a sudden: it is alone, and nothing stands still.
