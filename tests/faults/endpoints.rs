@@ -10,8 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const RPC: &str = "CLAVIGER__CHAIN__0__RPC";
-/// How long the storm lasts.
-const STORM: Duration = Duration::from_secs(4);
 const AGREE: &str = "CLAVIGER__CHAIN__0__AGREE";
 
 fn rpc(proxies: &[&FaultProxy]) -> String {
@@ -68,18 +66,16 @@ async fn t45_a_429_storm_at_one_node_leaves_it_alone_and_the_others_are_used() {
     stage.finish(&server, &id(&before)).await;
     let storm = stage.proxy.throttle(Times::UntilLifted, None);
     let (begun, calls) = (Instant::now(), stage.proxy.count_all());
-    let mut paid = 2;
-    while begun.elapsed() < STORM {
-        let asked = stage.pay(&server, &format!("storm-{paid}")).await;
-        stage.mine_until_mined(&server, &id(&asked)).await;
-        stage.finish(&server, &id(&asked)).await;
-        paid += 1;
-    }
+    // Not mined for a while, and looked at again and again.
+    let waits = stage.pay(&server, "storm").await;
+    more_looks(&second, 30).await;
     let asked = stage.proxy.count_all() - calls;
     println!("{asked} calls in {:?} of a storm", begun.elapsed());
     // 250 ms and twice as long after each failure: eight failures are half a minute. Calls that were under way
     // together may all come in.
-    assert!((1..=16).contains(&asked), "{asked} calls in {:?}", begun.elapsed());
+    assert!((1..=12).contains(&asked), "{asked} calls in {:?}", begun.elapsed());
+    stage.mine_until_mined(&server, &id(&waits)).await;
+    stage.finish(&server, &id(&waits)).await;
     assert_eq!(metric(&server, "claviger_node_up", &["node=\"1\""]).await, 0.0);
     assert_eq!(metric(&server, "claviger_node_up", &["node=\"2\""]).await, 1.0);
     let limited = ["class=\"rate_limited\""];
@@ -90,8 +86,7 @@ async fn t45_a_429_storm_at_one_node_leaves_it_alone_and_the_others_are_used() {
     assert_eq!(metric(&server, "claviger_node_up", &["node=\"1\""]).await, 1.0);
     stage.mine_until_mined(&server, &id(&after)).await;
     stage.finish(&server, &id(&after)).await;
-    assert!(paid >= 4, "{paid}");
-    assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (paid, paid.into()));
+    assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (3, 3));
     stage.invariants().sent(second.sent()).check().await;
 }
 
