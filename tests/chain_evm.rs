@@ -249,7 +249,10 @@ async fn a_look_that_fails_on_the_way_begins_again_on_the_next_node() {
 #[tokio::test]
 async fn nodes_agree_are_silent_or_contradict() {
     let anvil = manual().await;
-    let other = manual().await;
+    // Another first block, so other blocks.
+    let args = ["--timestamp", "1700000000"].map(str::to_owned).to_vec();
+    let options = AnvilOptions { mining: Mining::Manual, args, ..AnvilOptions::default() };
+    let other = Anvil::start(options).await;
     let lagging = FaultProxy::start(&anvil.url()).await;
     let urls = [anvil.url(), lagging.url(), other.url(), "http://127.0.0.1:1".to_owned()];
     let urls: Vec<&str> = urls.iter().map(String::as_str).collect();

@@ -1,7 +1,7 @@
 //! Several nodes behind one chain: one that is short of quota, one that lies, one that stands on a fork. What is
 //! told as an end is what enough of them say, and none of them can stop the others.
 
-use crate::stage::{MINED, Options, Stage, attempts, id, is, of_attempt};
+use crate::stage::{FAILPOINT, MINED, Options, Stage, attempts, id, is, of_attempt};
 use crate::support::fault_proxy::{Fault, FaultProxy, SEND, Times};
 use crate::support::server::{LIMIT, Server};
 use crate::support::services::{Anvil, AnvilOptions, Mining, poll_until};
@@ -10,8 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const RPC: &str = "CLAVIGER__CHAIN__0__RPC";
-/// How long the storm lasts.
-const STORM: Duration = Duration::from_secs(4);
 const AGREE: &str = "CLAVIGER__CHAIN__0__AGREE";
 
 fn rpc(proxies: &[&FaultProxy]) -> String {
@@ -68,18 +66,16 @@ async fn t45_a_429_storm_at_one_node_leaves_it_alone_and_the_others_are_used() {
     stage.finish(&server, &id(&before)).await;
     let storm = stage.proxy.throttle(Times::UntilLifted, None);
     let (begun, calls) = (Instant::now(), stage.proxy.count_all());
-    let mut paid = 2;
-    while begun.elapsed() < STORM {
-        let asked = stage.pay(&server, &format!("storm-{paid}")).await;
-        stage.mine_until_mined(&server, &id(&asked)).await;
-        stage.finish(&server, &id(&asked)).await;
-        paid += 1;
-    }
+    // Not mined for a while, and looked at again and again.
+    let waits = stage.pay(&server, "storm").await;
+    more_looks(&second, 30).await;
     let asked = stage.proxy.count_all() - calls;
     println!("{asked} calls in {:?} of a storm", begun.elapsed());
     // 250 ms and twice as long after each failure: eight failures are half a minute. Calls that were under way
     // together may all come in.
-    assert!((1..=16).contains(&asked), "{asked} calls in {:?}", begun.elapsed());
+    assert!((1..=12).contains(&asked), "{asked} calls in {:?}", begun.elapsed());
+    stage.mine_until_mined(&server, &id(&waits)).await;
+    stage.finish(&server, &id(&waits)).await;
     assert_eq!(metric(&server, "claviger_node_up", &["node=\"1\""]).await, 0.0);
     assert_eq!(metric(&server, "claviger_node_up", &["node=\"2\""]).await, 1.0);
     let limited = ["class=\"rate_limited\""];
@@ -90,8 +86,7 @@ async fn t45_a_429_storm_at_one_node_leaves_it_alone_and_the_others_are_used() {
     assert_eq!(metric(&server, "claviger_node_up", &["node=\"1\""]).await, 1.0);
     stage.mine_until_mined(&server, &id(&after)).await;
     stage.finish(&server, &id(&after)).await;
-    assert!(paid >= 4, "{paid}");
-    assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (paid, paid.into()));
+    assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (3, 3));
     stage.invariants().sent(second.sent()).check().await;
 }
 
@@ -169,8 +164,10 @@ async fn a_dead_node_does_not_delay_a_send() {
 
 /// T39: after an end was told in a block, the chain is reorganised below it: `above` blocks make it final,
 /// and `depth` of them go.
-async fn t39(stage: Stage, above: u64, depth: u64) {
-    let (server, address) = stage.open(&[]).await;
+/// It may be killed when the halt is committed.
+async fn t39(stage: Stage, above: u64, depth: u64, killed: bool) {
+    let envs = killed.then_some((FAILPOINT, "finality.after_halt"));
+    let (mut server, address) = stage.open(envs.as_slice()).await;
     stage.anvil.mine(5).await;
     let told = pay_and_mine(&stage, &server, "t39").await;
     stage.anvil.mine(above).await;
@@ -180,10 +177,15 @@ async fn t39(stage: Stage, above: u64, depth: u64) {
     let signed = attempts(&flying).len();
     stage.anvil.rpc("anvil_reorg", json!([depth, []])).await;
     assert_eq!(stage.paid().await, 0, "the payments are gone");
-    poll_until(LIMIT, "the chain is halted", async || {
-        server.program.stderr().contains("the chain was halted").then_some(())
-    })
-    .await;
+    if killed {
+        server.crashed().await;
+        server = stage.setup.start(&[]).await;
+    } else {
+        poll_until(LIMIT, "the chain is halted", async || {
+            server.program.stderr().contains("the chain was halted").then_some(())
+        })
+        .await;
+    }
     // New work is taken, and waits; nothing is told, signed or sent.
     let waiting = stage.ask(&server, "t39-waiting", &crate::support::server::payout(1)).await;
     let sent = stage.proxy.sent().len();
@@ -225,14 +227,14 @@ async fn t39(stage: Stage, above: u64, depth: u64) {
 #[tokio::test]
 async fn t39_a_reorg_of_seventy_blocks_below_the_finalized_tag_halts_the_chain() {
     let stage = Stage::with(Options { long_epochs: true, ..Options::default() }).await;
-    t39(stage, 66, 70).await;
+    t39(stage, 66, 70, false).await;
 }
 
 #[tokio::test]
-async fn t39_a_reorg_below_a_depth_halts_the_chain() {
+async fn t39_a_reorg_below_a_depth_halts_the_chain_and_a_kill_then_changes_nothing() {
     let stage = Stage::with(Options { long_epochs: true, ..Options::default() }).await;
     final_by_depth(&stage, 3);
-    t39(stage, 4, 7).await;
+    t39(stage, 4, 7, true).await;
 }
 
 /// One of three nodes has other blocks all of a sudden: it is alone, and nothing stands still.
