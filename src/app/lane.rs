@@ -92,14 +92,23 @@ struct Readings {
 async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allocated, AppError> {
     chains::verify(app, chain).await?;
     let (id, address) = (chain.settings.id, lease.address);
-    let waiting = look(&*app.store, "next_queued", move |unit| {
-        Box::pin(async move { unit.next_queued(id, address).await })
+    let (now, in_flight_max) = (app.clock.now(), chain.settings.in_flight_max);
+    let (waiting, has_work) = look(&*app.store, "next_queued", move |unit| {
+        Box::pin(async move {
+            let waiting = unit.next_queued(id, address).await?;
+            let has_room = unit.in_flight(id, address).await? < in_flight_max;
+            let has_work = has_room || unit.next_expired(id, address, now).await?.is_some();
+            Ok((waiting, has_work))
+        })
     })
     .await?;
     let Some(waiting) = waiting else {
         return Ok(Allocated::Idle(Idle::Empty));
     };
-    let now = app.clock.now();
+    if !has_work {
+        // Nothing is judged again, and no node is asked, for a lane that gives no nonce.
+        return Ok(Allocated::Idle(Idle::Full));
+    }
     let chain_nonce = if chain.lane_is_checked(address) {
         None
     } else {
