@@ -328,6 +328,30 @@ fn the_watcher_links_no_code_that_reaches_a_key_and_the_server_one_cryptography_
     }
 }
 
+/// What a worker of a lane does to it, and who may do so outside the fence.
+const LANE_WRITES: &[&str] = &[".take_nonce(", ".halt_lane(", ".advance(", ".touch("];
+const UNFENCED: &[(&str, &str)] =
+    &[("src/app/cancel.rs", "an operator's word is written wherever it arrives")];
+
+#[test]
+fn what_is_written_for_a_lane_is_written_behind_the_fence() {
+    let mut broken = Vec::new();
+    for source in shipped().iter().filter(|source| source.room() == "app") {
+        let writes = LANE_WRITES.iter().any(|write| source.code.contains(write));
+        let excepted = UNFENCED.iter().any(|(path, _)| source.path == *path);
+        let bare: Vec<_> = places(&source.code, "unit(&*app.store").into_iter().collect();
+        if excepted {
+            assert!(writes && !bare.is_empty(), "{}: the exception is not needed", source.path);
+        } else if writes {
+            broken.extend(bare.into_iter().map(|at| {
+                let line = line_of(&source.code, at);
+                format!("{}:{line}: a unit of a lane: run it by `lease::fenced`", source.path)
+            }));
+        }
+    }
+    told(&broken);
+}
+
 /// The files that are in version control; all files where there is none.
 fn tracked() -> Vec<String> {
     let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output();

@@ -104,10 +104,14 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
     if let Some(reason) = finality::stands_still(app, chain).await? {
         return Ok(Allocated::Idle(Idle::Halted(reason)));
     }
-    let (suspension, first) = look(&*app.store, "next_queued", move |unit| {
-        Box::pin(
-            async move { Ok((unit.suspension().await?, unit.next_queued(id, address).await?)) },
-        )
+    let (now, in_flight_max) = (app.clock.now(), chain.settings.in_flight_max);
+    let (suspension, first, has_work) = look(&*app.store, "next_queued", move |unit| {
+        Box::pin(async move {
+            let first = unit.next_queued(id, address).await?;
+            let has_room = unit.in_flight(id, address).await? < in_flight_max;
+            let has_work = has_room || unit.next_expired(id, address, now).await?.is_some();
+            Ok((unit.suspension().await?, first, has_work))
+        })
     })
     .await?;
     if let Some(why) = suspension {
@@ -116,7 +120,10 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
     let Some(first) = first else {
         return Ok(Allocated::Idle(Idle::Empty));
     };
-    let now = app.clock.now();
+    if !has_work {
+        // Nothing is judged again, and no node is asked, for a lane that gives no nonce.
+        return Ok(Allocated::Idle(Idle::Full));
+    }
     let market = chain.market(now).await?;
     let Some(waiting) = waiting::payable(app, chain, first, market.base_fee, now).await? else {
         return Ok(Allocated::Idle(Idle::AboveCap));

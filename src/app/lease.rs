@@ -12,6 +12,7 @@ use crate::ports::store::{End, Lease, LeaseRow, StoreError, Unit, look, unit};
 use alloy::primitives::Address;
 use futures::future::BoxFuture;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A lane, by its chain and account.
@@ -25,13 +26,21 @@ pub struct Leases {
     held: Mutex<HashMap<LaneName, LeaseRow>>,
     /// Lanes that were left to others, until when.
     left: Mutex<HashMap<LaneName, Timestamp>>,
+    /// Whether this process stops: then it takes no more.
+    closed: AtomicBool,
 }
 
 impl Leases {
     /// None yet, for a process with this random id. Each lasts so many milliseconds unless it is renewed.
     #[must_use]
     pub fn new(holder: HolderId, lasts_ms: i64) -> Self {
-        Self { holder, lasts_ms, held: Mutex::default(), left: Mutex::default() }
+        Self {
+            holder,
+            lasts_ms,
+            held: Mutex::default(),
+            left: Mutex::default(),
+            closed: AtomicBool::new(false),
+        }
     }
 
     /// Whether a lane with this lease is another process's to work.
@@ -101,7 +110,7 @@ pub async fn hold(
     if let Some(lease) = app.leases.young(lane, now) {
         return Ok(Some(lease));
     }
-    if app.leases.is_left(lane, now) {
+    if app.leases.closed.load(Ordering::Acquire) || app.leases.is_left(lane, now) {
         return Ok(None);
     }
     // Looked at first: what another process holds is asked for at each look, and costs no commit.
@@ -243,6 +252,7 @@ pub async fn begin(app: &App) -> Result<(), StoreError> {
 /// # Errors
 /// When the store does not answer; then they wait.
 pub async fn release(app: &App) -> Result<(), StoreError> {
+    app.leases.closed.store(true, Ordering::Release);
     app.leases.held.lock().unwrap_or_else(PoisonError::into_inner).clear();
     let holder = app.leases.holder;
     unit(&*app.store, "release_leases", move |unit| {

@@ -16,6 +16,7 @@ use claviger::ports::store::{
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 on_both!(
@@ -255,6 +256,35 @@ async fn while_leases_change_hands_no_write_is_made_under_an_older_token_than_th
     assert_eq!(tokens.keys().copied().collect::<Vec<_>>(), (0..60).collect::<Vec<_>>());
     let tokens: Vec<i64> = tokens.into_values().map(Timestamp::millis).collect();
     assert!(tokens.is_sorted(), "{tokens:?}");
+}
+
+/// As a process that was stopped in the midst of a unit: it holds the lease's row and says nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_postgres_a_unit_that_stands_still_keeps_its_locks_for_ten_seconds_and_stores_nothing() {
+    let database = crate::fixtures::Database::postgres().await;
+    let store = database.store.clone();
+    add_key(&store, 1).await;
+    lane(&store, 1).await;
+    let old = take(&store, 1, 0, 10).await.unwrap();
+    let (entered, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let standing = {
+        let (store, entered, goes_on) = (store.clone(), entered.clone(), goes_on.clone());
+        tokio::spawn(async move {
+            commit!(store, [entered, goes_on], |unit| {
+                assert!(unit.holds_lease(&old).await?);
+                entered.notify_one();
+                goes_on.notified().await;
+                unit.halt_lane(CHAIN, old.address, "too late").await?;
+            })
+        })
+    };
+    entered.notified().await;
+    let new = seize(&store, 2).await;
+    goes_on.notify_one();
+    let late = standing.await.unwrap();
+    assert!(late.is_err(), "its transaction is gone: {late:?}");
+    assert!(holds(&store, new).await && !holds(&store, old).await);
+    assert_eq!(lane(&store, 1).await.halted, None);
 }
 
 async fn processes_whose_clocks_differ_take_leases_too_early_and_still_one_of_them_writes(

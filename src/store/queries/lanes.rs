@@ -23,9 +23,9 @@ statements! {
     OWED = "SELECT t.nonce, t.value, t.gas, COALESCE((SELECT a.max_fee FROM attempts a \
         WHERE a.request_id = t.id ORDER BY a.number DESC LIMIT 1), t.cap_fee) AS max_fee \
         FROM transactions t WHERE t.chain_id = $1 AND t.status IN ('submitted', 'cancelling') \
-        AND t.mined_hash IS NULL AND t.address = $2 ORDER BY t.nonce";
+        AND t.mined_hash IS NULL AND t.address = $2";
     OPEN_OF = "SELECT * FROM transactions WHERE chain_id = $1 \
-        AND status IN ('submitted', 'cancelling', 'mined') AND address = $2 ORDER BY nonce";
+        AND status IN ('submitted', 'cancelling', 'mined') AND address = $2";
     NEXT_EXPIRED = "SELECT * FROM transactions WHERE chain_id = $1 AND status = 'queued' \
         AND address = $2 AND not_after IS NOT NULL AND not_after < $3 ORDER BY not_after LIMIT 1";
     BUSY_ACCOUNTS = "SELECT k.address FROM operator_keys k WHERE k.address IS NOT NULL \
@@ -178,7 +178,12 @@ pub(super) async fn open_of(
 ) -> Result<Vec<TransactionRow>, StoreError> {
     let values = values![to_i64(chain.get())?, account.as_slice()];
     let rows = tx.all::<TransactionColumns>(OPEN_OF, values).await?;
-    rows.into_iter().map(TransactionColumns::read).collect()
+    let rows = rows.into_iter().map(TransactionColumns::read).collect::<Result<Vec<_>, _>>();
+    // Asked to sort them, SQLite would go by nonce through all that the account has ever done.
+    rows.map(|mut rows| {
+        rows.sort_by_key(|row| row.nonce);
+        rows
+    })
 }
 
 pub(super) async fn next_expired(
@@ -216,7 +221,11 @@ pub(super) async fn owed(
             max_fee: price(&row.max_fee)?,
         })
     };
-    rows.into_iter().map(read).collect()
+    let rows = rows.into_iter().map(read).collect::<Result<Vec<_>, StoreError>>();
+    rows.map(|mut rows| {
+        rows.sort_by_key(|row| row.nonce);
+        rows
+    })
 }
 
 pub(super) async fn take_nonce(
