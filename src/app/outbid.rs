@@ -1,7 +1,9 @@
 //! Decide another version at the nonce that a transaction has: what was asked at higher fees, or a no-op;
 //! then sign it and send it. Whichever is mined wins.
 
-use crate::app::{App, AppError, ChainRuntime, ChainSettings, lane, record, send, sign};
+use crate::app::{
+    App, AppError, ChainRuntime, ChainSettings, lane, record, send, sign, suspension,
+};
 use crate::core::audit::EncodedLeaf;
 use crate::core::evm::transaction::{NO_OP_GAS, NoOp, UnsignedTransaction};
 use crate::core::intent::{Fees, TxType};
@@ -38,7 +40,8 @@ struct Decision {
     begins: Option<(StatusChange, NewEvent)>,
 }
 
-/// Decides, signs and sends. `false` if the transaction has moved on meanwhile: nothing was decided.
+/// Decides, signs and sends. `false` if the transaction has moved on meanwhile, or the server waits for an
+/// operator: nothing was decided.
 ///
 /// # Errors
 /// When the store, or the HSM, does not answer. What was decided is signed later.
@@ -51,6 +54,9 @@ pub async fn outbid(
     instructed: Option<EncodedLeaf>,
 ) -> Result<bool, AppError> {
     let now = app.clock.now();
+    if suspension::current(&*app.store).await?.is_some() {
+        return send_again(app, chain, (row, attempts), now).await.map(|()| false);
+    }
     let last = attempts.last().map_or(0, |attempt| attempt.number);
     let number = last.checked_add(1).ok_or_else(|| AppError::internal("too many attempts"))?;
     let gas = match version {
@@ -82,6 +88,24 @@ pub async fn outbid(
         send::send(app, chain, &signed).await?;
     }
     Ok(true)
+}
+
+/// While the server waits for an operator nothing new is decided, and what there is goes out again.
+async fn send_again(
+    app: &App,
+    chain: &ChainRuntime,
+    (row, attempts): (&TransactionRow, &[AttemptRow]),
+    now: Timestamp,
+) -> Result<(), AppError> {
+    let Some(newest) = attempts.iter().rev().find(|attempt| attempt.raw.is_some()) else {
+        return Ok(());
+    };
+    let after_ms = chain.settings.pace.rebroadcast_after_ms;
+    if newest.sent_at.is_some_and(|at| now.since(at) < after_ms) {
+        return Ok(());
+    }
+    let signed = sign::Signed { request: row.new.id, attempt: newest.clone() };
+    send::send(app, chain, &signed).await
 }
 
 fn decision(
