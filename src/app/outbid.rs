@@ -3,6 +3,7 @@
 
 use crate::app::{
     App, AppError, ChainRuntime, ChainSettings, finality, lane, lease, record, send, sign,
+    suspension,
 };
 use crate::core::audit::EncodedLeaf;
 use crate::core::evm::transaction::{NO_OP_GAS, NoOp, UnsignedTransaction};
@@ -41,8 +42,8 @@ struct Decision {
     begins: Option<(StatusChange, NewEvent)>,
 }
 
-/// Decides, signs and sends. `false` if the transaction has moved on meanwhile, or its lane is another
-/// process's by now: nothing was decided.
+/// Decides, signs and sends. `false` if the transaction has moved on meanwhile, its lane is another process's
+/// by now, or the server waits for an operator: nothing was decided.
 ///
 /// # Errors
 /// When the store, or the HSM, does not answer. What was decided is signed later.
@@ -62,6 +63,9 @@ pub async fn outbid(
         return Err(AppError::Conflict { detail, request: Some(row.new.id) });
     }
     let now = app.clock.now();
+    if suspension::current(&*app.store).await?.is_some() {
+        return send_again(app, chain, (row, attempts), now).await.map(|()| false);
+    }
     let nonce = row.nonce.ok_or_else(|| AppError::internal("another version needs a nonce"))?;
     let unsigned = match version {
         Version::Asked(_) => UnsignedTransaction::from_intent(&row.new.intent, nonce, fees),
@@ -95,6 +99,24 @@ pub async fn outbid(
         send::send(app, &signed).await?;
     }
     Ok(true)
+}
+
+/// While the server waits for an operator nothing new is decided, and what there is goes out again.
+async fn send_again(
+    app: &App,
+    chain: &ChainRuntime,
+    (row, attempts): (&TransactionRow, &[AttemptRow]),
+    now: Timestamp,
+) -> Result<(), AppError> {
+    let Some(newest) = attempts.iter().rev().find(|attempt| attempt.raw.is_some()) else {
+        return Ok(());
+    };
+    let after_ms = chain.settings.pace.rebroadcast_after_ms;
+    if newest.sent_at.is_some_and(|at| now.since(at) < after_ms) {
+        return Ok(());
+    }
+    let signed = sign::Signed { request: row.new.id, attempt: newest.clone() };
+    send::send(app, &signed).await
 }
 
 fn decision(

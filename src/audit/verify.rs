@@ -147,9 +147,20 @@ pub fn verify(
     pass.end()
 }
 
+/// A leaf which declares that the log does not continue a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declaration {
+    /// The leaf.
+    pub leaf: u64,
+    /// Up to so many leaves the log is the one that was signed before.
+    pub goes_on_from: u64,
+    /// The operator's words.
+    pub reason: String,
+}
+
 /// Whether the log itself declares that it does not continue a checkpoint, which was signed before its
-/// database was put back to an earlier state: by which leaf, and with which reason. The declaration explains
-/// what is missing, and makes nothing right.
+/// database was put back to an earlier state. The declaration explains what is missing, and makes nothing
+/// right.
 ///
 /// # Errors
 /// When a file cannot be read.
@@ -157,7 +168,7 @@ pub fn declared_lost(
     dir: &Path,
     verifier: &Verifier,
     kept: &Checkpoint,
-) -> Result<Option<(u64, String)>, VerifyError> {
+) -> Result<Option<Declaration>, VerifyError> {
     let size = signed_checkpoint(dir, verifier)?.size;
     let mut entries = Entries::new(dir, size);
     for index in 0..size {
@@ -167,7 +178,10 @@ pub fn declared_lost(
         let lost = note.and_then(|note| verifier.open(note).ok());
         // Whatever was signed up to the lost one, and is not in this log, was lost with it.
         if lost.is_some_and(|lost| lost.size >= kept.size) {
-            return Ok(Some((index, leaf.text("reason").unwrap_or_default().to_owned())));
+            let goes_on_from = leaf.text("goes_on_from").and_then(|size| size.parse().ok());
+            let reason = leaf.text("reason").unwrap_or_default().to_owned();
+            let goes_on_from = goes_on_from.unwrap_or(0);
+            return Ok(Some(Declaration { leaf: index, goes_on_from, reason }));
         }
     }
     Ok(None)

@@ -29,3 +29,4 @@ mod command;
 mod promoted;
 mod restored;
 mod stranger;
+mod waiting;

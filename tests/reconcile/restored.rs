@@ -180,6 +180,9 @@ async fn t48_a_restored_database_waits_and_pays_nothing_twice(store_url: Option<
     let doctor = claviger(&doctor, &[]);
     assert!(doctor.out.contains("FAIL  reconciliation"), "{doctor:#?}");
 
+    let config = stage.setup.config().display().to_string();
+    let plain = claviger(&["reconcile", "--config", &config], &[]);
+    assert!(plain.out.contains("its lane is halted: the chain has mined"), "{plain:#?}");
     // Beside the running server it is told, and on SQLite only told.
     let told = reconcile(&stage.setup, &[]);
     assert_eq!(told.code, Some(1), "{told:#?}");
@@ -197,6 +200,11 @@ async fn t48_a_restored_database_waits_and_pays_nothing_twice(store_url: Option<
     let explained = early.explained();
     assert!(explained.contains("is not final yet: run this again"), "{explained}");
     assert!(explained.contains("that this database does not know"), "{explained}");
+    for account in early.json()["accounts"].as_array().unwrap() {
+        let done = account["done"].as_str().unwrap_or_default();
+        let has_to_wait = account["must_wait"] == true;
+        assert_eq!(done.contains("it has to wait"), has_to_wait, "{account:#}");
+    }
     stage.anvil.mine(1).await;
     stage.make_final().await;
     let unknown = "0x00000000000000000000000000000000000000aa";

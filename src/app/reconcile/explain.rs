@@ -65,7 +65,11 @@ fn does(finding: &Finding, mined: &MinedTransaction) -> String {
         }
         None => String::new(),
     };
-    let strange = if finding.found.is_none() { " (of a type that is not signed here)" } else { "" };
+    let strange = if finding.found.is_none() {
+        " (of a type, or with a signature, that is not ours)"
+    } else {
+        ""
+    };
     format!("it sends {value} ether ({} wei) to {to}{with}{strange}", mined.value)
 }
 

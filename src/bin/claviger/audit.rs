@@ -8,7 +8,9 @@ use claviger::audit::checkpoint::{Checkpoint, Verifier};
 use claviger::audit::export::{self, Exported, Signer};
 use claviger::audit::key::{self, CheckpointKey};
 use claviger::audit::signer::{CheckpointSigner, SignerError, is_signed};
-use claviger::audit::verify::{self, Given, KeptLeaves, Mismatch, Verified, VerifyError};
+use claviger::audit::verify::{
+    self, Declaration, Given, KeptLeaves, Mismatch, Verified, VerifyError,
+};
 use claviger::audit::{record, sequencer};
 use claviger::cli::audit::{AuditCommand, Bar, ExportArgs, InitKeyArgs, VerifyArgs, summary};
 use claviger::cli::{Failure, load, print};
@@ -284,22 +286,32 @@ struct Known {
     kept: Vec<Checkpoint>,
 }
 
-/// Adds to what is wrong that the log declares it: a kept checkpoint was lost by a restore.
+/// Says of what is wrong that the log declares it, where it does: a kept checkpoint was lost by a restore.
+/// What differs below the place from which the log goes on is not explained by that.
 fn declared(export: &Path, known: &Known, error: VerifyError) -> VerifyError {
     let VerifyError::Mismatch(mut mismatch) = error else {
         return error;
     };
     for kept in &known.kept {
-        let lost = verify::declared_lost(export, &known.verifier, kept);
-        if let Ok(Some((leaf, reason))) = lost {
-            mismatch.why = format!(
-                "{}. Leaf {leaf} declares that the checkpoint of {} leaves that you kept was lost when the \
-                 database was put back to an earlier state (`{reason}`): the leaves between are gone, and \
-                 the log goes on without them",
-                mismatch.why, kept.size
-            );
-            break;
+        let Ok(Some(lost)) = verify::declared_lost(export, &known.verifier, kept) else { continue };
+        let Declaration { leaf, goes_on_from, reason } = lost;
+        if mismatch.last.is_none_or(|last| last < goes_on_from) {
+            continue;
         }
+        let told = format!(
+            "leaf {leaf} declares that the checkpoint of {} leaves that you kept was lost when the \
+             database was put back to an earlier state (`{reason}`). The log goes on from its first \
+             {goes_on_from} leaves, and what was signed above them then is gone",
+            kept.size
+        );
+        if mismatch.first == mismatch.last {
+            mismatch.why = format!("{}; {told}", mismatch.why);
+        } else {
+            // The checkpoints between are of the log that goes on.
+            mismatch.first = Some(goes_on_from);
+            mismatch.why = told;
+        }
+        break;
     }
     VerifyError::Mismatch(mismatch)
 }

@@ -4,8 +4,10 @@
 //! start (a serialisation failure), so the closure has no effects outside. Whatever fails inside it, the
 //! first error is kept and nothing is stored. Nobody can hold a unit across a wait for the network.
 
+mod reconcile;
 mod rows;
 
+pub use reconcile::*;
 pub use rows::*;
 
 use crate::core::audit::EncodedLeaf;

@@ -1,0 +1,38 @@
+//! What a database holds that waits for an operator.
+
+use crate::core::amount::Amount;
+use crate::core::id::ChainId;
+use crate::core::time::Timestamp;
+use alloy::primitives::{Address, B256, Bytes};
+
+/// Why nothing is signed and no nonce is given until an operator has run `claviger reconcile`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suspension {
+    /// In words.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A mined transaction of an account of ours that no request made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphan {
+    /// The chain.
+    pub chain: ChainId,
+    /// The account.
+    pub address: Address,
+    /// Its nonce.
+    pub nonce: u64,
+    /// Its hash.
+    pub hash: B256,
+    /// The recipient; `None` created a contract.
+    pub to: Option<Address>,
+    /// Native value.
+    pub value: Amount,
+    /// Calldata.
+    pub data: Bytes,
+    /// The signed envelope, if it is of a type that we sign: others are never claimed.
+    pub raw: Option<Bytes>,
+    /// The request that has it, or `closed`.
+    pub claimed_by: Option<String>,
+}

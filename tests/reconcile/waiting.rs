@@ -1,0 +1,131 @@
+//! While the server waits, what it has goes on and nothing new begins, at whatever step it was stopped.
+
+use crate::command::{apply, claviger};
+use crate::stage::{FAILPOINT, RESEND_SOON, Stage, attempts, id, is};
+use crate::support::server::{LIMIT, Server};
+use crate::support::services::poll_until;
+use claviger::app::suspension::suspend;
+use claviger::core::time::Timestamp;
+use std::collections::BTreeSet;
+
+/// Stops the server at a fail point with one payment in hand, and has the next one wait.
+async fn stopped(stage: &Stage, point: &str) -> Server {
+    let server = stage.setup.start(&[(FAILPOINT, point)]).await;
+    let _ = stage.try_pay(&server, "pay").await;
+    server.crashed().await;
+    wait(stage).await;
+    stage.setup.start(&[]).await
+}
+
+async fn wait(stage: &Stage) {
+    let store = stage.setup.store().await;
+    assert!(suspend(&*store, "a test says so", Timestamp::from_millis(1)).await.unwrap());
+}
+
+async fn goes_on(stage: &Stage, server: Server) {
+    server.stop().await;
+    assert_eq!(apply(&stage.setup, &[]).code, Some(0));
+    let server = stage.setup.start(&[]).await;
+    let paid = stage.pay(&server, "pay").await;
+    stage.mine_until_mined(&server, &id(&paid)).await;
+    stage.finish(&server, &id(&paid)).await;
+    assert_eq!(stage.paid().await, 1);
+    stage.check().await;
+}
+
+async fn new_stage() -> Stage {
+    let stage = Stage::new().await;
+    let (server, _) = stage.open(&[]).await;
+    server.stop().await;
+    stage
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queued_request_is_given_no_nonce() {
+    let stage = new_stage().await;
+    let server = stopped(&stage, "accept.after_commit").await;
+    poll_until(LIMIT, "the lane was looked at", async || {
+        let told = server.program.stderr();
+        (told.matches("the lane is halted").count() > 2).then_some(())
+    })
+    .await;
+    let all = server.list().await;
+    assert!(is(&all[0], &["queued"]) && all[0]["nonce"].is_null(), "{all:#?}");
+    assert!(stage.proxy.sent().is_empty());
+    goes_on(&stage, server).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_decided_is_not_signed() {
+    let stage = new_stage().await;
+    let server = stopped(&stage, "lane.after_decided").await;
+    poll_until(LIMIT, "it was taken up", async || {
+        let told = server.program.stderr();
+        (told.matches("not signed: the server waits").count() > 1).then_some(())
+    })
+    .await;
+    let all = server.list().await;
+    assert!(is(&all[0], &["submitted"]) && attempts(&all[0]).is_empty(), "{all:#?}");
+    assert!(stage.proxy.sent().is_empty());
+    goes_on(&stage, server).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_out_is_sent_again_and_not_replaced() {
+    let stage = new_stage().await;
+    let server = stage.setup.start(&[]).await;
+    let asked = stage.pay(&server, "pay").await;
+    server.stop().await;
+    wait(&stage).await;
+    // A replacement is due after a second.
+    let server = stage.setup.start(&[RESEND_SOON]).await;
+    let before = stage.proxy.sent().len();
+    poll_until(LIMIT, "sent again", async || {
+        (stage.proxy.sent().len() >= before + 3).then_some(())
+    })
+    .await;
+    let sent: BTreeSet<String> = stage.proxy.sent().into_iter().collect();
+    assert_eq!(sent.len(), 1, "the same bytes");
+    assert_eq!(attempts(&server.read(&id(&asked)).await).len(), 1);
+    // It is followed to its end.
+    stage.mine_until_mined(&server, &id(&asked)).await;
+    stage.finish(&server, &id(&asked)).await;
+    let config = stage.setup.config().display().to_string();
+    let told = claviger(&["reconcile", "--config", &config], &[]);
+    for part in ["suspended since 1970-01-01T00:00:00.001Z: a test says so", "all mined nonces are"]
+    {
+        assert!(told.out.contains(part), "{told:#?}");
+    }
+    goes_on(&stage, server).await;
+}
+
+/// The database has given three nonces fewer than its signer remembers, and its log looks right.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nonces_that_only_the_signer_remembers_are_waited_for() {
+    let stage = Stage::new().await;
+    let (server, address) = stage.open(&[]).await;
+    let first = stage.pay(&server, "first").await;
+    stage.mine_until_mined(&server, &id(&first)).await;
+    stage.finish(&server, &id(&first)).await;
+    server.stop().await;
+    let memory = stage.setup.dir().join("audit.record.database");
+    let text = std::fs::read_to_string(&memory).unwrap();
+    assert_eq!(text, format!("claviger database memory 1\nlane 31337 {address} 1\n"));
+    std::fs::write(&memory, text.replace(" 1\n", " 4\n").replace("memory 4", "memory 1")).unwrap();
+    let server = stage.setup.start(&[]).await;
+    let waits = server.ask(crate::stage::SUB, "pay", &crate::support::server::payout(1)).await;
+    assert_eq!((waits.status, waits.code()), (503, "reconcile-required"), "{:#}", waits.body);
+    assert!(waits.body["detail"].as_str().unwrap().contains("4 were given before"));
+    server.stop().await;
+    let early = apply(&stage.setup, &[]);
+    assert_eq!(early.code, Some(1), "{early:#?}");
+    assert!(early.explained().contains("nonces up to 3 were given"), "{early:#?}");
+    assert_eq!(apply(&stage.setup, &["--even-if-pending"]).code, Some(0));
+    assert_eq!(std::fs::read_to_string(&memory).unwrap(), text, "it goes by the database again");
+    let server = stage.setup.start(&[]).await;
+    let next = stage.pay(&server, "pay").await;
+    assert_eq!(next["nonce"], "1");
+    stage.mine_until_mined(&server, &id(&next)).await;
+    stage.finish(&server, &id(&next)).await;
+    stage.check().await;
+}
