@@ -18,7 +18,7 @@ fn wait(code: &str, detail: &str, since: i64) -> Wait {
 }
 
 async fn note(store: &Arc<dyn Store>, n: u128, version: i64, found: Option<Wait>) {
-    commit!(store, [found], |unit| { unit.note_wait(request(n), version, found.as_ref()).await? })
+    commit!(store, [found], |unit| unit.note_wait(request(n), version, found.as_ref()).await?)
         .unwrap();
 }
 
@@ -70,9 +70,8 @@ async fn what_the_market_leaves_behind_is_passed_over_in_order(store: Arc<dyn St
     // 255 and 256 differ in the order of their bytes' ends.
     insert(&store, vec![capped(1, 255), capped(3, 256), late, capped(2, u128::MAX)]).await;
     let next = async |base_fee: u128, now: i64| {
-        let row = read!(store, [], |unit| {
-            unit.next_payable(CHAIN, address, base_fee, at(now)).await?
-        });
+        let row =
+            read!(store, [], |unit| unit.next_payable(CHAIN, address, base_fee, at(now)).await?);
         row.map(|row| row.new.id)
     };
     assert_eq!(next(255, 0).await, Some(request(1)), "who waited longest");
@@ -82,9 +81,9 @@ async fn what_the_market_leaves_behind_is_passed_over_in_order(store: Arc<dyn St
     assert_eq!(next(257, 1_001).await, Some(request(4)), "to be ended, whatever it would pay");
 
     let waits = async |base_fee: u128, found: Wait| {
-        commit!(store, [found], |unit| {
-            unit.note_unpayable(CHAIN, address, base_fee, &found).await?
-        })
+        commit!(store, [found], |unit| unit
+            .note_unpayable(CHAIN, address, base_fee, &found)
+            .await?)
         .unwrap();
         let mut noted = Vec::new();
         for n in 1..=4 {
