@@ -19,7 +19,7 @@ pub struct Chain {
     /// The operator accounts, lower case.
     pub accounts: Vec<String>,
     pub processor: String,
-    /// Held by whoever changes blocks or sends for a user.
+    /// Held by whoever changes blocks, sends for a user, or reads: in a reorg the node has no newest block.
     pub turn: Mutex<()>,
 }
 
@@ -27,11 +27,12 @@ impl Chain {
     /// How often the contract has executed an order: 0 or 1.
     pub async fn executions(&self, order: u64) -> u128 {
         let data = self.anvil.calldata("executions(uint256)", &[word(order.into())]).await;
+        let _turn = self.turn.lock().await;
         let found = self.anvil.call(&self.processor, &data).await;
         u128::from_str_radix(found.trim_start_matches("0x"), 16).unwrap()
     }
 
-    /// Whether the node has a transaction, mined or not. Asked between reorgs, not in one.
+    /// Whether the node has a transaction, mined or not.
     pub async fn knows(&self, hash: &str) -> bool {
         let _turn = self.turn.lock().await;
         self.anvil.rpc("eth_getTransactionByHash", json!([hash])).await.is_object()
@@ -130,7 +131,9 @@ pub async fn watch_lanes(chain: Arc<Chain>, store_url: String) {
             given = found;
         }
         for (account, next) in &given {
+            let turn = chain.turn.lock().await;
             let mined = chain.anvil.nonce(account).await;
+            drop(turn);
             let (before, since) =
                 moved.entry(account.clone()).or_insert_with(|| (mined, Instant::now()));
             // After a reorg it has to come back to where it was: that is standing still too.

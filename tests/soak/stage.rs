@@ -116,12 +116,14 @@ pub async fn soak(run: &Arc<Run>) -> Table {
     tokio::select! {
         () = kills::storm(run, &mut server, &mut watcher, &mut stage.postgres) => {}
         () = failed(&mut always) => {}
+        () = async {
+            finished(&mut work).await;
+            std::future::pending().await
+        } => {}
     }
     run.be_quiet();
     let quiet = async {
-        while let Some(ended) = work.join_next().await {
-            ended.unwrap();
-        }
+        finished(&mut work).await;
         outcome::all_over(run, &stage).await;
     };
     tokio::select! {
@@ -134,6 +136,13 @@ pub async fn soak(run: &Arc<Run>) -> Table {
     watcher.stop().await;
     server.stop().await;
     outcome::judge(run, &stage).await
+}
+
+/// Waits for all callers; one that failed ends the run.
+async fn finished(work: &mut JoinSet<()>) {
+    while let Some(ended) = work.join_next().await {
+        ended.unwrap();
+    }
 }
 
 /// What always runs ends only by failing.

@@ -45,7 +45,7 @@ fn place() -> (ChainId, Address) {
 
 async fn take(store: &Arc<dyn Store>, who: u128, now: i64, until: i64) -> Option<Lease> {
     let lane = place();
-    commit!(store, [lane], |unit| { unit.take_lease(lane, holder(who), at(now), at(until)).await? })
+    commit!(store, [lane], |unit| unit.take_lease(lane, holder(who), at(now), at(until)).await?)
         .unwrap()
 }
 

@@ -269,7 +269,10 @@ fn resend(now: Timestamp, tx: &TransactionView, look: &ChainLook, pace: Pace) ->
         let (cap, tx_type) =
             if last.no_op { (no_op_cap(tx), tx.no_op_type) } else { (tx.cap, tx.tx_type) };
         // A no-op that the nodes refuse and never took is in no pool: the next need not outbid it.
-        let is_free = last.no_op && last.refused_since.is_some() && !last.accepted;
+        let is_free = last.no_op
+            && last.refused_since.is_some()
+            && !last.accepted
+            && last.fees == last.fees.at_most(cap);
         match (fee::next(last.fees, market, cap, tx_type), ending) {
             (Bump::To(fees), Some(ending)) => return Step::NoOp(ending, fees),
             (Bump::AtCap, Some(ending)) if is_free && resend_due => {
