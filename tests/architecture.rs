@@ -332,8 +332,14 @@ fn the_watcher_links_no_code_that_reaches_a_key_and_the_server_one_cryptography_
 
 /// What a worker of a lane does to it, and who may do so outside the fence.
 const LANE_WRITES: &[&str] = &[".take_nonce(", ".halt_lane(", ".advance(", ".touch("];
-const UNFENCED: &[(&str, &str)] =
-    &[("src/app/cancel.rs", "an operator's word is written wherever it arrives")];
+const UNFENCED: &[(&str, &str)] = &[
+    ("src/app/cancel.rs", "an operator's word is written wherever it arrives"),
+    ("src/app/finality.rs", "whoever sees a reorg below finality halts the chain for all"),
+    (
+        "src/app/suspension.rs",
+        "whoever sees a chain ahead of the database halts the lane, under its lock",
+    ),
+];
 
 #[test]
 fn what_is_written_for_a_lane_is_written_behind_the_fence() {

@@ -1,6 +1,6 @@
 //! Lanes side by side: what holds one up holds up no other, and what waits in one ends in its time.
 
-use crate::stage::{GWEI, MINED, Options, RESEND_SOON, SUB, Stage, attempts, id, is};
+use crate::stage::{GWEI, MINED, Options, SUB, Stage, attempts, id, is};
 use crate::support::fault_proxy::{Fault, Times};
 use crate::support::server::{ETHER, LIMIT, Server, payout, payout_grants};
 use crate::support::services::poll_until;
@@ -40,13 +40,17 @@ fn told(what: &str, took: &[Duration]) {
 #[tokio::test]
 async fn t50_a_lane_with_five_hundred_stuck_does_not_slow_a_fresh_one() {
     let stage = Stage::new().await;
-    let envs = [RESEND_SOON, ("CLAVIGER__CHAIN__0__MAX_IN_FLIGHT", "20")];
+    let envs = [
+        ("CLAVIGER__CHAIN__0__MAX_IN_FLIGHT", "20"),
+        // As often as a server does if it is not told otherwise.
+        ("CLAVIGER__CHAIN__0__REBROADCAST_AFTER", "10s"),
+    ];
     let (server, stuck) = stage.open(&envs).await;
     let fresh = server.funded_key(&stage.anvil, "op-2").await;
     let third = server.key("op-3", Some("payments"), "managed").await;
     let alone = to_hash(&stage, &server, &fresh, "alone").await;
 
-    // Nothing is mined: twenty are out, sent again and again at their cap, and the others wait.
+    // Nothing is mined: twenty are out, and are sent again and again; the others wait.
     let mut low = of(&stuck);
     low["max_fee_per_gas"] = json!((2 * GWEI).to_string());
     for round in 0..STUCK / 25 {

@@ -44,9 +44,8 @@ fn place() -> (ChainId, Address) {
 }
 
 async fn take(store: &Arc<dyn Store>, who: u128, now: i64, until: i64) -> Option<Lease> {
-    let lane = place();
-    commit!(store, [lane], |unit| unit.take_lease(lane, holder(who), at(now), at(until)).await?)
-        .unwrap()
+    let (lane, who, now, until) = (place(), holder(who), at(now), at(until));
+    commit!(store, [lane], |unit| unit.take_lease(lane, who, now, until).await?).unwrap()
 }
 
 async fn seize(store: &Arc<dyn Store>, who: u128) -> Lease {
@@ -85,9 +84,9 @@ async fn a_lease_is_taken_renewed_and_taken_over_only_when_it_has_run_out(store:
     assert!(!holds(&store, first).await, "and its old one is as old as it was");
     // Other lanes are other leases.
     let elsewhere = (OTHER_CHAIN, place().1);
-    let there = commit!(store, [elsewhere], |unit| {
-        unit.take_lease(elsewhere, holder(2), at(0), at(1)).await?
-    });
+    let (who, now, until) = (holder(2), at(0), at(1));
+    let there =
+        commit!(store, [elsewhere], |unit| unit.take_lease(elsewhere, who, now, until).await?);
     assert_eq!(there.unwrap().map(|lease| lease.token), Some(1));
     assert!(holds(&store, third).await);
 }
