@@ -46,7 +46,7 @@ impl World {
         }
         let mut asked = BTreeMap::new();
         let first = ask(&stage, &server, "p0").await;
-        mine_all(&stage, &server, &[first.clone()]).await;
+        mine_all(&stage, &server, std::slice::from_ref(&first)).await;
         stage.finish(&server, &first).await;
         let mut ids = Vec::new();
         for key in ["p1", "p2", "p3", "p4"] {
