@@ -140,7 +140,8 @@ async fn postgres_gives_each_test_a_database_of_its_own() {
 
 #[tokio::test]
 async fn a_postgres_of_its_own_keeps_its_data_over_a_crash_and_ends_when_dropped() {
-    let mut cluster = Postgres::start(PostgresOptions { fsync: true, max_connections: 10 }).await;
+    let mut cluster =
+        Postgres::start(PostgresOptions { fsync: true, max_connections: 10, port: None }).await;
     let url = cluster.create_database();
     let pool = sqlx::PgPool::connect(&url).await.unwrap();
     sqlx::query("CREATE TABLE t (x BIGINT)").execute(&pool).await.unwrap();
