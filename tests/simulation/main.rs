@@ -134,7 +134,8 @@ fn story(core: Core, seed: u64) -> (Vec<String>, Result<(), String>) {
 }
 
 fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap())
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty());
+    text.map(|text| text.parse().unwrap())
 }
 
 #[test]
