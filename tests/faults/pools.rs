@@ -4,6 +4,8 @@ use crate::stage::{GWEI, RESEND_SOON, SUB, Stage, attempts, decoded, id, is, of_
 use crate::support::fault_proxy::{Fault, PoolRules, SEND, Times};
 use crate::support::server::{ETHER, LIMIT, PAYEE, payout};
 use crate::support::services::poll_until;
+use claviger::ports::clock::Clock;
+use claviger::system::SystemClock;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -105,9 +107,13 @@ async fn t26_an_empty_account_parks_its_lane_and_no_other_and_goes_on_after_a_to
     poll_until(LIMIT, "in the pool", async || stage.has(&hash).await.then_some(())).await;
     stage.anvil.set_balance(&poor, 0).await;
     stage.anvil.rpc("anvil_dropTransaction", json!([hash])).await;
-    let refused = "InsufficientFunds";
+    // A reading of the balance is used for a second: it must be older than this answer of the node's.
+    let read_again = SystemClock.now().plus_millis(1_500).to_string();
     poll_until(LIMIT, "the node finds it empty", async || {
-        server.program.stderr().contains(refused).then_some(())
+        let found = server.read(&id(&head)).await;
+        let last = &found["attempts"][0];
+        let sent_at = last["sent_at"].as_str()?;
+        (last["answer"] == "unfunded" && sent_at > read_again.as_str()).then_some(())
     })
     .await;
 
