@@ -56,7 +56,8 @@ impl Stage {
     }
 }
 
-#[tokio::test]
+// Its node runs in this process, beside a test that waits for commands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e1_empty_logs_of_a_lagging_node_do_not_pass_the_cursor() {
     let anvil = Anvil::start(AnvilOptions { mining: Mining::Manual, ..Default::default() }).await;
     let node = LaggingNode::start(anvil.url()).await;
