@@ -107,7 +107,7 @@ pub async fn judge(run: &Run, stage: &Stage) -> Table {
         table.row(what, count);
     }
     table.row("longest time a lane stood still, ms", run.longest_stand().as_millis());
-    table.row("leaves in the audit log", &verified["size"]);
+    table.row("leaves in the audit log", verified["size"].to_string());
     table.row("audit verify", if verified["ok"] == true { "ok" } else { "BAD" });
     table.row("invariants I1 to I9, I11", "ok");
     table.row("seconds", run.started.elapsed().as_secs());
