@@ -81,8 +81,16 @@ const WORDS: &[(&str, &[&str], &str)] = &[
         &["src/app/adopt.rs"],
         "a nonce of the chain is given only with what was mined there",
     ),
-    ("port.broadcast_told", &["src/app/send.rs"], "only stored bytes are sent, by one use case"),
-    ("port.broadcast", &["src/app/send.rs"], "only stored bytes are sent, by one use case"),
+    (
+        "port.broadcast_told",
+        &["src/app/send.rs", "src/app/reconcile/apply.rs"],
+        "only stored bytes are sent",
+    ),
+    (
+        "port.broadcast",
+        &["src/app/send.rs", "src/app/reconcile/apply.rs"],
+        "only stored bytes are sent",
+    ),
     // Libraries stay in their rooms.
     ("cryptoki", &["src/hsm/"], "PKCS#11 stays in its edge"),
     ("secp256k1", &["src/hsm/"], "curve arithmetic on signatures stays in its edge"),

@@ -1,6 +1,6 @@
 //! What is written to the audit log and told as events: one place for the words.
 
-use crate::app::reconcile::{Account, Lost, What};
+use crate::app::reconcile::{Account, Lost, Standstill};
 use crate::core::audit::{DENIED_TEXT_MAX, EncodedLeaf, Leaf, LeafKind, Value};
 use crate::core::id::RequestId;
 use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
@@ -12,6 +12,7 @@ use crate::core::tx::state::{Ending, Status};
 use crate::ports::store::{
     Failure, LimitExceeded, NewAttempt, NewEvent, SignedAttempt, StoreError, TransactionRow,
 };
+use alloy::primitives::B256;
 use std::collections::BTreeMap;
 
 /// What an operator said about a transaction.
@@ -356,14 +357,7 @@ pub fn reconciled_account(
     at: Timestamp,
 ) -> Result<EncodedLeaf, StoreError> {
     let findings = account.findings.iter().map(|finding| {
-        let (what, request) = match finding.what {
-            What::Attempt(request) => ("attempt", Some(request)),
-            What::NoOp(request) => ("no_op", Some(request)),
-            What::Queued(request) => ("queued", Some(request)),
-            What::Foreign(request) => ("foreign", Some(request)),
-            What::Orphan => ("orphan", None),
-            What::Unseen => ("unseen", None),
-        };
+        let (what, request) = finding.what.named();
         let hash = finding.mined.as_ref().map(|mined| format!("{:#x}", mined.hash));
         map([
             ("nonce", finding.nonce.into()),
@@ -426,6 +420,26 @@ pub fn orphans_closed(
 pub fn resumed(reason: &str, at: Timestamp) -> Result<EncodedLeaf, StoreError> {
     let leaf = Leaf::new(LeafKind::Reconciled, "database", at);
     finish(leaf.with("action", "resumed").with("reason", reason))
+}
+
+/// A chain that stood still goes on from this block.
+///
+/// # Errors
+/// When the reason is too long for a leaf.
+pub fn chain_resumed(
+    still: &Standstill,
+    from: Option<(u64, B256)>,
+    reason: &str,
+    at: Timestamp,
+) -> Result<EncodedLeaf, StoreError> {
+    let from = from.map(|(number, hash)| format!("{number} {hash:#x}"));
+    finish(
+        Leaf::new(LeafKind::Reconciled, still.chain.id, at)
+            .with("action", "chain_resumed")
+            .with("reason", reason)
+            .with("halted", still.reason.as_str())
+            .with("from_block", or_none(from)),
+    )
 }
 
 /// The reason that a full window gives.

@@ -1,6 +1,6 @@
 //! `claviger reconcile`: its arguments, and what it prints. The program puts database, log and chains to it.
 
-use crate::app::reconcile::{Account, What, explain};
+use crate::app::reconcile::{Account, Standstill, explain};
 use crate::cli::print;
 use crate::ports::store::Suspension;
 use alloy::primitives::Address;
@@ -90,6 +90,8 @@ pub struct Report {
     pub suspension: Option<Suspension>,
     /// What is wrong with the audit log.
     pub log: Option<String>,
+    /// Chains that were reorganised below what was told as final.
+    pub chains: Vec<Standstill>,
     /// The accounts, each with what was done.
     pub accounts: Vec<(Account, Option<String>)>,
     /// Mined transactions that no request has claimed.
@@ -104,7 +106,8 @@ impl Report {
     pub fn findings(&self) -> usize {
         let accounts = self.accounts.iter().filter(|(account, _)| !account.agrees()).count();
         let server = usize::from(self.suspension.is_some());
-        accounts.saturating_add(server).saturating_add(usize::from(self.log.is_some()))
+        let log = usize::from(self.log.is_some());
+        [server, log, self.chains.len()].into_iter().fold(accounts, usize::saturating_add)
     }
 
     /// Prints it.
@@ -120,6 +123,9 @@ impl Report {
         match &self.log {
             Some(wrong) => print::line(&format!("audit log: {wrong}")),
             None => print::line("audit log: nothing is wrong with it"),
+        }
+        for still in &self.chains {
+            print::line(&format!("chain `{}` stands still: {}", still.chain.name, still.reason));
         }
         for (account, done) in &self.accounts {
             print::line("");
@@ -159,6 +165,9 @@ impl Report {
                 "reason": why.reason, "since": why.since.to_string(),
             })),
             "log": self.log,
+            "chains": self.chains.iter().map(|still| json!({
+                "chain": still.chain.name.as_str(), "reason": still.reason,
+            })).collect::<Vec<_>>(),
             "accounts": accounts,
             "unclaimed": self.unclaimed,
             "done": self.done,
@@ -192,14 +201,7 @@ fn shown(account: &Account, done: Option<&str>) -> Value {
         .findings
         .iter()
         .map(|finding| {
-            let (what, request) = match finding.what {
-                What::Attempt(request) => ("attempt", Some(request)),
-                What::NoOp(request) => ("no_op", Some(request)),
-                What::Queued(request) => ("queued", Some(request)),
-                What::Foreign(request) => ("foreign", Some(request)),
-                What::Orphan => ("orphan", None),
-                What::Unseen => ("unseen", None),
-            };
+            let (what, request) = finding.what.named();
             let mined = finding.mined.as_ref();
             json!({
                 "nonce": finding.nonce.to_string(),

@@ -17,15 +17,6 @@ fn rpc(proxies: &[&FaultProxy]) -> String {
     json!(urls).to_string()
 }
 
-/// Final is what is so many blocks deep: a table, which no variable of the environment can put in a text's place.
-fn final_by_depth(stage: &Stage, depth: u64) {
-    let config = std::fs::read_to_string(stage.setup.config()).unwrap();
-    let by_tag = "finality = \"finalized\"";
-    assert!(config.contains(by_tag));
-    let by_depth = config.replace(by_tag, &format!("finality = {{ depth = {depth} }}"));
-    std::fs::write(stage.setup.config(), by_depth).unwrap();
-}
-
 /// What a metric says, summed over the labels that match.
 async fn metric(server: &Server, name: &str, labels: &[&str]) -> f64 {
     let all = server.metrics().await;
@@ -233,7 +224,7 @@ async fn t39_a_reorg_of_seventy_blocks_below_the_finalized_tag_halts_the_chain()
 #[tokio::test]
 async fn t39_a_reorg_below_a_depth_halts_the_chain_and_a_kill_then_changes_nothing() {
     let stage = Stage::with(Options { long_epochs: true, ..Options::default() }).await;
-    final_by_depth(&stage, 3);
+    stage.final_by_depth(3);
     t39(stage, 4, 7, true).await;
 }
 
@@ -287,7 +278,7 @@ async fn one_node_on_an_orphan_ends_nothing_while_the_other_is_silent() {
     let (first, second) =
         (FaultProxy::start(&main.url()).await, FaultProxy::start(&orphan.url()).await);
     let nodes = rpc(&[&first, &second]);
-    final_by_depth(&stage, 3);
+    stage.final_by_depth(3);
     let envs = [(RPC, nodes.as_str()), (AGREE, "2")];
     let server = stage.setup.start(&envs).await;
     let address = server.funded_key(&main, "op-1").await;

@@ -65,6 +65,7 @@ const POINTS: &[(&str, Reach)] = &[
     ("outbid.after_decided", Reach::Cancel),
     ("outbid.after_decided", Reach::Replacement),
     ("reconcile.after_account", Reach::Elsewhere),
+    ("reconcile.after_chain", Reach::Elsewhere),
     ("reconcile.after_declared", Reach::Elsewhere),
     ("reconcile.after_lifted", Reach::Elsewhere),
     ("send.after_broadcast", Reach::Payment),

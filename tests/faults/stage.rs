@@ -129,6 +129,15 @@ impl Stage {
         server.wait_for(id, &["finalized"]).await
     }
 
+    /// A block is final by its depth, from the next start of a server on.
+    pub fn final_by_depth(&self, depth: u64) {
+        let config = std::fs::read_to_string(self.setup.config()).unwrap();
+        let by_tag = "finality = \"finalized\"";
+        assert!(config.contains(by_tag));
+        let by_depth = config.replace(by_tag, &format!("finality = {{ depth = {depth} }}"));
+        std::fs::write(self.setup.config(), by_depth).unwrap();
+    }
+
     /// The invariants of this stage.
     pub fn invariants(&self) -> Invariants {
         Invariants::new(&self.anvil.url(), self.setup.store_url())

@@ -27,6 +27,7 @@ mod stage;
 mod backup;
 mod command;
 mod promoted;
+mod reorged;
 mod restored;
 mod stranger;
 mod waiting;

@@ -1,7 +1,7 @@
 //! Make the database agree with the chain, on an operator's word: one unit an account, then the log, then
 //! the server goes on. What is interrupted is begun again, and finds what was done.
 
-use super::{Account, Finding, What};
+use super::{Account, Finding, Standstill, What};
 use crate::app::adopt::{self, OnChain};
 use crate::app::suspension;
 use crate::app::{AppError, record};
@@ -11,6 +11,7 @@ use crate::core::id::RequestId;
 use crate::core::key::NonceMode;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::{Ending, Status};
+use crate::ports::chain::{BlockAt, Chain};
 use crate::ports::clock::{Clock, Entropy};
 use crate::ports::store::{
     End, Failure, LaneKey, Orphan, Settlement, StatusChange, Store, StoreError, TransactionRow,
@@ -134,6 +135,8 @@ async fn one(
         What::Foreign(request) => lost_to_stranger(unit, request, finding, event_id, now).await,
         What::Orphan => orphan(unit, plan, finding).await,
         What::Unseen => Ok(false),
+        // What was told stays told; bytes are sent when the unit has ended.
+        What::Vanished(_) | What::Turned(_) => Ok(true),
     }
 }
 
@@ -295,5 +298,46 @@ pub async fn lift(order: &Order<'_>) -> Result<(), AppError> {
     })
     .await?;
     crate::failpoint!("reconcile.after_lifted");
+    Ok(())
+}
+
+/// Sends what was told as final and is gone to all nodes again, so that its nonce does not stay empty and what
+/// was told becomes so once more. Answers what the nodes said, by nonce.
+pub async fn send_again(port: &dyn Chain, account: &Account) -> Vec<String> {
+    let mut told = Vec::new();
+    for finding in &account.findings {
+        if let Some(raw) = &finding.again {
+            let (_, said) = port.broadcast_told(raw).await;
+            told.push(format!("nonce {} was sent again ({said})", finding.nonce));
+        }
+    }
+    told
+}
+
+/// Lets a chain go on that was reorganised below its finality: from now on its newest final block, by the word
+/// of the first node that answers, is what later blocks must continue.
+///
+/// # Errors
+/// When the store does not answer, or no node does.
+pub async fn release_chain(
+    order: &Order<'_>,
+    port: &dyn Chain,
+    still: &Standstill,
+) -> Result<(), AppError> {
+    let last_final = port.block(BlockAt::Final).await?;
+    let anchor = last_final.map(|block| (block.number, block.hash));
+    let id = still.chain.id;
+    let leaf = record::chain_resumed(still, anchor, order.reason, order.clock.now())?;
+    let leaf = Arc::new(leaf);
+    unit(order.store, "release_chain", move |unit| {
+        let leaf = leaf.clone();
+        Box::pin(async move {
+            unit.replace_anchor(id, anchor).await?;
+            unit.append_leaf(&leaf).await?;
+            Ok(End::Commit(()))
+        })
+    })
+    .await?;
+    crate::failpoint!("reconcile.after_chain");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Look: every mined nonce of every managed account, against the requests of the database. Changes nothing.
 
-use super::{Account, Finding, Remembered, What};
+use super::{Account, Finding, Remembered, Standstill, What};
 use crate::app::AppError;
 use crate::app::adopt::{OnChain, Prove};
 use crate::core::id::RequestId;
@@ -60,13 +60,37 @@ pub async fn examine(
                 chain.name, chain.id
             )));
         }
+        let is_still = still(store, chain).await?.is_some();
         for key in &keys {
-            let account = Examiner { store, chain, port: &**port, key, prove, progress };
+            let account = Examiner { store, chain, port: &**port, key, prove, progress, is_still };
             let given = remembered.get(&(chain.id, key.address)).copied();
             accounts.extend(account.look(given).await?);
         }
     }
     Ok(accounts)
+}
+
+/// The chains that stand still, because they were reorganised below what was told as final.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn standing_still(
+    store: &dyn Store,
+    places: &Places,
+) -> Result<Vec<Standstill>, AppError> {
+    let mut found = Vec::new();
+    for (chain, _) in places {
+        found.extend(still(store, chain).await?);
+    }
+    Ok(found)
+}
+
+async fn still(store: &dyn Store, chain: &ChainRef) -> Result<Option<Standstill>, AppError> {
+    let id = chain.id;
+    let anchor =
+        look(store, "anchor", move |unit| Box::pin(async move { unit.anchor(id).await })).await?;
+    let reason = anchor.and_then(|anchor| anchor.broken);
+    Ok(reason.map(|reason| Standstill { chain: chain.clone(), reason }))
 }
 
 struct Examiner<'a> {
@@ -76,6 +100,8 @@ struct Examiner<'a> {
     key: &'a OperatorKey,
     prove: Prove,
     progress: &'a (dyn Fn(u64) + Send + Sync),
+    /// The chain was reorganised below what was told as final: ends are looked at again.
+    is_still: bool,
 }
 
 impl Examiner<'_> {
@@ -96,6 +122,7 @@ impl Examiner<'_> {
                 findings.push(self.finding(&rows, row, nonce, &counts, &mut taken).await?);
             }
         }
+        findings.extend(self.undone(&rows, &counts).await?);
         Ok(Some(Account {
             chain: self.chain.clone(),
             address: self.key.address,
@@ -192,8 +219,7 @@ impl Examiner<'_> {
         taken: &mut BTreeSet<RequestId>,
     ) -> Result<Finding, AppError> {
         let Some(mined) = self.locate(nonce, counts.head).await? else {
-            let what = What::Unseen;
-            return Ok(Finding { nonce, mined: None, found: None, is_final: false, what });
+            return Ok(nothing_at(nonce, What::Unseen));
         };
         let account = self.key.address;
         let found = mined.raw.as_ref().and_then(OnChain::read);
@@ -220,7 +246,38 @@ impl Examiner<'_> {
             (None, None) => What::Orphan,
         };
         let is_final = mined.block_number <= counts.final_number;
-        Ok(Finding { nonce, mined: Some(mined), found, is_final, what })
+        Ok(Finding { nonce, mined: Some(mined), found, is_final, what, again: None })
+    }
+
+    /// Requests whose end was told, and which the chain does not have so any more: their nonce is not used,
+    /// or, on a chain that stands still, another transaction has it.
+    async fn undone(&self, rows: &Rows, counts: &Counts) -> Result<Vec<Finding>, AppError> {
+        let mut undone = Vec::new();
+        let over = rows.given.iter().filter(|(_, request)| !rows.open.contains_key(*request));
+        for (nonce, request) in over {
+            if *nonce < counts.latest && !self.is_still {
+                continue;
+            }
+            let (nonce, request) = (*nonce, *request);
+            let (row, attempts) = look(self.store, "told", move |unit| {
+                Box::pin(async move {
+                    Ok((unit.transaction(request).await?, unit.attempts(request).await?))
+                })
+            })
+            .await?;
+            let mined = row.and_then(|row| row.mined).map(|mined| mined.transaction_hash);
+            if nonce >= counts.latest {
+                let bytes = attempts.into_iter().find(|it| mined.is_some() && it.hash == mined);
+                let again = bytes.and_then(|attempt| attempt.raw);
+                undone.push(Finding { again, ..nothing_at(nonce, What::Vanished(request)) });
+            } else if let Some(hash) = mined
+                && !is_canonical(self.port, hash).await?
+            {
+                let mined = self.locate(nonce, counts.head).await?;
+                undone.push(Finding { mined, ..nothing_at(nonce, What::Turned(request)) });
+            }
+        }
+        Ok(undone)
     }
 
     /// Finds the mined transaction with this nonce: by the account's count at past blocks, where a node has
@@ -265,6 +322,10 @@ impl Examiner<'_> {
         let sent = self.port.sent_in(number, self.key.address).await?;
         Ok(sent.into_iter().find(|sent| sent.nonce == nonce))
     }
+}
+
+const fn nothing_at(nonce: u64, what: What) -> Finding {
+    Finding { nonce, mined: None, found: None, is_final: false, what, again: None }
 }
 
 /// Whether a transaction is mined in a block of the canonical chain.

@@ -18,6 +18,19 @@ pub fn explain(account: &Account) -> Vec<String> {
 
 fn finding(finding: &Finding) -> String {
     let nonce = finding.nonce;
+    if let What::Vanished(request) = finding.what {
+        let then = match &finding.again {
+            Some(_) => "its bytes are sent again, so that it is mined again",
+            None => {
+                "nothing was mined for it, so that nothing can be sent again: the account's later \
+                 nonces wait for this one"
+            }
+        };
+        return format!(
+            "nonce {nonce} is not used any more: the end of request {request} was told, and its block is \
+             gone; {then}"
+        );
+    }
     let Some(mined) = &finding.mined else {
         return format!(
             "nonce {nonce} is used, and the block was not found: no node has the account's old state, \
@@ -47,7 +60,11 @@ fn finding(finding: &Finding) -> String {
                          somebody else used the key"
                 .to_owned()
         }
-        What::Unseen => String::new(),
+        What::Turned(request) => format!(
+            "the end of request {request} was told by another transaction at this nonce, whose block is \
+             gone. What was told is not changed: whoever relied on it must be told by people"
+        ),
+        What::Unseen | What::Vanished(_) => String::new(),
     };
     format!(
         "nonce {nonce} was used by {:#x} in block {} ({place}): {does}; {is}",

@@ -5,15 +5,18 @@ mod apply;
 mod examine;
 mod explain;
 
-pub use apply::{Applied, Lost, Order, close_orphans, declare_lost, lift, settle_account};
-pub use examine::{Places, examine};
+pub use apply::{
+    Applied, Lost, Order, close_orphans, declare_lost, lift, release_chain, send_again,
+    settle_account,
+};
+pub use examine::{Places, examine, standing_still};
 pub use explain::explain;
 
 use crate::app::adopt::OnChain;
 use crate::core::id::{ChainId, KeyId, RequestId};
 use crate::core::intent::ChainRef;
 use crate::ports::chain::MinedTransaction;
-use alloy::primitives::Address;
+use alloy::primitives::{Address, Bytes};
 use std::collections::BTreeMap;
 
 /// How far nonces were given, by the memory of somebody outside the database: one more than the highest.
@@ -59,6 +62,17 @@ pub struct Finding {
     pub is_final: bool,
     /// What it is to us.
     pub what: What,
+    /// Signed bytes that are to be sent again, so that the nonce does not stay empty.
+    pub again: Option<Bytes>,
+}
+
+/// A chain that was reorganised below a block in which an end was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standstill {
+    /// The chain.
+    pub chain: ChainRef,
+    /// What was found.
+    pub reason: String,
 }
 
 /// What a mined transaction is to the database.
@@ -76,6 +90,27 @@ pub enum What {
     Orphan,
     /// The nonce is used, and the block was not found.
     Unseen,
+    /// The end of this request was told, and its nonce is not used any more.
+    Vanished(RequestId),
+    /// The end of this request was told, and the chain has another transaction at its nonce now.
+    Turned(RequestId),
+}
+
+impl What {
+    /// The name in the log and in JSON, and the request that it is about.
+    #[must_use]
+    pub const fn named(self) -> (&'static str, Option<RequestId>) {
+        match self {
+            Self::Attempt(request) => ("attempt", Some(request)),
+            Self::NoOp(request) => ("no_op", Some(request)),
+            Self::Queued(request) => ("queued", Some(request)),
+            Self::Foreign(request) => ("foreign", Some(request)),
+            Self::Orphan => ("orphan", None),
+            Self::Unseen => ("unseen", None),
+            Self::Vanished(request) => ("vanished", Some(request)),
+            Self::Turned(request) => ("turned", Some(request)),
+        }
+    }
 }
 
 /// Why an account cannot be put right now.

@@ -4,7 +4,7 @@ use crate::audit::{key_failure, reader};
 use crate::world;
 use claviger::app::reconcile::{
     Account, Applied, Lost, Order, Remembered, close_orphans, declare_lost, examine, lift,
-    settle_account,
+    release_chain, send_again, settle_account, standing_still,
 };
 use claviger::app::suspension;
 use claviger::audit::checkpoint::base64_root;
@@ -116,6 +116,9 @@ impl World<'_> {
         Ok(Report {
             suspension,
             log: self.signer.as_ref().and_then(|(_, wrong)| wrong.clone()),
+            chains: standing_still(&*self.store, &self.places)
+                .await
+                .map_err(|error| Failure::of("the database", error))?,
             accounts: accounts.map(|account| (account, None)).collect(),
             unclaimed: self.unclaimed().await?,
             done: Vec::new(),
@@ -169,7 +172,9 @@ impl World<'_> {
             // What agrees is let be: it may be worked by a server at this moment.
             if !account.agrees() {
                 let applied = settle_account(&order, account).await.map_err(|e| failed(&e))?;
-                if !matches!(applied, Applied::Done(_)) {
+                if matches!(applied, Applied::Done(_)) {
+                    report.done.extend(send_again(self.nodes(&account.chain)?, account).await);
+                } else {
                     left = left.saturating_add(1);
                 }
                 *done = Some(told(applied));
@@ -185,6 +190,11 @@ impl World<'_> {
             }
         }
         if left == 0 {
+            for still in &report.chains {
+                let nodes = self.nodes(&still.chain)?;
+                release_chain(&order, nodes, still).await.map_err(|error| failed(&error))?;
+                report.done.push(format!("chain `{}` goes on", still.chain.name));
+            }
             self.log(&order, &mut report).await?;
             lift(&order).await.map_err(|error| failed(&error))?;
             if let Some((signer, _)) = &self.signer {
@@ -204,6 +214,11 @@ impl World<'_> {
                  first. Nothing else was lifted"
             ))),
         }
+    }
+
+    fn nodes(&self, chain: &ChainRef) -> Result<&dyn Chain, Failure> {
+        let place = self.places.iter().find(|(place, _)| place.id == chain.id);
+        place.map(|(_, nodes)| &**nodes).ok_or_else(|| Failure::new("a chain without nodes"))
     }
 
     /// The log goes on from where it was signed and does continue, and says so first.
