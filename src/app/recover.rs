@@ -1,7 +1,7 @@
 //! Go on after a crash: decisions without a signature are signed, keys that were begun are finished, all
 //! keys prove themselves.
 
-use crate::app::{App, AppError, create_key, lease, send, sign};
+use crate::app::{App, AppError, create_key, finality, lease, send, sign};
 use crate::core::id::RequestId;
 use crate::ports::signer::SignerError;
 use crate::ports::store::look;
@@ -33,6 +33,9 @@ async fn one(app: &App, request: RequestId, number: i64) -> Result<(), AppError>
     let chain = row.as_ref().and_then(|row| app.chain_of(row.new.intent.chain.id));
     let mut lease = None;
     if let (Some(row), Some(chain)) = (&row, chain) {
+        if finality::stands_still(app, chain).await?.is_some() {
+            return Ok(());
+        }
         lease = lease::hold(app, chain, row.new.address).await?;
         if lease.is_none() {
             return Ok(());

@@ -3,7 +3,7 @@
 
 use crate::app::accept::{admissible, bound_before, deny, event_used, facts, same_body, summary};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, read, record, sign, suspension};
+use crate::app::{App, AppError, finality, read, record, sign, suspension};
 use crate::core::evm::message::{message_bytes, typed_data_bytes};
 use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::RequestId;
@@ -15,6 +15,7 @@ use crate::core::policy::{Charge, Facts, Outcome, PolicyRequest, Verdict, evalua
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::ports::chain::BlockAt;
+use crate::ports::chain::ChainError;
 use crate::ports::signer::SignerError;
 use crate::ports::store::{
     Bound, End, KeyBinding, LaneKey, LimitExceeded, NewAttempt, NewSignatureRequest, SignatureRow,
@@ -79,6 +80,12 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
     }
     if let Intent::Transaction(tx) = &request.intent {
         admissible(tx)?;
+        let chain = app.chain_of(tx.chain.id);
+        if let Some(chain) = chain
+            && let Some(reason) = finality::stands_still(app, chain).await?
+        {
+            return Err(ChainError::Unavailable(reason).into());
+        }
     }
     let binding =
         command.key.map(|key| KeyBinding { scope, key, body_hash: command.body_hash, request: id });

@@ -8,6 +8,7 @@ use crate::core::agreement::Agreement;
 use crate::ports::chain::{AccountLook, Broadcast, ChainError, Claim, Mined, Sought};
 use alloy::primitives::{Address, B256, Bytes};
 use futures::stream::{FuturesUnordered, StreamExt};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
@@ -169,58 +170,64 @@ impl Nodes {
         }
     }
 
-    /// What the nodes make of it together, and what each that answered in time has said.
+    /// What the nodes make of it together, and what each has said.
     pub(super) async fn broadcast(&self, raw: &Bytes) -> (Broadcast, String) {
         let now = Instant::now();
         let usable = |node: &&Node| node.health.pause_left(now).is_none();
         let all = !self.list.iter().any(|node| usable(&node));
         let (tell, mut told) = mpsc::unbounded_channel();
-        for node in self.list.iter().filter(|node| all || usable(node)) {
+        let mut said = BTreeMap::new();
+        for node in &self.list {
+            if !all && !usable(&node) {
+                said.insert(node.place, "left alone after a failure".to_owned());
+                continue;
+            }
+            said.insert(node.place, "not heard yet".to_owned());
             let (node, raw, tell) = (node.clone(), raw.clone(), tell.clone());
             // It goes on when the answer is given, for as long as a request may take.
             tokio::spawn(async move {
                 // Nobody listens any more once one node has taken it.
-                let _ = tell.send(send_on(node, raw).await);
+                let _ = tell.send((node.place, send_on(node, raw).await));
             });
         }
         drop(tell);
-        let (mut answers, mut said) = (Vec::new(), Vec::new());
+        let mut answers = Vec::new();
         let mut until: Option<tokio::time::Instant> = None;
         loop {
             let next = match until {
                 None => told.recv().await,
                 Some(until) => timeout_at(until, told.recv()).await.unwrap_or_default(),
             };
-            match next {
-                Some((answer, word)) => {
-                    said.push(word);
-                    if answer == Broadcast::Accepted {
-                        return (answer, said.join("; "));
-                    }
-                    let in_words = !matches!(answer, Broadcast::Ambiguous(_));
-                    if in_words && until.is_none() {
-                        until = tokio::time::Instant::now().checked_add(GRACE);
-                    }
-                    answers.push(answer);
-                }
-                None => return (combine(answers), said.join("; ")),
+            let Some((place, (answer, word))) = next else {
+                return (combine(answers), listed(&said));
+            };
+            said.insert(place, word);
+            if answer == Broadcast::Accepted {
+                return (answer, listed(&said));
             }
+            let in_words = !matches!(answer, Broadcast::Ambiguous(_));
+            if in_words && until.is_none() {
+                until = tokio::time::Instant::now().checked_add(GRACE);
+            }
+            answers.push(answer);
         }
     }
 }
 
+/// What each node said, for people.
+fn listed(said: &BTreeMap<usize, String>) -> String {
+    let each: Vec<String> =
+        said.iter().map(|(place, word)| format!("node {place}: {word}")).collect();
+    each.join("; ")
+}
+
 /// What it means, and what the node said.
 async fn send_on(node: Node, raw: Bytes) -> (Broadcast, String) {
-    let place = node.place;
     match node.call::<_, B256>("eth_sendRawTransaction", (raw,)).await {
-        Ok(_) => (Broadcast::Accepted, format!("node {place}: taken")),
-        Err(Fault::Said(error)) => {
-            let said = format!("node {place}: {}", bounded(&error.message));
-            (error.broadcast(), said)
-        }
+        Ok(_) => (Broadcast::Accepted, "taken".to_owned()),
+        Err(Fault::Said(error)) => (error.broadcast(), bounded(&error.message)),
         Err(Fault::Silent { detail, .. } | Fault::Unreadable(detail)) => {
-            let said = format!("node {place}: {detail}");
-            (Broadcast::Ambiguous(said.clone()), said)
+            (Broadcast::Ambiguous(format!("node {}: {detail}", node.place)), detail)
         }
     }
 }
