@@ -17,7 +17,8 @@ use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use claviger::chain::evm::{EvmChain, EvmConfig, EvmError, Finality};
 use claviger::core::id::ChainId;
 use claviger::ports::chain::{
-    BlockAt, BlockId, Broadcast, CallRequest, Chain, ChainError, Claim, Found, Seen, Sought,
+    BlockAt, BlockId, Broadcast, CallRequest, Chain, ChainError, Claim, Found, Receipt, Seen,
+    Sought,
 };
 use ethers_core::k256::ecdsa::SigningKey;
 use ethers_core::types::transaction::eip2718::TypedTransaction;
@@ -257,14 +258,23 @@ async fn nodes_agree_are_silent_or_contradict() {
     let urls = [anvil.url(), lagging.url(), other.url(), "http://127.0.0.1:1".to_owned()];
     let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
     let chain = chain_of(&urls, Finality::Depth(2));
+    let (raw, sought) = first_version(None);
+    chain_of(&[&anvil.url()], Finality::Depth(2)).broadcast(&raw).await;
     anvil.mine(5).await;
     other.mine(5).await;
-    let block = BlockId { number: 2, hash: hash_of(&anvil, 2).await };
-    let said = chain.agreement(&Claim::Final(block), None).await;
+    let receipt = Box::new(chain.receipt(sought.hashes[0]).await.unwrap().unwrap());
+    let claim = Claim::Mined { receipt: receipt.clone(), must_be_final: true };
+    let said = chain.agreement(&claim, None).await;
     assert_eq!((said.agree, said.silent, said.contradict), (vec![1, 2], vec![4], vec![3]));
-    lagging.lag(Some(support::fault_proxy::Lag::all(2)));
-    let said = chain.agreement(&Claim::Final(block), Some(1)).await;
+    // The block is everybody's, and what is said of the transaction is one node's.
+    let forged = Box::new(Receipt { success: !receipt.success, ..(*receipt).clone() });
+    let claim_of_one = Claim::Mined { receipt: forged, must_be_final: true };
+    let said = chain.agreement(&claim_of_one, Some(4)).await;
+    assert_eq!((said.agree, said.silent, said.contradict), (vec![4], vec![], vec![1, 2, 3]));
+    lagging.lag(Some(support::fault_proxy::Lag::all(4)));
+    let said = chain.agreement(&claim, Some(1)).await;
     assert_eq!((said.agree, said.silent, said.contradict), (vec![1], vec![2, 4], vec![3]));
+    let block = BlockId { number: 1, hash: hash_of(&anvil, 1).await };
     let said = chain.agreement(&Claim::Canonical(block), Some(1)).await;
     assert_eq!((said.agree, said.silent, said.contradict), (vec![1, 2], vec![4], vec![3]));
     let account: Address = anvil.accounts()[0].parse().unwrap();

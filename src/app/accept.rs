@@ -18,7 +18,7 @@ use crate::core::policy::{
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::core::tx::fee;
-use crate::ports::chain::{BlockAt, BlockId, CallRequest, ChainError};
+use crate::ports::chain::{BlockAt, CallRequest, ChainError};
 use crate::ports::store::{
     Bound, DecisionSummary, End, KeyBinding, LimitExceeded, NewTransaction, StoreError, Suspension,
     TransactionRow, look, unit,
@@ -357,9 +357,8 @@ async fn event(
     else {
         return Ok(None);
     };
-    let block = BlockId { number: receipt.block_number, hash: receipt.block_hash };
-    if mined.is_final && !finality::is_agreed_final(app, chain, block, mined.node).await {
-        let what = "the nodes do not agree that the event's block is final";
+    if mined.is_final && !finality::is_agreed_final(app, chain, &receipt, mined.node).await {
+        let what = "the nodes do not agree about the event, or that its block is final";
         return Err(ChainError::Unavailable(what.to_owned()));
     }
     Ok(Some(EventFact {
@@ -499,6 +498,10 @@ async fn store(
             };
             let event = queued_event(&row, it.event_id.clone(), it.now);
             unit.append_event(&event).await?;
+            if it.found.is_none() && adopt::is_mined_for(unit, &row).await? {
+                // It was found since this request was looked at: whoever asks again is bound to it.
+                return Ok(End::Rollback(Stored::Claimed));
+            }
             if let Some((found, event_id)) = &it.found
                 && !adopt::claim(unit, &row, found, event_id.clone(), it.now).await?
             {

@@ -4,7 +4,7 @@
 use crate::app::accept::AcceptCommand;
 use crate::app::{App, AppError, lane, record, signers};
 use crate::core::evm::transaction::UnsignedTransaction;
-use crate::core::key::PublicKey;
+use crate::core::key::{OperatorKey, PublicKey};
 use crate::core::permit::RawSignature;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::{Ending, Status};
@@ -176,6 +176,34 @@ pub(crate) async fn repeated(
         },
         found,
     }))
+}
+
+/// Whether a mined transaction that nobody has claimed is what this request asks, from an account that it may
+/// use: a unit whose request was looked at before that was found must not give a new nonce for it.
+///
+/// # Errors
+/// When the store does not answer.
+pub(crate) async fn is_mined_for(
+    unit: &mut dyn Unit,
+    row: &TransactionRow,
+) -> Result<bool, StoreError> {
+    let intent = &row.new.intent;
+    let mut same = unit.orphans(intent.chain.id, true).await?;
+    same.retain(|orphan| {
+        orphan.raw.is_some()
+            && (orphan.to, orphan.value, &orphan.data) == (intent.to, intent.value, &intent.data)
+    });
+    if same.is_empty() {
+        return Ok(false);
+    }
+    let keys = unit.keys().await?;
+    let is_asked = |key: &OperatorKey| {
+        let group = key.group.as_ref().is_some_and(|group| group.as_str() == row.new.signer);
+        group || key.address == row.new.address
+    };
+    let asked =
+        |orphan: &Orphan| keys.iter().any(|key| key.address == orphan.address && is_asked(key));
+    Ok(same.iter().any(asked))
 }
 
 /// Binds a request that was just stored to what is on the chain for it. `false` if another request was

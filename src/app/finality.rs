@@ -4,7 +4,7 @@
 use crate::app::{App, AppError, ChainRuntime, chains, record};
 use crate::core::agreement::Agreement;
 use crate::core::time::Timestamp;
-use crate::ports::chain::{BlockAt, BlockId, Claim};
+use crate::ports::chain::{BlockAt, BlockId, Claim, Receipt};
 use crate::ports::store::{Anchor, End, StoreError, Unit, look, unit};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,21 +25,11 @@ enum Ground {
 /// What was found out lately about a chain's final blocks.
 #[derive(Debug, Default)]
 pub(crate) struct FinalityKept {
-    agreed: Mutex<Option<(Timestamp, BlockId)>>,
     ground: Mutex<Option<(Timestamp, Ground)>>,
     warned: Mutex<Option<Timestamp>>,
 }
 
 impl FinalityKept {
-    fn agreed(&self, chain: &ChainRuntime, now: Timestamp, block: BlockId) -> bool {
-        let kept = *self.agreed.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.is_some_and(|(at, known)| known == block && chains::fresh(at, now, chain.reading_ms))
-    }
-
-    fn agree(&self, now: Timestamp, block: BlockId) {
-        *self.agreed.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, block));
-    }
-
     fn ground(&self, chain: &ChainRuntime, now: Timestamp) -> Option<Ground> {
         let kept = self.ground.lock().unwrap_or_else(PoisonError::into_inner).clone();
         kept.filter(|(at, _)| chains::fresh(*at, now, chain.reading_ms)).map(|(_, ground)| ground)
@@ -59,36 +49,29 @@ impl FinalityKept {
     }
 }
 
-/// Whether an end in this block, final by the word of one node, may be told now.
+/// Whether an end by this receipt, final by the word of one node, may be told now.
 ///
 /// # Errors
 /// When the store does not answer, or no node does.
 pub(crate) async fn may_end(
     app: &App,
     chain: &ChainRuntime,
-    block: BlockId,
+    receipt: &Receipt,
     by: usize,
 ) -> Result<bool, AppError> {
     let is_firm = ground(app, chain).await? == Ground::Firm;
-    Ok(is_firm && is_agreed_final(app, chain, block, by).await)
+    Ok(is_firm && is_agreed_final(app, chain, receipt, by).await)
 }
 
-/// Whether enough nodes agree with one of them that this block is final.
+/// Whether enough nodes have the same receipt as one of them, in a block that is final.
 pub(crate) async fn is_agreed_final(
     app: &App,
     chain: &ChainRuntime,
-    block: BlockId,
+    receipt: &Receipt,
     by: usize,
 ) -> bool {
-    let now = app.clock.now();
-    if chain.finality.agreed(chain, now, block) {
-        return true;
-    }
-    let agreed = is_agreed(app, chain, &Claim::Final(block), by).await;
-    if agreed {
-        chain.finality.agree(now, block);
-    }
-    agreed
+    let claim = Claim::Mined { receipt: Box::new(receipt.clone()), must_be_final: true };
+    is_agreed(app, chain, &claim, by).await
 }
 
 /// Whether enough nodes agree with what one of them claims.

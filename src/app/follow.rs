@@ -145,10 +145,11 @@ async fn believed(
         return Ok(Step::Wait);
     }
     let is_believed = match &due {
-        Step::End { inclusion, .. } => {
-            let block = BlockId { number: inclusion.block_number, hash: inclusion.block_hash };
-            finality::may_end(app, chain, block, look.node).await?
-        }
+        // An end without its receipt would settle nothing.
+        Step::End { .. } => match look.receipt() {
+            Some(receipt) => finality::may_end(app, chain, receipt, look.node).await?,
+            None => false,
+        },
         Step::ForeignNonce => {
             let claim = Claim::Foreign {
                 address: row.new.address,

@@ -154,13 +154,10 @@ pub(crate) async fn elsewhere(
         let Some(receipt) = other.receipt() else {
             continue;
         };
-        let block = BlockId { number: receipt.block_number, hash: receipt.block_hash };
-        let said = chain.port.agreement(&Claim::Canonical(block), Some(other.node)).await;
+        let claim = Claim::Mined { receipt: Box::new(receipt.clone()), must_be_final: false };
+        let said = chain.port.agreement(&claim, Some(other.node)).await;
         if said.is_carried() {
-            if said.agree.contains(&first.node) {
-                tracing::warn!(node = first.node, "a node does not show what is in its own block");
-                chain.port.outvoted(first.node);
-            }
+            tracing::warn!(node = first.node, "a node does not show what most others have mined");
             return Elsewhere::Overruled(Box::new(other));
         }
         if said.contradict.contains(&first.node) {

@@ -74,7 +74,7 @@ async fn ended(
     match &look.found {
         Found::Mined(receipt) if receipt.block_number <= last_final.number => {
             let block = BlockId { number: receipt.block_number, hash: receipt.block_hash };
-            let may_end = finality::may_end(app, chain, block, look.node).await?;
+            let may_end = finality::may_end(app, chain, receipt, look.node).await?;
             Ok(may_end.then_some(Some(block)))
         }
         Found::Nothing if look.nonce_final.is_some_and(|used| used > sought.nonce) => {

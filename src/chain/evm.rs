@@ -295,10 +295,6 @@ impl Chain for EvmChain {
         self.nodes.agreement(claim, by).await
     }
 
-    fn outvoted(&self, node: usize) {
-        self.nodes.outvoted(node);
-    }
-
     async fn logs(&self, block: B256, addresses: &[Address]) -> Result<Vec<Log>, ChainError> {
         if addresses.is_empty() {
             // To a node, no address means every address.

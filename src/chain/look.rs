@@ -97,8 +97,10 @@ pub(super) async fn mined(
 /// What this node says to a claim.
 pub(super) async fn word(node: &Node, finality: Finality, claim: &Claim) -> Word {
     let word = match claim {
-        Claim::Canonical(block) => has(node, finality, *block, false).await,
-        Claim::Final(block) => has(node, finality, *block, true).await,
+        Claim::Canonical(block) => canonical(node, finality, *block).await,
+        Claim::Mined { receipt, must_be_final } => {
+            same_receipt(node, finality, receipt, *must_be_final).await
+        }
         Claim::Foreign { address, sought, final_number } => {
             foreign(node, finality, *address, sought, *final_number).await
         }
@@ -106,22 +108,38 @@ pub(super) async fn word(node: &Node, finality: Finality, claim: &Claim) -> Word
     word.unwrap_or(Word::Silent)
 }
 
-/// Another block at that height contradicts; none yet, or one that is not final yet where it must be, is no
-/// answer.
-async fn has(
+/// Another block at that height contradicts; none yet is no answer.
+async fn canonical(node: &Node, finality: Finality, block: BlockId) -> Result<Word, Fault> {
+    Ok(match block_on(node, BlockAt::Number(block.number), finality).await? {
+        None => Word::Silent,
+        Some(here) if here.hash == block.hash => Word::Agrees,
+        Some(_) => Word::Contradicts,
+    })
+}
+
+/// Another block at that height, the same without the transaction, or another receipt contradicts. A node that
+/// has not come so far, or has lost the receipt, gives no answer.
+async fn same_receipt(
     node: &Node,
     finality: Finality,
-    block: BlockId,
+    claimed: &Receipt,
     must_be_final: bool,
 ) -> Result<Word, Fault> {
+    let mut look = Look { node, blocks: HashMap::new() };
     let last_final = if must_be_final { final_block(node, finality).await? } else { None };
-    let here = block_on(node, BlockAt::Number(block.number), finality).await?;
-    Ok(match here {
+    let Some(block) = look.block(claimed.block_number).await? else {
+        return Ok(Word::Silent);
+    };
+    let holds = block.transactions.contains(&claimed.transaction_hash);
+    if block.hash != claimed.block_hash || !holds {
+        return Ok(Word::Contradicts);
+    }
+    let is_final = last_final.is_some_and(|last| claimed.block_number <= last.number);
+    Ok(match receipt_on(node, claimed.transaction_hash).await? {
         None => Word::Silent,
-        Some(here) if here.hash != block.hash => Word::Contradicts,
-        Some(_) if !must_be_final => Word::Agrees,
-        Some(_) if last_final.is_some_and(|last| block.number <= last.number) => Word::Agrees,
-        Some(_) => Word::Silent,
+        Some(own) if own != *claimed => Word::Contradicts,
+        Some(_) if must_be_final && !is_final => Word::Silent,
+        Some(_) => Word::Agrees,
     })
 }
 

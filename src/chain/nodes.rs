@@ -164,7 +164,7 @@ impl Nodes {
         said
     }
 
-    pub(super) fn outvoted(&self, node: usize) {
+    fn outvoted(&self, node: usize) {
         if let Some(node) = self.node(node) {
             node.health.outvoted(Instant::now());
         }

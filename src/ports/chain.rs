@@ -207,8 +207,14 @@ pub struct Mined {
 pub enum Claim {
     /// This block is canonical.
     Canonical(BlockId),
-    /// This block is canonical and final.
-    Final(BlockId),
+    /// This receipt, in every part: its block is canonical, holds the transaction, and is final where it must
+    /// be. A receipt is one node's word until others have the same.
+    Mined {
+        /// As the claiming node gives it.
+        receipt: Box<Receipt>,
+        /// Whether its block must be final.
+        must_be_final: bool,
+    },
     /// The nonce is used up at the final block of this height, by none of these transactions.
     Foreign {
         /// The account.
@@ -288,9 +294,6 @@ pub trait Chain: Send + Sync {
     /// not to be asked now, is silent. `by` is asked after the others for a while if more than half of all
     /// contradict it.
     async fn agreement(&self, claim: &Claim, by: Option<usize>) -> Agreement;
-
-    /// More than half of all nodes said otherwise than this one: for a while it is asked after the others.
-    fn outvoted(&self, node: usize);
 
     /// All logs of one block that any of these addresses emitted, by block hash.
     async fn logs(&self, block: B256, addresses: &[Address]) -> Result<Vec<Log>, ChainError>;

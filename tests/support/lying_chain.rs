@@ -203,8 +203,6 @@ impl Chain for LyingChain {
         Agreement::default()
     }
 
-    fn outvoted(&self, _: usize) {}
-
     async fn logs(&self, _: B256, _: &[Address]) -> Result<Vec<Log>, ChainError> {
         unasked()
     }
