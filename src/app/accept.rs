@@ -17,7 +17,7 @@ use crate::core::policy::{
 };
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
-use crate::core::tx::fee;
+use crate::core::tx::fee::{self, Market};
 use crate::ports::chain::{BlockAt, CallRequest, ChainError};
 use crate::ports::store::{
     Bound, DecisionSummary, End, KeyBinding, LimitExceeded, NewTransaction, StoreError, Suspension,
@@ -186,6 +186,9 @@ async fn mineable(
             format!("the cap of {cap} wei is below the base fee, {base} wei: it cannot be mined");
         return Err(AppError::invalid("max_fee_per_gas", why));
     }
+    if let Intent::Transaction(intent) = &request.intent {
+        tipped(intent.tx_type, cap, &market)?;
+    }
     match &request.intent {
         Intent::Transaction(intent) if chain.settings.refuses_over_balance => {
             let fees = fee::first(&market, cap, intent.tx_type);
@@ -194,6 +197,17 @@ async fn mineable(
         }
         _ => Ok(()),
     }
+}
+
+/// What offers nothing to whoever makes the blocks, where others do, would hold up all that come after it.
+fn tipped(tx_type: TxType, cap: Fees, market: &Market) -> Result<(), AppError> {
+    let pays_all = market.tips.iter().min().is_some_and(|least| *least >= fee::MIN_TIP_WEI);
+    if tx_type != TxType::Eip1559 || !pays_all || cap.max_priority_fee >= fee::MIN_TIP_WEI {
+        return Ok(());
+    }
+    let (tip, least) = (cap.max_priority_fee, fee::MIN_TIP_WEI);
+    let why = format!("the cap of {tip} wei is below {least} wei, and all others pay more");
+    Err(AppError::invalid("max_priority_fee_per_gas", why))
 }
 
 /// Whether the account can pay for this request alone, at the fees of now.

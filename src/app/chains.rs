@@ -8,12 +8,17 @@ use crate::core::intent::{ChainRef, Fees, TxType};
 use crate::core::time::Timestamp;
 use crate::core::tx::fee::Market;
 use crate::core::tx::step::Pace;
-use crate::ports::chain::{Chain, ChainError};
+use crate::ports::chain::{BlockAt, Chain, ChainError};
 use crate::ports::store::{End, unit};
 use alloy::primitives::{Address, U256};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// What the code of a delegated account begins with (EIP-7702).
+const DELEGATION: [u8; 3] = [0xef, 0x01, 0x00];
+/// How long it is believed that an account is delegated, or is not, in milliseconds.
+const DELEGATED_MS: i64 = 60_000;
 
 /// What the configuration says about a chain.
 #[derive(Debug, Clone)]
@@ -48,6 +53,7 @@ pub struct ChainRuntime {
     market: Mutex<Option<(Timestamp, Market)>>,
     balances: Mutex<HashMap<Address, (Timestamp, U256)>>,
     checked_lanes: Mutex<HashMap<Address, bool>>,
+    delegated: Mutex<HashMap<Address, (Timestamp, bool)>>,
     foreign: Mutex<HashMap<RequestId, Timestamp>>,
     /// What was found out lately about its final blocks.
     pub(crate) finality: FinalityKept,
@@ -72,6 +78,7 @@ impl ChainRuntime {
             market: Mutex::default(),
             balances: Mutex::default(),
             checked_lanes: Mutex::default(),
+            delegated: Mutex::default(),
             foreign: Mutex::default(),
             finality: FinalityKept::default(),
             final_seen: Mutex::default(),
@@ -121,6 +128,31 @@ impl ChainRuntime {
         let mut balances = self.balances.lock().unwrap_or_else(PoisonError::into_inner);
         balances.insert(address, (now, balance));
         Ok(balance)
+    }
+
+    /// How many transactions of this account may have a nonce and not be mined. One, where the account is
+    /// delegated (EIP-7702): pools hold no more of it.
+    ///
+    /// # Errors
+    /// When no node answers.
+    pub async fn in_flight_max(&self, address: Address, now: Timestamp) -> Result<i64, ChainError> {
+        let kept = {
+            let delegated = self.delegated.lock().unwrap_or_else(PoisonError::into_inner);
+            delegated.get(&address).copied()
+        };
+        let is_delegated = match kept.filter(|(at, _)| fresh(*at, now, DELEGATED_MS)) {
+            Some((_, known)) => known,
+            None => {
+                let head = self.port.block(BlockAt::Latest).await?;
+                let head = head.ok_or(ChainError::UnknownBlock)?;
+                let code = self.port.code(address, head.hash).await?;
+                let found = code.starts_with(&DELEGATION);
+                let mut delegated = self.delegated.lock().unwrap_or_else(PoisonError::into_inner);
+                delegated.insert(address, (now, found));
+                found
+            }
+        };
+        Ok(if is_delegated { 1 } else { self.settings.in_flight_max })
     }
 
     /// Whether this process has compared the lane with the chain.

@@ -147,7 +147,8 @@ async fn read_ground(app: &App, chain: &ChainRuntime, now: Timestamp) -> Result<
     let claim = Claim::Canonical(BlockId { number: anchor.number, hash: anchor.hash });
     let said = chain.port.agreement(&claim, None).await;
     tell(app, chain, &claim, &said, said.is_enough(chain.settings.agree));
-    if said.is_refuted(chain.settings.agree) {
+    // For good, until an operator comes: more than half of all nodes must say so.
+    if said.is_outvoted() {
         return stop(app, chain, anchor, now).await;
     }
     Ok(if said.is_enough(chain.settings.agree) { Ground::Firm } else { Ground::Unknown })

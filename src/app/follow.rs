@@ -25,6 +25,9 @@ use std::sync::Arc;
 /// be at different blocks for a while.
 const FOREIGN_AFTER_MS: i64 = 60_000;
 
+/// How many mined transactions of an account are looked at, of the oldest and of the newest.
+const MINED_EACH: usize = 32;
+
 /// How long beyond its time a replacement waits for a block that another node says it has.
 const ELSEWHERE_MS: i64 = 60_000;
 
@@ -49,6 +52,7 @@ pub async fn follow(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<()
         return Ok(());
     }
     chains::verify(app, chain).await?;
+    let open = of_one_look(open);
     let sought: Vec<Sought> =
         open.iter().map(|(row, attempts)| inclusion::sought(row, attempts)).collect();
     let looks = inclusion::of_account(chain, address, &sought).await?;
@@ -62,6 +66,27 @@ pub async fn follow(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<()
         }
     }
     Ok(())
+}
+
+/// All that is not mined, and of what is mined and not final the oldest, which end first, and the newest, which a
+/// reorganisation takes first: a look stays bounded however long the chain's finality stands still.
+fn of_one_look(
+    open: Vec<(TransactionRow, Vec<AttemptRow>)>,
+) -> Vec<(TransactionRow, Vec<AttemptRow>)> {
+    let mined = open.iter().filter(|(row, _)| row.mined.is_some()).count();
+    let middle = MINED_EACH..mined.saturating_sub(MINED_EACH);
+    let mut place = 0_usize;
+    let is_left = |(row, _): &(TransactionRow, Vec<AttemptRow>)| {
+        if row.mined.is_none() {
+            return true;
+        }
+        let left = !middle.contains(&place);
+        place = place.saturating_add(1);
+        left
+    };
+    let mut open = open;
+    open.retain(is_left);
+    open
 }
 
 /// Looks at one transaction now, without waiting for the next look at its account; if another process works
@@ -99,18 +124,22 @@ async fn follow_one(
     let nonce = row.nonce.ok_or_else(|| AppError::internal("an open transaction has no nonce"))?;
     let view = view(row, nonce, attempts, &chain.settings);
     let pace = chain.settings.pace;
-    let view = waiting::behind(app, row, view, look.nonce_latest, pace).await?;
+    let view = waiting::behind(app, row, view, look.nonce_latest, chain).await?;
     let signed_at = attempts.last().and_then(|last| last.signed_at);
     let waited = |ms: i64| signed_at.is_some_and(|at| now.since(at) >= ms);
-    let is_overdue = look.nonce_latest == nonce && waited(pace.resend_after_ms);
-    let mut due = is_overdue || ending(now, &view, pace).is_some();
+    let ends = ending(now, &view, pace).is_some();
+    let is_due = |latest: u64| ends || (latest == nonce && waited(pace.resend_after_ms));
+    let mut due = is_due(look.nonce_latest);
     if look.found == Found::Nothing && (due || look.nonce_latest > nonce) {
         let sought = inclusion::sought(row, attempts);
         match inclusion::elsewhere(chain, row.new.address, &sought, &look).await {
             Elsewhere::Nothing => {}
             // A node that is alone with what it says holds nothing up for ever.
             Elsewhere::Wait => due &= waited(pace.resend_after_ms.saturating_add(ELSEWHERE_MS)),
-            Elsewhere::Overruled(other) => look = *other,
+            Elsewhere::Overruled(other) => {
+                look = *other;
+                due = is_due(look.nonce_latest);
+            }
         }
     }
     let included = look.inclusion(row);

@@ -4,7 +4,7 @@
 use crate::app::ChainRuntime;
 use crate::core::tx::state::Status;
 use crate::core::tx::step::Inclusion;
-use crate::ports::chain::{BlockId, ChainError, Claim, Found, Receipt, Seen, Sought};
+use crate::ports::chain::{AccountLook, BlockId, ChainError, Claim, Found, Receipt, Seen, Sought};
 use crate::ports::store::{AttemptRow, TransactionRow};
 use alloy::primitives::Address;
 
@@ -95,8 +95,7 @@ pub(crate) async fn of_account(
     address: Address,
     sought: &[Sought],
 ) -> Result<Vec<RowLook>, ChainError> {
-    let look = chain.port.look(address, sought, &[]).await?;
-    let look = look.ok_or_else(|| ChainError::Unavailable("no node".to_owned()))?;
+    let look = first_look(chain, address, sought).await?;
     let mut looks = Vec::with_capacity(sought.len());
     for (one, found) in sought.iter().zip(look.found) {
         let first = RowLook {
@@ -117,6 +116,30 @@ pub(crate) async fn of_account(
         looks.push(known.unwrap_or(first));
     }
     Ok(looks)
+}
+
+/// The first node's look, if it is not far behind: what is below all of these nonces is final, so a node that
+/// has mined fewer of the account's transactions has not come so far, and can tell nothing of them.
+async fn first_look(
+    chain: &ChainRuntime,
+    address: Address,
+    sought: &[Sought],
+) -> Result<AccountLook, ChainError> {
+    let lowest = sought.iter().map(|one| one.nonce).min().unwrap_or(0);
+    let (mut passed_over, mut behind) = (Vec::new(), None);
+    loop {
+        let look = match chain.port.look(address, sought, &passed_over).await {
+            Ok(Some(look)) if look.nonce_latest >= lowest => return Ok(look),
+            Ok(Some(look)) => look,
+            Ok(None) => break,
+            Err(error) if behind.is_none() => return Err(error),
+            Err(_) => break,
+        };
+        tracing::warn!(node = look.node, %address, "a node is behind what is final");
+        passed_over.push(look.node);
+        behind = behind.or(Some(look));
+    }
+    behind.ok_or_else(|| ChainError::Unavailable("no node".to_owned()))
 }
 
 /// What the other nodes that answer have of one transaction.
@@ -150,7 +173,8 @@ pub(crate) async fn elsewhere(
     first: &RowLook,
 ) -> Elsewhere {
     let mut answer = Elsewhere::Nothing;
-    for other in others(chain, address, one, first.node).await {
+    let others = others(chain, address, one, first.node).await;
+    for other in &others {
         let Some(receipt) = other.receipt() else {
             continue;
         };
@@ -158,7 +182,7 @@ pub(crate) async fn elsewhere(
         let said = chain.port.agreement(&claim, Some(other.node)).await;
         if said.is_carried() {
             tracing::warn!(node = first.node, "a node does not show what most others have mined");
-            return Elsewhere::Overruled(Box::new(other));
+            return Elsewhere::Overruled(Box::new(other.clone()));
         }
         if said.contradict.contains(&first.node) {
             tracing::warn!(node = other.node, "a node has it mined in a block of another fork");
@@ -166,5 +190,14 @@ pub(crate) async fn elsewhere(
             answer = Elsewhere::Wait;
         }
     }
-    answer
+    // The first says that the nonce is used, and by none of ours: so must most of those that answer.
+    let unused = others.iter().filter(|it| it.nonce_latest <= one.nonce && it.receipt().is_none());
+    let is_alone = unused.clone().count().saturating_mul(2) > others.len().saturating_add(1);
+    match (&answer, unused.into_iter().next()) {
+        (Elsewhere::Nothing, Some(other)) if first.nonce_latest > one.nonce && is_alone => {
+            tracing::warn!(node = first.node, "a node says that a nonce is used, and is alone");
+            Elsewhere::Overruled(Box::new(other.clone()))
+        }
+        _ => answer,
+    }
 }

@@ -50,13 +50,17 @@ enum Allocated {
     Idle(Idle),
 }
 
+/// How many nonces are given, or rows ended, in one call.
+const ROUNDS_MAX: usize = 64;
+
 /// Works the lane until it is idle, if its lease is ours or free: each round allocates one nonce, signs and
 /// sends.
 ///
 /// # Errors
 /// When the store or the chain does not answer. Nothing is lost: the next call goes on.
 pub async fn work(app: &App, chain: &ChainRuntime, address: Address) -> Result<Idle, AppError> {
-    loop {
+    // What is out is followed between two calls: a lane with very much to do comes again.
+    for _ in 0..ROUNDS_MAX {
         let Some(lease) = lease::hold(app, chain, address).await? else {
             return Ok(Idle::Elsewhere);
         };
@@ -83,6 +87,7 @@ pub async fn work(app: &App, chain: &ChainRuntime, address: Address) -> Result<I
             }
         }
     }
+    Ok(Idle::Contended)
 }
 
 /// Everything that is read from the chain before the unit begins.
@@ -91,6 +96,7 @@ struct Readings {
     market: Market,
     /// The fee cap that a transaction must have to be mined in this market.
     least_cap: u128,
+    in_flight_max: i64,
     balance: U256,
     chain_nonce: Option<u64>,
     /// The second verdict, over this row, where the first is too old.
@@ -145,6 +151,7 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
     let readings = Readings {
         least_cap: waiting::least_cap(chain, market.base_fee),
         market,
+        in_flight_max: chain.in_flight_max(address, now).await?,
         balance: chain.balance(address, now).await?,
         chain_nonce,
         rejudged,
@@ -217,7 +224,7 @@ async fn allocate_in(
                 return expire(unit, &late, event_id, now).await;
             }
             let flying = unit.in_flight(id, address).await?;
-            if flying >= settings.in_flight_max {
+            if flying >= readings.in_flight_max {
                 return Ok(End::Rollback(Allocated::Idle(Idle::Full)));
             }
             let Some(row) = unit.next_payable(id, address, readings.least_cap, now).await? else {
@@ -294,7 +301,7 @@ async fn decide(
 ) -> Result<End<Allocated>, StoreError> {
     let intent = &row.new.intent;
     let again = readings.rejudged.as_ref().filter(|(id, _)| *id == row.new.id);
-    let stale = row.new.decision.bundle != readings.bundle;
+    let stale = row.new.decision.bundle != readings.bundle || rejudge::is_old(row, now);
     if stale && again.is_none() {
         // Another row than the one that was judged again: look once more.
         return Ok(End::Rollback(Allocated::Idle(Idle::Contended)));

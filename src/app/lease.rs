@@ -5,9 +5,10 @@
 //! The token decides, and no clock: processes whose clocks differ take leases from each other too early or
 //! too late, and no write is let through for it.
 
-use crate::app::{App, ChainRuntime};
+use crate::app::{App, AppError, ChainRuntime};
 use crate::core::id::{ChainId, HolderId};
 use crate::core::time::Timestamp;
+use crate::ports::signer::SignerError;
 use crate::ports::store::{End, Lease, LeaseRow, StoreError, Unit, look, unit};
 use alloy::primitives::Address;
 use futures::future::BoxFuture;
@@ -46,7 +47,11 @@ impl Leases {
     /// Whether a lane with this lease is another process's to work.
     #[must_use]
     pub fn is_foreign(&self, lease: Option<(HolderId, Timestamp)>, now: Timestamp) -> bool {
-        lease.is_some_and(|(holder, until)| holder != self.holder && now < until)
+        lease.is_some_and(|(holder, until)| {
+            // One that ends later than any does was taken by a clock that is ahead: it is as good as over.
+            let is_sane = until.since(now) <= self.lasts_ms;
+            holder != self.holder && now < until && is_sane
+        })
     }
 
     /// Whether a lane with this lease is this process's.
@@ -157,6 +162,12 @@ pub async fn seize(app: &App, chain: &ChainRuntime, address: Address) -> Result<
     tracing::info!(chain = %chain.settings.name, %address, lease.token, "lane seized");
     app.leases.keep(lease, until);
     Ok(lease)
+}
+
+/// Whether this process cannot sign, and another may. One that has too much to do can.
+#[must_use]
+pub const fn is_unable(error: &AppError) -> bool {
+    matches!(error, AppError::Signer(error) if !matches!(error, SignerError::Overloaded))
 }
 
 /// Leaves a lane to the other processes for a while: this one cannot sign for it. Where there is no other,

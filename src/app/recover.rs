@@ -46,7 +46,7 @@ async fn one(app: &App, request: RequestId, number: i64) -> Result<(), AppError>
             // Another server may have made the key since this one started, or its HSM may answer.
             let found = matches!(error, AppError::Signer(SignerError::KeyUnusable(_)))
                 && enroll_again(app, request, number).await?;
-            if let Some(lease) = lease.filter(|_| !found) {
+            if let Some(lease) = lease.filter(|_| !found && lease::is_unable(&error)) {
                 lease::leave(app, &lease).await?;
             }
             return Err(error);

@@ -29,7 +29,13 @@ pub struct Rejudged {
 /// Whether the verdict that accepted the row is too old to sign under.
 #[must_use]
 pub fn is_stale(app: &App, row: &TransactionRow, now: Timestamp) -> bool {
-    row.new.decision.bundle != app.bundle.hash() || now.since(row.new.at) > DECISION_MS_MAX
+    row.new.decision.bundle != app.bundle.hash() || is_old(row, now)
+}
+
+/// Whether the verdict is too old, whatever bundle is in force.
+#[must_use]
+pub fn is_old(row: &TransactionRow, now: Timestamp) -> bool {
+    now.since(row.new.at) > DECISION_MS_MAX
 }
 
 /// Judges the row with fresh facts.

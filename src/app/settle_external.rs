@@ -32,9 +32,18 @@ pub async fn settle(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
     chains::verify(app, chain).await?;
     for (address, versions) in by_account(open) {
         let sought: Vec<Sought> = versions.iter().map(|it| it.sought.clone()).collect();
-        let looks = inclusion::of_account(chain, address, &sought).await?;
+        let looks = match inclusion::of_account(chain, address, &sought).await {
+            Ok(looks) => looks,
+            Err(error) => {
+                // One account that cannot be read now must not keep the others waiting.
+                tracing::warn!(chain = %chain.settings.name, %address, %error, "could not settle");
+                continue;
+            }
+        };
         for (versions, look) in versions.iter().zip(looks) {
-            settle_one(app, chain, address, versions, &look).await?;
+            if let Err(error) = settle_one(app, chain, address, versions, &look).await {
+                tracing::warn!(owner = versions.owner, %error, "could not settle");
+            }
         }
     }
     Ok(())
@@ -131,7 +140,10 @@ async fn settle_one(
                 return Ok(End::Rollback(()));
             }
             unit.settle(owner, settlement, now).await?;
-            unit.mark_settled(owner).await?;
+            if !unit.mark_settled(owner).await? {
+                // Another process was faster.
+                return Ok(End::Rollback(()));
+            }
             unit.append_leaf(leaf).await?;
             Ok(End::Commit(()))
         })

@@ -5,7 +5,7 @@ use crate::app::read::FullTransaction;
 use crate::app::{App, AppError, ChainRuntime};
 use crate::core::time::Timestamp;
 use crate::core::tx::state::{Ending, Status};
-use crate::ports::store::{AttemptRow, Lane, Place, Sent, TransactionRow, Wait, look};
+use crate::ports::store::{AttemptRow, Lane, Place, Sent, Suspension, TransactionRow, Wait, look};
 
 /// What a transaction that has not ended waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,10 @@ pub struct Waiting {
 pub enum WaitsFor {
     /// Its chain is not in the configuration any more.
     ChainNotConfigured,
+    /// Its chain was reorganised below what was told as final: nothing goes on until an operator has looked.
+    ChainHalted,
+    /// The database may be older than the chain: nothing new is signed until an operator has looked.
+    ReconcileRequired,
     /// No nonce is given on its account until an operator has looked.
     LaneHalted,
     /// As many of its account are not mined as may be.
@@ -55,8 +59,10 @@ pub enum WaitsFor {
 
 impl WaitsFor {
     /// Everything there is.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::ChainNotConfigured,
+        Self::ChainHalted,
+        Self::ReconcileRequired,
         Self::LaneHalted,
         Self::LaneFull,
         Self::BaseFee,
@@ -78,6 +84,8 @@ impl WaitsFor {
     pub const fn name(self) -> &'static str {
         match self {
             Self::ChainNotConfigured => "chain-not-configured",
+            Self::ChainHalted => "chain-halted",
+            Self::ReconcileRequired => "reconcile-required",
             Self::LaneHalted => "lane-halted",
             Self::LaneFull => "lane-full",
             Self::BaseFee => "base-fee-above-cap",
@@ -172,16 +180,41 @@ pub async fn waiting(app: &App, full: &FullTransaction) -> Result<Option<Waiting
     }
     let row = full.row.clone();
     let (chain, address) = (row.new.intent.chain.id, row.new.address);
-    let (lane, place) = look(&*app.store, "waiting", move |unit| {
+    let (lane, place, halt) = look(&*app.store, "waiting", move |unit| {
         let row = row.clone();
         Box::pin(async move {
             let lane = unit.lane(chain, address).await?;
-            Ok((lane, unit.place(&row).await?))
+            let broken = unit.anchor(chain).await?.and_then(|anchor| anchor.broken);
+            let halt = Halt { broken, suspension: unit.suspension().await? };
+            Ok((lane, unit.place(&row).await?, halt))
         })
     })
     .await?;
     let chain = app.chain_of(chain).map(|chain| &**chain);
-    Ok(Some(told(full, chain, lane.as_ref(), place)))
+    let halted = halt.told(full);
+    Ok(Some(halted.unwrap_or_else(|| told(full, chain, lane.as_ref(), place))))
+}
+
+/// What stops more than one lane.
+struct Halt {
+    broken: Option<String>,
+    suspension: Option<Suspension>,
+}
+
+impl Halt {
+    /// Told before everything else; what is signed is followed to its end while the server only waits for
+    /// `reconcile`.
+    fn told(&self, full: &FullTransaction) -> Option<Waiting> {
+        if let Some(reason) = &self.broken {
+            let detail = format!("nothing goes on on its chain: {reason}");
+            return Some(Waiting { code: WaitsFor::ChainHalted, detail, since: None });
+        }
+        let is_signed = full.attempts.last().is_some_and(|it| it.signed_at.is_some());
+        let why = self.suspension.as_ref().filter(|_| !is_signed)?;
+        let detail =
+            format!("nothing is signed until `claviger reconcile` has run: {}", why.reason);
+        Some(Waiting { code: WaitsFor::ReconcileRequired, detail, since: Some(why.since) })
+    }
 }
 
 fn told(

@@ -3,7 +3,7 @@
 use crate::app::{App, AppError, ChainRuntime};
 use crate::core::amount::Amount;
 use crate::core::time::Timestamp;
-use crate::core::tx::step::{Pace, TransactionView, may_block};
+use crate::core::tx::step::{TransactionView, is_outpriced, may_block};
 use crate::ports::store::{End, TransactionRow, Wait, look, unit};
 
 /// Of the lane's transactions without a nonce, the one that has waited longest among those that can be mined
@@ -27,8 +27,8 @@ pub(crate) async fn payable(
     if is_payable && noted.is_none() {
         return Ok(Some(first));
     }
-    let detail = format!("the base fee is {base_fee} wei per gas");
-    if is_payable || noted.is_none_or(|wait| wait.detail != detail) {
+    if is_payable || noted.is_none() {
+        let detail = format!("the base fee was {base_fee} wei per gas when it was looked at");
         let wait = Wait { code: Wait::BASE_FEE.to_owned(), detail, since: now };
         unit(&*app.store, "note_unpayable", move |unit| {
             let wait = wait.clone();
@@ -97,14 +97,16 @@ pub(crate) async fn behind(
     row: &TransactionRow,
     view: TransactionView,
     nonce_latest: u64,
-    pace: Pace,
+    chain: &ChainRuntime,
 ) -> Result<TransactionView, AppError> {
     if nonce_latest < view.nonce {
         // It is not the head, or the node is behind: what was found before is neither so nor not so.
         return Ok(view);
     }
-    let now = app.clock.now();
-    let blocks_others = may_block(now, &view, nonce_latest, pace) && others_wait(app, row).await?;
+    let (now, pace) = (app.clock.now(), chain.settings.pace);
+    let blocks_others = may_block(now, &view, nonce_latest, pace)
+        && is_outpriced(&view, &chain.market(now).await?)
+        && others_wait(app, row).await?;
     let capped_since = match (blocks_others, view.capped_since) {
         (true, None) => {
             let detail = format!("at its fee cap of {} wei per gas", view.cap.max_fee);

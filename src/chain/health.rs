@@ -84,8 +84,8 @@ impl Health {
         self.state().final_number
     }
 
-    pub(super) fn says_final(&self, number: u64) {
-        self.state().final_number = Some(number);
+    pub(super) fn says_final(&self, number: Option<u64>) {
+        self.state().final_number = number;
     }
 
     /// Whether it is so long since this was last answered with yes.

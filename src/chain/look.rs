@@ -170,9 +170,7 @@ async fn count(node: &Node, address: Address, at: BlockNumberOrTag) -> Result<u6
 pub(super) async fn final_block(node: &Node, finality: Finality) -> Result<Option<BlockId>, Fault> {
     let block = block_on(node, BlockAt::Final, finality).await?;
     let block = block.map(|block| BlockId { number: block.number, hash: block.hash });
-    if let Some(block) = block {
-        node.health.says_final(block.number);
-    }
+    node.health.says_final(block.map(|block| block.number));
     Ok(block)
 }
 

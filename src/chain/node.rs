@@ -116,6 +116,8 @@ impl Node {
                 metrics::counter!("claviger_rpc_errors_total", "class" => class).increment(1);
                 tracing::debug!(node = self.place, method, class, "a node gave no answer");
                 match fault {
+                    // What a caller asks may take longer than a node allows: that is no fault of the node.
+                    _ if method == "eth_estimateGas" => {}
                     Fault::Said(error) if !error.is_busy() => self.health.answered(),
                     Fault::Silent { retry_after, .. } => {
                         self.health.failed(Instant::now(), *retry_after);

@@ -43,7 +43,9 @@ impl Nodes {
         let far = self.reference();
         let is_last = |node: &&Node| {
             let lags = |number: u64| number.saturating_add(LAG_MAX) < far;
-            node.health.is_outvoted(now) || node.health.final_number().is_some_and(lags)
+            // One that tells no final block, while others do, is still syncing, or stands still.
+            let final_number = node.health.final_number().unwrap_or(0);
+            node.health.is_outvoted(now) || lags(final_number)
         };
         let mut nodes: Vec<&Node> =
             self.list.iter().filter(|node| node.health.pause_left(now).is_none()).collect();
@@ -232,9 +234,10 @@ async fn send_on(node: Node, raw: Bytes) -> (Broadcast, String) {
     }
 }
 
-/// A node that cannot be believed in one thing is asked after the others for a while.
+/// A node that cannot be believed in one thing, or fails in the midst of a look, is asked after the others for a
+/// while.
 fn doubted(node: &Node, fault: Fault) -> ChainError {
-    if matches!(fault, Fault::Unreadable(_)) {
+    if matches!(fault, Fault::Unreadable(_) | Fault::Silent { .. }) {
         node.health.outvoted(Instant::now());
     }
     fault.into_error(node.place)

@@ -393,7 +393,16 @@ impl ServerConfig {
         }
         self.audit.findings(&mut say);
         match duration_ms(&self.server.lease) {
-            Some(lease) if lease >= LEASE_MS_MIN => {}
+            Some(lease) if lease >= LEASE_MS_MIN => {
+                let slow = |chain: &&ChainSection| duration_ms(&chain.poll_every) >= Some(lease);
+                for chain in self.chains.iter().filter(slow) {
+                    let name = &chain.name;
+                    say(format!(
+                        "[server] lease must be longer than poll_every of [[chain]] `{name}`: it is \
+                         renewed at each look"
+                    ));
+                }
+            }
             _ => {
                 say("[server] lease is not a duration of at least a second, such as `15s`"
                     .to_owned())

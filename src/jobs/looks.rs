@@ -119,7 +119,7 @@ async fn account(app: &App, chain: &ChainRuntime, address: Address) {
         Err(error) => {
             tracing::warn!(%address, %error, "the lane will be worked again");
             // Another server's HSM may answer.
-            if matches!(error, AppError::Signer(_))
+            if lease::is_unable(&error)
                 && let Err(error) = lease::leave(app, &lease).await
             {
                 tracing::warn!(%address, %error, "the lane could not be left");

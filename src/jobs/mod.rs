@@ -72,18 +72,6 @@ pub fn start(
     jobs
 }
 
-/// One look at a chain's accounts, to its end; what callers sent is settled.
-///
-/// # Errors
-/// When the store or the nodes do not answer.
-pub async fn one_chain(app: &Arc<App>, chain: &Arc<ChainRuntime>) -> Result<(), AppError> {
-    let mut looks = Looks::new(Arc::clone(app), Arc::clone(chain));
-    let started = looks.start().await;
-    looks.drained().await;
-    started?;
-    ends(app, chain).await
-}
-
 /// What was told as final must still be so, also while nothing is open; and what callers sent is settled.
 async fn ends(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
     finality::stands_still(app, chain).await?;

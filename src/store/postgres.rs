@@ -2,7 +2,7 @@
 //! conflict.
 
 use super::{CREATED, OpenMode, unavailable};
-use crate::ports::store::{End, Erased, Store, StoreError, Work};
+use crate::ports::store::{End, Erased, Replication, Store, StoreError, Work};
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use std::str::FromStr;
@@ -30,6 +30,12 @@ const RUNS_MAX: u32 = 8;
 /// Said, not left to the server's default: after a wait for a lock, a unit reads what the other one
 /// committed.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+
+/// For reads.
+const BEGIN_LOOK: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// The longest that a unit may take, well above what the server's own limits allow.
+const UNIT_MAX: Duration = Duration::from_secs(60);
 
 /// The cluster and its timeline, which is the first third of the name of the WAL file that is written now:
 /// the control file's own is that of the last checkpoint, some time after a promotion.
@@ -87,8 +93,11 @@ impl PostgresStore {
 impl Store for PostgresStore {
     async fn run(&self, name: &'static str, work: Work) -> Result<End<Erased>, StoreError> {
         for _ in 0..RUNS_MAX {
-            let tx = self.pool.begin_with(BEGIN).await.map_err(|e| unavailable(&e))?;
-            match Tx::new(tx, name).finish(work.clone()).await {
+            let once = async {
+                let tx = self.pool.begin_with(BEGIN).await.map_err(|e| unavailable(&e))?;
+                Tx::new(tx, name).finish(work.clone()).await
+            };
+            match in_time(name, once).await {
                 Err(StoreError::Contended) => {}
                 answer => return answer,
             }
@@ -97,12 +106,11 @@ impl Store for PostgresStore {
     }
 
     async fn look(&self, name: &'static str, work: Work) -> Result<End<Erased>, StoreError> {
-        let tx = self
-            .pool
-            .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            .await
-            .map_err(|e| unavailable(&e))?;
-        Tx::new(tx, name).peek(work).await
+        let once = async {
+            let tx = self.pool.begin_with(BEGIN_LOOK).await.map_err(|e| unavailable(&e))?;
+            Tx::new(tx, name).peek(work).await
+        };
+        in_time(name, once).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -111,6 +119,15 @@ impl Store for PostgresStore {
 
     fn is_alone(&self) -> bool {
         false
+    }
+
+    async fn replication(&self) -> Result<Option<Replication>, StoreError> {
+        let sql = "SELECT current_setting('synchronous_commit'), \
+            current_setting('synchronous_standby_names'), \
+            (SELECT count(*) FROM pg_stat_replication)";
+        let (commit, names, standbys): (String, String, i64) =
+            sqlx::query_as(sql).fetch_one(&self.pool).await.map_err(|e| unavailable(&e))?;
+        Ok(Some(Replication { commit, names, standbys }))
     }
 
     async fn identity(&self) -> Result<Option<String>, StoreError> {
@@ -122,6 +139,20 @@ impl Store for PostgresStore {
             // its own yet: nothing is concluded from that.
             Err(sqlx::Error::Database(_)) => Ok(None),
             Err(error) => Err(unavailable(&error)),
+        }
+    }
+}
+
+/// A server that vanished without a word ends no connection, and enforces no limit of its own any more: the
+/// caller goes on without an answer. What was written is then known only to the database.
+async fn in_time<T>(
+    name: &'static str,
+    once: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(UNIT_MAX, once).await {
+        Ok(answer) => answer,
+        Err(_elapsed) => {
+            Err(StoreError::Unavailable(format!("{name}: PostgreSQL does not answer")))
         }
     }
 }

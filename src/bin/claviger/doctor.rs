@@ -94,6 +94,9 @@ async fn check(path: &Path, config: &ServerConfig, findings: &mut Findings) {
     database(config, hsm.ok().as_deref(), findings).await;
     add(findings, "audit log", audit::check(config).await);
     add(findings, "reconciliation", waits(config).await);
+    if world::store_url(config).is_ok_and(|url| url.starts_with("postgres")) {
+        add(findings, "replication", replication(config).await);
+    }
     for section in &config.chains {
         let what = format!("chain {}", section.name);
         add(findings, what, chain(section).await);
@@ -151,6 +154,22 @@ async fn database(config: &ServerConfig, hsm: Option<&Hsm>, findings: &mut Findi
     }
 }
 
+/// Whether what was answered can be lost in a crash or a failover.
+async fn replication(config: &ServerConfig) -> Result<String, String> {
+    let store = audit::reader(config).await.map_err(|error| error.to_string())?;
+    let found = store.replication().await.map_err(|error| error.to_string())?;
+    let Some(found) = found else {
+        return Ok("there is none".to_owned());
+    };
+    match found.finding() {
+        Some(finding) => Err(finding),
+        None => Ok(format!(
+            "synchronous_commit is {}; {} standby(s); synchronous_standby_names is `{}`",
+            found.commit, found.standbys, found.names
+        )),
+    }
+}
+
 /// Whether the server or a lane waits for an operator.
 async fn waits(config: &ServerConfig) -> Result<String, String> {
     let store = audit::reader(config).await.map_err(|error| error.to_string())?;
@@ -159,12 +178,16 @@ async fn waits(config: &ServerConfig) -> Result<String, String> {
     let found = look(&*store, "waits", move |unit| {
         let chains = chains.clone();
         Box::pin(async move {
-            let mut halted = Vec::new();
-            for chain in chains {
+            let (mut halted, mut still) = (Vec::new(), Vec::new());
+            for chain in chains.iter().copied() {
                 halted.extend(unit.lanes(chain).await?);
             }
             halted.retain(|lane| lane.halted.is_some());
-            Ok((unit.suspension().await?, halted))
+            for chain in chains {
+                let broken = unit.anchor(chain).await?.and_then(|anchor| anchor.broken);
+                still.extend(broken.map(|reason| format!("chain {chain} stands still: {reason}")));
+            }
+            Ok((unit.suspension().await?, halted, still))
         })
     })
     .await;
@@ -183,16 +206,18 @@ async fn waits(config: &ServerConfig) -> Result<String, String> {
     match found {
         // A database of an older version has no such state, and is migrated by the next start.
         Err(error) => Err(error.to_string()),
-        Ok((Some(why), _)) => Err(format!("suspended since {}: {}; {help}", why.since, why.reason)),
-        Ok((None, halted)) if halted.is_empty() => Ok(format!("nothing waits for it{copy}")),
-        Ok((None, halted)) => {
-            let told: Vec<String> = halted
-                .iter()
-                .map(|lane| {
-                    let why = lane.halted.as_deref().unwrap_or_default();
-                    format!("the lane of {:#x} is halted: {why}", lane.address)
-                })
-                .collect();
+        Ok((Some(why), ..)) => {
+            Err(format!("suspended since {}: {}; {help}", why.since, why.reason))
+        }
+        Ok((None, halted, still)) if halted.is_empty() && still.is_empty() => {
+            Ok(format!("nothing waits for it{copy}"))
+        }
+        Ok((None, halted, still)) => {
+            let lanes = halted.iter().map(|lane| {
+                let why = lane.halted.as_deref().unwrap_or_default();
+                format!("the lane of {:#x} is halted: {why}", lane.address)
+            });
+            let told: Vec<String> = still.into_iter().chain(lanes).collect();
             Err(format!("{}; {help}", told.join("; ")))
         }
     }

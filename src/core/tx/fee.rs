@@ -6,7 +6,7 @@
 use crate::core::intent::{Fees, TxType};
 
 /// What a caller who sets no priority fee offers at least: 1 wei would never be mined on a busy chain.
-const MIN_TIP_WEI: u128 = 1_000_000;
+pub const MIN_TIP_WEI: u128 = 1_000_000;
 
 /// What the market asks for now.
 #[derive(Clone, Debug, PartialEq, Eq)]

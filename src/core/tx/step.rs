@@ -231,6 +231,20 @@ pub fn may_block(now: Timestamp, tx: &TransactionView, nonce_latest: u64, pace: 
         && fee::is_at_cap(last.fees, tx.cap, tx.tx_type)
 }
 
+/// Whether its fee cap is too low for this market, and not the chain that makes no blocks, and a no-op could be
+/// mined in its place: else nobody would be helped by its end.
+#[must_use]
+pub fn is_outpriced(tx: &TransactionView, market: &Market) -> bool {
+    let least = market.tips.iter().min().copied().unwrap_or(0);
+    let cap_tip = match tx.tx_type {
+        TxType::Eip1559 => tx.cap.max_priority_fee,
+        TxType::Legacy | TxType::Eip2930 => tx.cap.max_fee,
+    };
+    let tip = tx.cap.max_fee.checked_sub(market.base_fee).map(|room| room.min(cap_tip));
+    let is_too_low = tip.is_none_or(|tip| tip < least);
+    is_too_low && no_op_cap(tx).max_fee >= market.base_fee
+}
+
 /// The newest version that may be sent: once a no-op is to take the nonce, only that. One that the nodes
 /// refuse gives way to an older one that they took.
 #[must_use]

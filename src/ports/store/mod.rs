@@ -42,6 +42,39 @@ pub enum StoreError {
     Contended,
 }
 
+/// How a database is copied elsewhere (PostgreSQL).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replication {
+    /// `synchronous_commit`.
+    pub commit: String,
+    /// `synchronous_standby_names`.
+    pub names: String,
+    /// Standbys that are connected, as far as the role may see them.
+    pub standbys: i64,
+}
+
+impl Replication {
+    /// What is wrong with it, for a database in which money is.
+    #[must_use]
+    pub fn finding(&self) -> Option<String> {
+        match self.commit.as_str() {
+            "off" => Some(
+                "synchronous_commit is off: a commit that was answered can be lost in a crash"
+                    .to_owned(),
+            ),
+            "local" if self.standbys > 0 => {
+                Some("synchronous_commit is local: no commit waits for a standby".to_owned())
+            }
+            _ if self.standbys > 0 && self.names.is_empty() => Some(format!(
+                "{} standby(s), and synchronous_standby_names is empty: what was answered can be lost in a \
+                 failover",
+                self.standbys
+            )),
+            _ => None,
+        }
+    }
+}
+
 /// How a closure ends its unit.
 #[derive(Debug)]
 pub enum End<T> {
@@ -77,6 +110,11 @@ pub trait Store: Send + Sync {
 
     /// Whether no other process can write to this database while this one has it open.
     fn is_alone(&self) -> bool;
+
+    /// Whether commits wait for a copy elsewhere; `None` where there are no such copies.
+    async fn replication(&self) -> Result<Option<Replication>, StoreError> {
+        Ok(None)
+    }
 
     /// Which copy of the database this is: PostgreSQL's system identifier and timeline, of which a restored
     /// cluster or a promoted replica has others. `None` where there is no such thing, or it may not be
@@ -229,7 +267,7 @@ pub trait Unit: Send {
     ) -> Result<Vec<SignatureRow>, StoreError>;
 
     /// Marks all signature requests of this reservation as settled.
-    async fn mark_settled(&mut self, owner: &str) -> Result<(), StoreError>;
+    async fn mark_settled(&mut self, owner: &str) -> Result<bool, StoreError>;
 
     // -- spend --------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ statements! {
         VALUES ($1, $2, $3, 1, $4) ON CONFLICT (chain_id, address) DO UPDATE \
         SET token = CASE WHEN leases.holder = excluded.holder THEN leases.token \
         ELSE leases.token + 1 END, holder = excluded.holder, until = excluded.until \
-        WHERE leases.holder = excluded.holder OR leases.until <= $5 RETURNING token";
+        WHERE leases.holder = excluded.holder OR leases.until <= $5 \
+        OR leases.until > excluded.until RETURNING token";
     SEIZE_LEASE = "INSERT INTO leases (chain_id, address, holder, token, until) \
         VALUES ($1, $2, $3, 1, $4) ON CONFLICT (chain_id, address) DO UPDATE \
         SET token = CASE WHEN leases.holder = excluded.holder THEN leases.token \

@@ -18,7 +18,7 @@ statements! {
     SIGNATURE = "SELECT * FROM signature_requests WHERE id = $1";
     UNSETTLED_SIGNATURES = "SELECT * FROM signature_requests WHERE chain_id = $1 AND settled = 0 \
         ORDER BY address, nonce, id";
-    MARK_SETTLED = "UPDATE signature_requests SET settled = 1 WHERE owner = $1 AND NOT EXISTS \
+    MARK_SETTLED = "UPDATE signature_requests SET settled = 1 WHERE owner = $1 AND settled = 0 AND NOT EXISTS \
         (SELECT 1 FROM limit_entries WHERE limit_entries.owner = $1 AND settled_at IS NULL)";
 }
 
@@ -113,6 +113,6 @@ pub(super) async fn unsettled_signatures(
 
 /// What was decided while the others settled still holds something: it stays on the list, to be settled
 /// by the next look. One statement sees a decision with what it holds, or neither.
-pub(super) async fn mark_settled(tx: &mut Tx, owner: &str) -> Result<(), StoreError> {
-    tx.execute(MARK_SETTLED, values![owner]).await.map(|_| ())
+pub(super) async fn mark_settled(tx: &mut Tx, owner: &str) -> Result<bool, StoreError> {
+    Ok(tx.execute(MARK_SETTLED, values![owner]).await? > 0)
 }

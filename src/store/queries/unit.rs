@@ -194,7 +194,7 @@ impl Unit for Tx {
         kept!(self, signatures::unsettled_signatures(self, chain))
     }
 
-    async fn mark_settled(&mut self, owner: &str) -> Result<(), StoreError> {
+    async fn mark_settled(&mut self, owner: &str) -> Result<bool, StoreError> {
         kept!(self, signatures::mark_settled(self, owner))
     }
 

@@ -17,7 +17,8 @@ statements! {
     NOTE_UNPAYABLE = "UPDATE transactions SET \
         waits_since = CASE WHEN waits_code = $4 THEN waits_since ELSE $6 END, \
         waits_code = $4, waits_detail = $5 \
-        WHERE chain_id = $1 AND status = 'queued' AND address = $2 AND cap_fee < $3";
+        WHERE chain_id = $1 AND status = 'queued' AND address = $2 AND cap_fee < $3 \
+        AND (waits_code IS NULL OR waits_code <> $4)";
     FORGET_PAYABLE = "UPDATE transactions SET waits_since = NULL, waits_code = NULL, \
         waits_detail = NULL WHERE chain_id = $1 AND status = 'queued' AND address = $2 \
         AND cap_fee >= $3 AND waits_code = $4";
