@@ -15,7 +15,7 @@ statements! {
         SET token = CASE WHEN leases.holder = excluded.holder THEN leases.token \
         ELSE leases.token + 1 END, holder = excluded.holder, until = excluded.until \
         WHERE leases.holder = excluded.holder OR leases.until <= $5 \
-        OR leases.until > excluded.until RETURNING token";
+        OR leases.until > $6 RETURNING token";
     SEIZE_LEASE = "INSERT INTO leases (chain_id, address, holder, token, until) \
         VALUES ($1, $2, $3, 1, $4) ON CONFLICT (chain_id, address) DO UPDATE \
         SET token = CASE WHEN leases.holder = excluded.holder THEN leases.token \
@@ -65,12 +65,15 @@ pub(super) async fn take_lease(
     now: Timestamp,
     until: Timestamp,
 ) -> Result<Option<Lease>, StoreError> {
+    // A lease that ends later than two in a row would was taken by a clock that is ahead.
+    let insane = until.plus_millis(until.since(now));
     let values = values![
         to_i64(chain.get())?,
         account.as_slice(),
         holder.to_string(),
         until.millis(),
         now.millis(),
+        insane.millis(),
     ];
     let taken = tx.one::<Token>(TAKE_LEASE, values).await?;
     Ok(taken.map(|row| Lease { chain, address: account, holder, token: row.token }))
