@@ -164,6 +164,13 @@ async fn others(
     looks
 }
 
+/// Whether a node has the block of this receipt: one that holds the transaction, if the node does not say
+/// otherwise; then it withholds the receipt.
+async fn has_block(chain: &ChainRuntime, receipt: &Receipt, node: usize) -> bool {
+    let block = BlockId { number: receipt.block_number, hash: receipt.block_hash };
+    chain.port.agreement(&Claim::Canonical(block), None).await.agree.contains(&node)
+}
+
 /// Whether another node has a transaction mined of which `first` has nothing. In a block in whose place the
 /// first node has another, that node is on a fork or lies, and must not keep the transaction from going on.
 pub(crate) async fn elsewhere(
@@ -180,11 +187,12 @@ pub(crate) async fn elsewhere(
         };
         let claim = Claim::Mined { receipt: Box::new(receipt.clone()), must_be_final: false };
         let said = chain.port.agreement(&claim, Some(other.node)).await;
-        if said.is_carried() {
+        let is_contradicted = said.contradict.contains(&first.node);
+        if said.is_carried() || (!is_contradicted && has_block(chain, receipt, first.node).await) {
             tracing::warn!(node = first.node, "a node does not show what most others have mined");
             return Elsewhere::Overruled(Box::new(other.clone()));
         }
-        if said.contradict.contains(&first.node) {
+        if is_contradicted {
             tracing::warn!(node = other.node, "a node has it mined in a block of another fork");
         } else {
             answer = Elsewhere::Wait;

@@ -50,7 +50,7 @@ async fn take(store: &Arc<dyn Store>, who: u128, now: i64, until: i64) -> Option
 
 async fn seize(store: &Arc<dyn Store>, who: u128) -> Lease {
     let lane = place();
-    commit!(store, [lane], |unit| unit.seize_lease(lane, holder(who), at(i64::MAX)).await?).unwrap()
+    commit!(store, [lane], |unit| unit.seize_lease(lane, holder(who), at(3_000)).await?).unwrap()
 }
 
 async fn holds(store: &Arc<dyn Store>, lease: Lease) -> bool {
@@ -296,14 +296,11 @@ async fn processes_whose_clocks_differ_take_leases_too_early_and_still_one_of_th
     let mut given = Vec::new();
     for round in 0..10_i64 {
         let now = round * 100;
-        let slow = take(&store, 1, now, now + 15_000).await;
+        // A lease that ends later than any may is none: a clock that is wrong keeps nobody out.
+        let slow = take(&store, 1, now, now + 15_000).await.unwrap();
         let fast = take(&store, 2, now + ahead, now + ahead + 15_000).await.unwrap();
-        assert_eq!(slow.is_some(), round == 0, "the first waits for an hour and the lease");
-        if let Some(slow) = slow {
-            let row = stored(&store, request(1)).await;
-            assert_eq!(give(&store, slow, &row).await, None, "late, by its own clock in time");
-        }
         let row = read!(store, [], |unit| unit.next_queued(place().0, place().1).await?).unwrap();
+        assert_eq!(give(&store, slow, &row).await, None, "late, by its own clock in time");
         given.push(give(&store, fast, &row).await.unwrap().unwrap());
     }
     assert_eq!(given, (0..10).collect::<Vec<_>>());
