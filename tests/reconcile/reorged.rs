@@ -56,4 +56,6 @@ async fn t39_a_chain_that_stands_still_goes_on_and_what_was_told_is_mined_again(
         leaf.kind == "RECONCILED" && String::from_utf8_lossy(&leaf.bytes).contains("chain_resumed")
     });
     assert_eq!(resumed.count(), 1, "the operator's word is in the log");
+    drop(store);
+    stage.invariants().final_at_depth(3).check().await;
 }

@@ -80,6 +80,7 @@ pub struct Invariants {
     final_by: FinalBy,
     answered: BTreeSet<String>,
     foreign: BTreeSet<String>,
+    excepted: BTreeSet<String>,
     sent: Vec<String>,
     no_op_fee_max: Option<U256>,
     watched: Vec<Watched>,
@@ -94,6 +95,7 @@ impl Invariants {
             final_by: FinalBy::Tag,
             answered: BTreeSet::new(),
             foreign: BTreeSet::new(),
+            excepted: BTreeSet::new(),
             sent: Vec::new(),
             no_op_fee_max: None,
             watched: Vec::new(),
@@ -103,6 +105,12 @@ impl Invariants {
     /// The same questions about another database: a copy.
     pub fn of(mut self, store_url: &str) -> Self {
         self.store_url = store_url.to_owned();
+        self
+    }
+
+    /// The same questions to another node.
+    pub fn on(mut self, chain_url: &str) -> Self {
+        self.chain_url = chain_url.to_owned();
         self
     }
 
@@ -121,6 +129,15 @@ impl Invariants {
     /// Mined transactions of our accounts that a stranger sent on purpose of the test: not ours to answer for.
     pub fn foreign(mut self, hashes: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.foreign.extend(hashes.into_iter().map(Into::into));
+        self
+    }
+
+    /// Requests whose end was told and is gone, because the chain was reorganised below what was final: an
+    /// end that was told is not taken back, so the chain is not asked for it (I5). Everything else is asked
+    /// of them, too, and that it is so: their end is told, nothing of theirs is mined, and the chain's anchor
+    /// is marked as broken.
+    pub fn except(mut self, ids: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.excepted.extend(ids.into_iter().map(Into::into));
         self
     }
 
