@@ -182,17 +182,26 @@ async fn t33_an_internal_error_around_a_transaction_error_does_not_lose_the_node
     stage.check().await;
 }
 
+/// A contract that reverts whatever it is called with, for this reason of less than 32 letters: it copies the
+/// bytes behind its first twelve to memory, and reverts with them. They are an ABI-encoded `Error(string)`.
+fn reverting_with(reason: &str) -> String {
+    let text = format!("{:0<64}", hex::encode(reason));
+    format!("0x6064600c60003960646000fd08c379a0{:064x}{:064x}{text}", 32, reason.len())
+}
+
 #[tokio::test]
 async fn t32_a_revert_that_says_nonce_too_low_is_a_revert() {
     let stage = Stage::new().await;
     let (server, address) = stage.open(&[]).await;
-    let said = json!({ "code": 3, "message": "execution reverted: nonce too low" });
-    stage.proxy.inject("eth_estimateGas", Times::Once, Fault::Say(said.clone()));
+    stage.anvil.rpc("anvil_setCode", json!([PAYEE, reverting_with("nonce too low")])).await;
     let refused = server.ask(SUB, "t32", &payout(ETHER)).await;
     assert_eq!((refused.status, refused.code()), (422, "would-revert"), "{:#}", refused.body);
     assert!(refused.body.to_string().contains("nonce too low"), "{:#}", refused.body);
 
+    stage.anvil.rpc("anvil_setCode", json!([PAYEE, "0x"])).await;
+
     // A node that executes what it is sent says it there: the nonce is not used up.
+    let said = json!({ "code": 3, "message": "execution reverted: nonce too low" });
     let rule = stage.proxy.inject(SEND, Times::N(2), Fault::Say(said));
     let asked = stage.pay(&server, "t32b").await;
     stage.proxy.wait_for_hits(rule, 2, LIMIT).await;

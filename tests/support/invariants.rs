@@ -132,10 +132,10 @@ impl Invariants {
         self
     }
 
-    /// Requests whose end was told and is gone, because the chain was reorganised below what was final: an
-    /// end that was told is not taken back, so the chain is not asked for it (I5). Everything else is asked
-    /// of them, too, and that it is so: their end is told, nothing of theirs is mined, and the chain's anchor
-    /// is marked as broken.
+    /// Requests whose end was told in a block that is gone, because the chain was reorganised below what was
+    /// final. An end that was told is not taken back: the chain is not asked for that block (I5), nor whether
+    /// they paid there what they paid since (I8). Everything else is asked of them, too, and that they are no
+    /// others: theirs is mined in another block now, or not at all and the chain's anchor is broken.
     pub fn except(mut self, ids: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.excepted.extend(ids.into_iter().map(Into::into));
         self
@@ -190,7 +190,7 @@ impl Invariants {
     async fn judge(&self, world: &World) -> Vec<Violation> {
         let mut found = Found(Vec::new());
         transactions::check(world, self, &mut found);
-        spend::check(world, &mut found);
+        spend::check(world, self, &mut found);
         log::check(world, self, &mut found);
         events::check(world, self, &mut found).await;
         let mut found = found.0;

@@ -236,17 +236,15 @@ fn gaps(world: &World, asked: &Invariants, found: &mut Found) {
 /// I5: an end agrees with the final chain.
 fn end(world: &World, asked: &Invariants, row: &TransactionRow, found: &mut Found) {
     let mut say = |what: String| found.say("I5", &row.id, format!("{}: {what}", row.status));
-    let is_told = ENDS.contains(&row.status.as_str());
-    let mined: Vec<_> = world.mined_of(&row.id).collect();
-    if asked.excepted.contains(&row.id) {
-        let is_broken = world.db.broken.contains(&row.chain_id);
-        if !(is_told && mined.is_empty() && is_broken) {
-            let mined = mined.len();
-            say(format!("is excepted for nothing: {mined} mined, anchor broken: {is_broken}"));
+    let is_excepted = asked.excepted.contains(&row.id);
+    if !ENDS.contains(&row.status.as_str()) {
+        if is_excepted {
+            say("is excepted for nothing, no end of it was told".to_owned());
         }
         return;
     }
-    if !is_told {
+    let mined: Vec<_> = world.mined_of(&row.id).collect();
+    if is_excepted && mined.is_empty() && world.db.broken.contains(&row.chain_id) {
         return;
     }
     if row.nonce.is_none() {
@@ -282,7 +280,11 @@ fn end(world: &World, asked: &Invariants, row: &TransactionRow, found: &mut Foun
         say(format!("final is {} ({reason}), success {}", last.hash, last.success));
     }
     let told = (row.mined_hash.as_deref().map(hex), row.mined_block.as_deref().map(hex));
-    if told != (Some(last.hash.clone()), Some(last.block_hash.clone())) {
+    let is_there = told == (Some(last.hash.clone()), Some(last.block_hash.clone()));
+    if is_there && is_excepted {
+        say(format!("is excepted for nothing, {} is where it was told", last.hash));
+    }
+    if !is_there && !is_excepted {
         say(format!("told is {told:?}, final is {} in {}", last.hash, last.block_hash));
     }
 }
