@@ -25,12 +25,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use std::process::Command;
 use support::server::{
-    ETHER, LIMIT, PAYEE, Server, SetUp, charge_grant, payout, payout_grants, token,
+    ETHER, LIMIT, PAYEE, PROCESSOR, Server, SetUp, charge_grant, payout, payout_grants, token,
 };
 use support::services::{Anvil, AnvilOptions, Program, address_word, artefact, poll_until, word};
 
 const SUB: &str = "svc:payouts";
-const PROCESSOR: &str = "0x5fbdb2315678afecb367f032d93f642f64180aa3";
 const MAIL_TYPE: &str = "Mail(address to,string contents)";
 
 async fn chain() -> Anvil {

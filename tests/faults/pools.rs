@@ -1,9 +1,9 @@
 //! Nodes that drop transactions, answer in their own words, or find the account empty: followed all the same.
 
-use crate::stage::{GWEI, RESEND_SOON, SUB, Stage, attempts, decoded, id, is, of_attempt};
+use crate::stage::{GWEI, Options, RESEND_SOON, SUB, Stage, attempts, decoded, id, is, of_attempt};
 use crate::support::fault_proxy::{Fault, PoolRules, SEND, Times};
-use crate::support::server::{ETHER, LIMIT, PAYEE, payout};
-use crate::support::services::poll_until;
+use crate::support::server::{ETHER, LIMIT, PAYEE, PROCESSOR, charge_grant, payout, payout_grants};
+use crate::support::services::{poll_until, word};
 use claviger::ports::clock::Clock;
 use claviger::system::SystemClock;
 use serde_json::{Value, json};
@@ -191,14 +191,20 @@ fn reverting_with(reason: &str) -> String {
 
 #[tokio::test]
 async fn t32_a_revert_that_says_nonce_too_low_is_a_revert() {
-    let stage = Stage::new().await;
+    // A call that needs no event.
+    let call = charge_grant("payments", "").replace("svc:watcher", SUB);
+    let call = call.lines().filter(|line| !line.starts_with("event = ")).collect::<Vec<_>>();
+    let grants = Some(format!("{}{}", payout_grants("100.0"), call.join("\n")));
+    let stage = Stage::with(Options { grants, ..Options::default() }).await;
     let (server, address) = stage.open(&[]).await;
-    stage.anvil.rpc("anvil_setCode", json!([PAYEE, reverting_with("nonce too low")])).await;
-    let refused = server.ask(SUB, "t32", &payout(ETHER)).await;
+    let code = json!([PROCESSOR, reverting_with("nonce too low")]);
+    stage.anvil.rpc("anvil_setCode", code).await;
+    let data = stage.anvil.calldata("executeCharge(uint256,uint256)", &[word(1), word(1)]).await;
+    let body = json!({ "chain": "local", "signer": "payments", "to": PROCESSOR, "value": "0",
+        "data": data });
+    let refused = server.ask(SUB, "t32", &body).await;
     assert_eq!((refused.status, refused.code()), (422, "would-revert"), "{:#}", refused.body);
     assert!(refused.body.to_string().contains("nonce too low"), "{:#}", refused.body);
-
-    stage.anvil.rpc("anvil_setCode", json!([PAYEE, "0x"])).await;
 
     // A node that executes what it is sent says it there: the nonce is not used up.
     let said = json!({ "code": 3, "message": "execution reverted: nonce too low" });

@@ -355,6 +355,8 @@ pub const ETHER: u128 = 1_000_000_000_000_000_000;
 /// Two development accounts of anvil, which the example bundle names as payees.
 pub const PAYEE: &str = "0x70997970c51812dc3a010c7d01b50e0d17dc79c8";
 pub const STRANGER: &str = "0x90f79bf6eb2c4f870365e785982e1f101e93b906";
+/// Where the example bundle has the contract that executes charges.
+pub const PROCESSOR: &str = "0x5fbdb2315678afecb367f032d93f642f64180aa3";
 
 /// A payout to a payee.
 pub fn payout(wei: u128) -> Value {
