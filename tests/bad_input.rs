@@ -251,7 +251,8 @@ async fn what_the_account_cannot_pay_for_is_parked_or_refused_as_configured() {
     assert_eq!(done["nonce"], "1");
 }
 
-/// Sends bytes as they are, and reads the answer to its end or until the server closes.
+/// Sends bytes as they are, and reads the answer meanwhile, to its end or until the server closes: it may
+/// answer and close before all of it was sent, and what a client has not read by then can be lost.
 fn raw(server: &Server, head: &str, body: &[u8]) -> String {
     let place = server.client_url().replace("http://", "");
     let mut stream = TcpStream::connect(&place).unwrap();
@@ -261,14 +262,18 @@ fn raw(server: &Server, head: &str, body: &[u8]) -> String {
         "POST /v1/transactions HTTP/1.1\r\nhost: {place}\r\nauthorization: Bearer {token}\r\n\
          content-type: application/json\r\nconnection: close\r\n{head}\r\n\r\n"
     );
+    let mut reading = stream.try_clone().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut answer = Vec::new();
+        let mut part = [0; 4096];
+        while let Ok(count @ 1..) = reading.read(&mut part) {
+            answer.extend_from_slice(&part[..count]);
+        }
+        answer
+    });
     stream.write_all(common.as_bytes()).unwrap();
-    // The server may have answered and closed before all of it was sent.
     let _ = stream.write_all(body);
-    let mut answer = Vec::new();
-    let mut part = [0; 4096];
-    while let Ok(count @ 1..) = stream.read(&mut part) {
-        answer.extend_from_slice(&part[..count]);
-    }
+    let answer = reader.join().unwrap();
     String::from_utf8_lossy(&answer).into_owned()
 }
 
@@ -291,8 +296,7 @@ async fn ten_megabytes_are_refused_before_they_are_read() {
     let chunk = [format!("{:x}\r\n", 512 * 1024).into_bytes(), vec![b' '; 512 * 1024]].concat();
     too_large(&raw(&server, "idempotency-key: big\r\ntransfer-encoding: chunked", &chunk));
     // All of it, as an honest client would.
-    let answer = raw(&server, announced, &vec![b' '; 10 * 1024 * 1024]);
-    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    too_large(&raw(&server, announced, &vec![b' '; 10 * 1024 * 1024]));
     // Bytes that no HTTP header may have are no request at all: a bare 400.
     for byte in ["\x01", "\x7f", "\0"] {
         let head = format!("idempotency-key: big{byte}\r\ncontent-length: 2");

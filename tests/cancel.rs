@@ -1,4 +1,4 @@
-//! Cancelling and speeding up, no-ops, and what the nodes refuse for good: with real programs. A nonce that
+//! Cancelling and speeding up, and no-ops: with real programs. A nonce that
 //! was given is used by its own request only, and no end is told before it is final.
 
 #![cfg(feature = "server")]
@@ -254,34 +254,6 @@ async fn a_speed_up_offers_a_tenth_more_each_time_until_the_cap() {
     assert_eq!(attempts(&faster).pop().unwrap()["kind"], "no_op");
     sent(&server, &asked.id(), count + 1).await;
     until_final(&anvil, &server, &asked.id(), "cancelled").await;
-}
-
-#[tokio::test]
-async fn t25_what_the_nodes_refuse_for_good_is_filled_by_a_no_op_and_the_lane_goes_on() {
-    let anvil = chain().await;
-    let grants = payout_grants("100.0").replace("max_gas = 21000", "max_gas = 200000");
-    let setup = SetUp::new(&anvil.url(), None, &grants);
-    let server = setup.start(&[("CLAVIGER__CHAIN__0__REFUSED_PATIENCE", "2s")]).await;
-    server.funded_key(&anvil, "op-1").await;
-    let before = anvil.balance(PAYEE).await;
-    // More gas than a block of this chain has.
-    anvil.rpc("evm_setBlockGasLimit", json!(["0x186a0"])).await;
-    anvil.mine(1).await;
-    let mut body = payout(ETHER);
-    body["gas"] = json!("150000");
-    let asked = server.ask(SUB, "oversized", &body).await;
-    assert_eq!(asked.status, 201, "{:#}", asked.body);
-    let next = server.ask(SUB, "next", &payout(ETHER)).await;
-    let begun = server.wait_for(&asked.id(), &["cancelling"]).await;
-    assert_eq!(begun["failure"]["code"], "refused-by-nodes", "{begun:#}");
-    assert!(attempts(&begun)[0]["refusal"].is_string(), "{begun:#}");
-    sent(&server, &asked.id(), 2).await;
-    let failed = until_final(&anvil, &server, &asked.id(), "failed").await;
-    assert_eq!(failed["failure"]["code"], "refused-by-nodes");
-    assert_eq!(attempts(&failed).last().unwrap()["kind"], "no_op");
-    let next = until_final(&anvil, &server, &next.id(), "finalized").await;
-    assert_eq!(next["nonce"], "1");
-    assert_eq!(anvil.balance(PAYEE).await - before, ETHER);
 }
 
 #[tokio::test]

@@ -24,11 +24,12 @@ use ethers_core::utils::rlp::Rlp;
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::process::Command;
-use support::server::{ETHER, LIMIT, PAYEE, Server, SetUp, payout, payout_grants, token};
+use support::server::{
+    ETHER, LIMIT, PAYEE, PROCESSOR, Server, SetUp, charge_grant, payout, payout_grants, token,
+};
 use support::services::{Anvil, AnvilOptions, Program, address_word, artefact, poll_until, word};
 
 const SUB: &str = "svc:payouts";
-const PROCESSOR: &str = "0x5fbdb2315678afecb367f032d93f642f64180aa3";
 const MAIL_TYPE: &str = "Mail(address to,string contents)";
 
 async fn chain() -> Anvil {
@@ -192,24 +193,6 @@ async fn external_accounts_sign_three_types_and_one_nonce_is_charged_once() {
     assert_eq!(managed.code(), "invalid-request");
 }
 
-/// The example bundle's charge, without its windows.
-const CHARGE: &str = r#"
-[[grant]]
-id = "charge"
-owner = "payments"
-reason = "tests"
-expires = "2099-12-31"
-principals = ["svc:watcher"]
-signers = ["payments"]
-chains = ["local"]
-action = "call"
-contract = "processor"
-function = "executeCharge(uint256,uint256)"
-args = { amount = { max = "1000000000000000000" } }
-event = { contract = "processor", signature = "ChargeRequested(uint256 indexed orderId, address indexed payer, uint256 amount)", args = { orderId = "orderId", amount = "amount" } }
-fee = { max_fee_gwei = "100", max_tip_gwei = "5", max_gas = 200000 }
-"#;
-
 /// A processor where the bundle expects it, a payer with a deposit, an operator with the role.
 async fn processor(anvil: &Anvil, server: &Server) -> String {
     let admin = anvil.accounts()[0].clone();
@@ -259,7 +242,7 @@ async fn charge(anvil: &Anvil, order: u128, amount: u128, source: &Value) -> Val
 #[tokio::test]
 async fn a_charge_needs_its_event_final_true_and_unused() {
     let anvil = chain().await;
-    let setup = SetUp::new(&anvil.url(), None, CHARGE);
+    let setup = SetUp::new(&anvil.url(), None, &charge_grant("payments", ""));
     let server = setup.start(&[]).await;
     let payer = processor(&anvil, &server).await;
     let source = request_charge(&anvil, &payer, 7, 1000).await;
@@ -304,7 +287,7 @@ async fn a_charge_needs_its_event_final_true_and_unused() {
 #[tokio::test]
 async fn the_watcher_turns_each_event_into_one_execution() {
     let anvil = chain().await;
-    let setup = SetUp::new(&anvil.url(), None, CHARGE);
+    let setup = SetUp::new(&anvil.url(), None, &charge_grant("payments", ""));
     let server = setup.start(&[]).await;
     let payer = processor(&anvil, &server).await;
     let folder = tempfile::tempdir().unwrap();

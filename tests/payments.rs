@@ -16,8 +16,7 @@ mod support {
     pub mod services;
 }
 
-use claviger::core::id::RequestId;
-use claviger::ports::store::{AttemptRow, TransactionRow, look};
+use claviger::ports::store::look;
 use ethers_core::types::transaction::eip2718::TypedTransaction;
 use ethers_core::utils::rlp::Rlp;
 use futures::future::join_all;
@@ -54,18 +53,6 @@ fn decoded(raw: &str) -> (String, TypedTransaction) {
 fn attempts(tx: &Value) -> Vec<Value> {
     let all = tx["attempts"].as_array().unwrap().iter();
     all.filter(|attempt| attempt["hash"].is_string()).cloned().collect()
-}
-
-async fn stored(setup: &SetUp, id: &str) -> (TransactionRow, Vec<AttemptRow>) {
-    let id: RequestId = id.parse().unwrap();
-    let store = setup.store().await;
-    look(&*store, "stored", move |unit| {
-        Box::pin(
-            async move { Ok((unit.transaction(id).await?.unwrap(), unit.attempts(id).await?)) },
-        )
-    })
-    .await
-    .unwrap()
 }
 
 async fn a_payout_is_signed_mined_and_final(store_url: Option<String>) {
@@ -133,89 +120,6 @@ async fn a_payout_is_signed_mined_and_final_on_sqlite() {
 async fn a_payout_is_signed_mined_and_final_on_postgres() {
     let url = Postgres::shared().await.create_database();
     a_payout_is_signed_mined_and_final(Some(url)).await;
-}
-
-#[tokio::test]
-async fn t1_killed_after_the_nonce_was_allocated_the_restart_signs_it_for_the_same_request() {
-    let anvil = chain(Mining::Auto).await;
-    let setup = SetUp::new(&anvil.url(), None, &payout_grants("100.0"));
-    let server = setup.start(&[("CLAVIGER_FAILPOINT", "lane.after_decided")]).await;
-    let address = server.funded_key(&anvil, "op-1").await;
-    let _ = server.try_ask(SUB, "t1", &payout(ETHER)).await;
-    server.crashed().await;
-
-    let listed = {
-        let store = setup.store().await;
-        look(&*store, "all", |unit| {
-            Box::pin(async move {
-                let filter = claviger::ports::store::Filter { limit: 10, ..Default::default() };
-                unit.transactions(&filter).await
-            })
-        })
-        .await
-        .unwrap()
-    };
-    assert_eq!(listed.len(), 1);
-    let id = listed[0].new.id.to_string();
-    let (row, decided) = stored(&setup, &id).await;
-    assert_eq!(row.nonce, Some(0));
-    assert_eq!(decided.len(), 1);
-    assert!(decided[0].signature.is_none(), "it was killed before it signed");
-    assert_eq!(anvil.nonce(&address).await, 0);
-
-    let server = setup.start(&[]).await;
-    let done = finalize(&anvil, &server, &id).await;
-    assert_eq!(done["nonce"], "0");
-    assert_eq!(attempts(&done).len(), 1);
-    let again = server.ask(SUB, "t1", &payout(ETHER)).await;
-    assert_eq!((again.status, again.id()), (200, id.clone()));
-    assert_eq!(anvil.nonce(&address).await, 1);
-    server.stop().await;
-    let (_, signed) = stored(&setup, &id).await;
-    assert_eq!(signed[0].bytes, decided[0].bytes, "the decided bytes are what was signed");
-}
-
-#[tokio::test]
-async fn t2_killed_after_the_signature_was_stored_the_same_bytes_are_sent() {
-    let anvil = chain(Mining::Auto).await;
-    let setup = SetUp::new(&anvil.url(), None, &payout_grants("100.0"));
-    let server = setup.start(&[("CLAVIGER_FAILPOINT", "send.before_broadcast")]).await;
-    let address = server.funded_key(&anvil, "op-1").await;
-    let before = anvil.balance(PAYEE).await;
-    let first = server.try_ask(SUB, "t2", &payout(ETHER)).await;
-    server.crashed().await;
-    assert_eq!(anvil.nonce(&address).await, 0, "nothing was sent");
-
-    let server = setup.start(&[]).await;
-    let again = server.ask(SUB, "t2", &payout(ETHER)).await;
-    assert_eq!(again.status, 200, "what was accepted is not lost: {first:?}");
-    let done = finalize(&anvil, &server, &again.id()).await;
-    assert_eq!(attempts(&done).len(), 1, "no second version was signed");
-    assert_eq!(anvil.nonce(&address).await, 1);
-    assert_eq!(anvil.balance(PAYEE).await - before, ETHER);
-}
-
-/// Kills at every other point between two commits; the request that was accepted is done exactly once.
-#[tokio::test]
-async fn a_kill_between_any_two_commits_pays_exactly_once() {
-    for point in
-        ["accept.after_commit", "sign.before_store", "sign.after_store", "send.after_broadcast"]
-    {
-        let anvil = chain(Mining::Auto).await;
-        let setup = SetUp::new(&anvil.url(), None, &payout_grants("100.0"));
-        let server = setup.start(&[("CLAVIGER_FAILPOINT", point)]).await;
-        let address = server.funded_key(&anvil, "op-1").await;
-        let before = anvil.balance(PAYEE).await;
-        let _ = server.try_ask(SUB, "kill", &payout(ETHER)).await;
-        server.crashed().await;
-        let server = setup.start(&[]).await;
-        let again = server.ask(SUB, "kill", &payout(ETHER)).await;
-        assert_eq!(again.status, 200, "{point}");
-        let done = finalize(&anvil, &server, &again.id()).await;
-        assert_eq!(attempts(&done).len(), 1, "{point}");
-        assert_eq!(anvil.nonce(&address).await, 1, "{point}");
-        assert_eq!(anvil.balance(PAYEE).await - before, ETHER, "{point}");
-    }
 }
 
 #[tokio::test]

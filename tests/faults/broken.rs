@@ -255,10 +255,19 @@ async fn every_kind_of_damage_is_found_under_its_name() {
     let lost = run.stage.invariants().answered(["no such id"]).violations().await;
     assert!(lost.iter().any(|it| it.invariant == "I11"), "{lost:#?}");
 
+    // Excepted, and as it was told, or not told at all.
+    for needless in [&run.first, &run.open] {
+        let found = run.stage.invariants().except([needless]).violations().await;
+        assert!(found.len() == 1 && found[0].found.contains("for nothing"), "{found:#?}");
+    }
+
     // The chain itself goes back behind what was told as final.
     let depth = run.stage.anvil.block_number().await - 1;
     run.stage.anvil.rpc("anvil_rollback", json!([depth])).await;
     let found: Vec<Violation> = run.after("").await;
     let of = |subject: &str| found.iter().any(|it| it.invariant == "I5" && it.subject == subject);
     assert!(of(&run.first) && of(&run.second) && of(&run.replaced), "{found:#?}");
+    // To except it does not help: nothing says that the chain's anchor is broken.
+    let same = run.stage.invariants().watched(run.watched.clone()).except([&run.first]);
+    assert_eq!(same.violations().await, found);
 }

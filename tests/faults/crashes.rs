@@ -1,11 +1,75 @@
-//! Killed after sending, answers that are lost, sends that never arrive: the same bytes, and one payment.
+//! Killed before or after sending, answers that are lost, sends that never arrive: the same bytes, and one
+//! payment.
 
 use crate::stage::{FAILPOINT, MINED, Options, Stage, attempts, id, of_attempt};
 use crate::support::fault_proxy::{Fault, Lag, PoolRules, SEND, Times};
 use crate::support::server::LIMIT;
 use crate::support::services::{Postgres, poll_until};
+use claviger::ports::store::{AttemptRow, Filter, TransactionRow, look};
 use serde_json::json;
 use std::collections::BTreeSet;
+
+/// All versions of the only request, as they are stored.
+async fn stored(stage: &Stage) -> (TransactionRow, Vec<AttemptRow>) {
+    let store = stage.setup.store().await;
+    let found = look(&*store, "stored", |unit| {
+        Box::pin(async move {
+            let filter = Filter { limit: 10, ..Filter::default() };
+            let mut all = unit.transactions(&filter).await?;
+            assert_eq!(all.len(), 1);
+            let row = all.remove(0);
+            let attempts = unit.attempts(row.new.id).await?;
+            Ok((row, attempts))
+        })
+    });
+    found.await.unwrap()
+}
+
+#[tokio::test]
+async fn t1_killed_after_the_nonce_was_allocated_the_restart_signs_it_for_the_same_request() {
+    let stage = Stage::new().await;
+    let (server, address) = stage.open(&[(FAILPOINT, "lane.after_decided")]).await;
+    let _ = stage.try_pay(&server, "t1").await;
+    server.crashed().await;
+    let (row, decided) = stored(&stage).await;
+    assert_eq!((row.nonce, decided.len()), (Some(0), 1));
+    assert!(decided[0].signature.is_none(), "it was killed before it signed");
+    assert!(stage.proxy.sent().is_empty());
+
+    let server = stage.setup.start(&[]).await;
+    let asked = stage.pay(&server, "t1").await;
+    assert_eq!(id(&asked), row.new.id.to_string());
+    stage.mine_until_mined(&server, &id(&asked)).await;
+    let done = stage.finish(&server, &id(&asked)).await;
+    assert_eq!((done["nonce"].as_str(), attempts(&done).len()), (Some("0"), 1));
+    assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (1, 1));
+    stage.check().await;
+    server.stop().await;
+    let (_, signed) = stored(&stage).await;
+    assert_eq!(signed[0].bytes, decided[0].bytes, "the decided bytes are what was signed");
+}
+
+#[tokio::test]
+async fn t2_killed_after_the_signature_was_stored_the_same_bytes_are_sent() {
+    let stage = Stage::new().await;
+    let (server, address) = stage.open(&[(FAILPOINT, "send.before_broadcast")]).await;
+    let _ = stage.try_pay(&server, "t2").await;
+    server.crashed().await;
+    assert!(stage.proxy.sent().is_empty());
+    let (row, signed) = stored(&stage).await;
+    let raw = format!("0x{}", hex::encode(signed[0].raw.as_ref().unwrap()));
+
+    let server = stage.setup.start(&[]).await;
+    let asked = stage.pay(&server, "t2").await;
+    assert_eq!(id(&asked), row.new.id.to_string(), "what was accepted is not lost");
+    stage.mine_until_mined(&server, &id(&asked)).await;
+    let done = stage.finish(&server, &id(&asked)).await;
+    assert_eq!(attempts(&done).len(), 1, "no second version was signed");
+    let sent: BTreeSet<String> = stage.proxy.sent().into_iter().collect();
+    assert_eq!(sent, BTreeSet::from([raw]), "the stored bytes, and nothing else");
+    assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (1, 1));
+    stage.check().await;
+}
 
 /// T3: the answer to the broadcast is lost, and the server is killed before it knows that it sent.
 async fn t3_killed_after_the_node_accepted(store_url: Option<String>) {

@@ -213,6 +213,11 @@ async fn t39(stage: Stage, above: u64, depth: u64, killed: bool) {
     assert!(is(&server.read(&id(&told)).await, &["finalized"]));
     assert_eq!(stage.proxy.sent().len(), sent, "nothing is sent");
     server.stop().await;
+    // What was told below the broken anchor is gone; all else holds.
+    stage.invariants().except([id(&told)]).check().await;
+    let all = stage.invariants().violations().await;
+    let gone = all.iter().all(|it| it.invariant == "I5" && it.subject == id(&told));
+    assert!(gone && all.len() == 1, "{all:#?}");
 }
 
 #[tokio::test]
@@ -307,6 +312,8 @@ async fn one_node_on_an_orphan_ends_nothing_while_the_other_is_silent() {
     .await;
     assert!(!is(&server.read(&id(&asked)).await, &["finalized"]));
     server.stop().await;
+    let sent = [first.sent(), second.sent()].concat();
+    stage.invariants().on(&main.url()).final_at_depth(3).sent(sent).check().await;
 }
 
 /// The receipt that nobody has: in a real block, of whatever is asked for.

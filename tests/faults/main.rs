@@ -37,6 +37,7 @@ mod nodes;
 mod points;
 mod pools;
 mod proxy;
+mod refused;
 mod reorgs;
 mod stage;
 mod story;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Stays as it is for so many looks of the server at the chain: each look asks for the final block once.
-async fn looks(proxies: &[&FaultProxy], count: usize) {
+pub async fn looks(proxies: &[&FaultProxy], count: usize) {
     let seen = || proxies.iter().map(|proxy| proxy.count("eth_getBlockByNumber")).sum::<usize>();
     let until = seen() + count;
     poll_until(LIMIT, "more looks", async || (seen() >= until).then_some(())).await;
@@ -107,15 +107,6 @@ async fn t42_what_another_node_has_mined_already_is_not_signed_anew() {
     stage.invariants().sent(ahead.sent()).check().await;
 }
 
-/// Sends from an account of ours without our signature, as somebody with a copy of the key would.
-pub async fn stranger_sends(stage: &Stage, address: &str) -> String {
-    stage.anvil.rpc("anvil_impersonateAccount", json!([address])).await;
-    let hash = stage.anvil.send(address, STRANGER, "0x", 1).await;
-    stage.anvil.mine(1).await;
-    stage.anvil.wait_for_receipt(&hash, LIMIT).await;
-    hash
-}
-
 /// T22: our nonce 0 is out, and somebody else's transaction with nonce 0 is mined.
 #[tokio::test]
 async fn t22_a_stranger_used_our_nonce_and_the_lane_halts_with_an_alarm() {
@@ -125,7 +116,7 @@ async fn t22_a_stranger_used_our_nonce_and_the_lane_halts_with_an_alarm() {
     // Killed when the halt is committed: it stands for the server that comes after.
     let (mut server, address) = stage.open(&[(FAILPOINT, "follow.after_halt")]).await;
     let asked = stage.pay(&server, "t22").await;
-    let hash = stranger_sends(&stage, &address).await;
+    let hash = stage.stranger_sends(&address).await;
     stage.make_final().await;
     // The chain must say so for a minute before it is believed.
     server.program.exit_status(Duration::from_secs(120)).await;
@@ -146,7 +137,7 @@ async fn t22_a_stranger_used_our_nonce_and_the_lane_halts_with_an_alarm() {
 async fn t22_a_lane_whose_chain_is_ahead_gives_no_nonce_and_alarms() {
     let stage = Stage::new().await;
     let (server, address) = stage.open(&[]).await;
-    let hash = stranger_sends(&stage, &address).await;
+    let hash = stage.stranger_sends(&address).await;
     let asked = stage.ask(&server, "ahead", &payout(ETHER)).await;
     poll_until(LIMIT, "the lane is halted", async || {
         server.program.stderr().contains("the lane is halted").then_some(())

@@ -135,7 +135,7 @@ impl World {
         }
         let mut foreign = Vec::new();
         if reach == Reach::Halt {
-            foreign.push(crate::nodes::stranger_sends(&stage, &other).await);
+            foreign.push(stage.stranger_sends(&other).await);
         }
         ask(&stage, &server, "in-flight", &by(&operator)).await;
         server.stop().await;

@@ -1,9 +1,9 @@
 //! Nodes that drop transactions, answer in their own words, or find the account empty: followed all the same.
 
-use crate::stage::{GWEI, RESEND_SOON, SUB, Stage, attempts, decoded, id, is, of_attempt};
+use crate::stage::{GWEI, Options, RESEND_SOON, SUB, Stage, attempts, decoded, id, is, of_attempt};
 use crate::support::fault_proxy::{Fault, PoolRules, SEND, Times};
-use crate::support::server::{ETHER, LIMIT, PAYEE, payout};
-use crate::support::services::poll_until;
+use crate::support::server::{ETHER, LIMIT, PAYEE, PROCESSOR, charge_grant, payout, payout_grants};
+use crate::support::services::{poll_until, word};
 use claviger::ports::clock::Clock;
 use claviger::system::SystemClock;
 use serde_json::{Value, json};
@@ -182,17 +182,32 @@ async fn t33_an_internal_error_around_a_transaction_error_does_not_lose_the_node
     stage.check().await;
 }
 
+/// A contract that reverts whatever it is called with, for this reason of less than 32 letters: it copies the
+/// bytes behind its first twelve to memory, and reverts with them. They are an ABI-encoded `Error(string)`.
+fn reverting_with(reason: &str) -> String {
+    let text = format!("{:0<64}", hex::encode(reason));
+    format!("0x6064600c60003960646000fd08c379a0{:064x}{:064x}{text}", 32, reason.len())
+}
+
 #[tokio::test]
 async fn t32_a_revert_that_says_nonce_too_low_is_a_revert() {
-    let stage = Stage::new().await;
+    // A call that needs no event.
+    let call = charge_grant("payments", "").replace("svc:watcher", SUB);
+    let call = call.lines().filter(|line| !line.starts_with("event = ")).collect::<Vec<_>>();
+    let grants = Some(format!("{}{}", payout_grants("100.0"), call.join("\n")));
+    let stage = Stage::with(Options { grants, ..Options::default() }).await;
     let (server, address) = stage.open(&[]).await;
-    let said = json!({ "code": 3, "message": "execution reverted: nonce too low" });
-    stage.proxy.inject("eth_estimateGas", Times::Once, Fault::Say(said.clone()));
-    let refused = server.ask(SUB, "t32", &payout(ETHER)).await;
+    let code = json!([PROCESSOR, reverting_with("nonce too low")]);
+    stage.anvil.rpc("anvil_setCode", code).await;
+    let data = stage.anvil.calldata("executeCharge(uint256,uint256)", &[word(1), word(1)]).await;
+    let body = json!({ "chain": "local", "signer": "payments", "to": PROCESSOR, "value": "0",
+        "data": data });
+    let refused = server.ask(SUB, "t32", &body).await;
     assert_eq!((refused.status, refused.code()), (422, "would-revert"), "{:#}", refused.body);
     assert!(refused.body.to_string().contains("nonce too low"), "{:#}", refused.body);
 
     // A node that executes what it is sent says it there: the nonce is not used up.
+    let said = json!({ "code": 3, "message": "execution reverted: nonce too low" });
     let rule = stage.proxy.inject(SEND, Times::N(2), Fault::Say(said));
     let asked = stage.pay(&server, "t32b").await;
     stage.proxy.wait_for_hits(rule, 2, LIMIT).await;

@@ -3,7 +3,7 @@
 
 use crate::support::fault_proxy::FaultProxy;
 use crate::support::invariants::Invariants;
-use crate::support::server::{ETHER, LIMIT, PAYEE, Server, SetUp, payout, payout_grants};
+use crate::support::server::{ETHER, LIMIT, PAYEE, STRANGER, Server, SetUp, payout, payout_grants};
 use crate::support::services::{Anvil, AnvilOptions, Mining, poll_until};
 use claviger::ports::store::look;
 use ethers_core::types::transaction::eip2718::TypedTransaction;
@@ -168,6 +168,15 @@ impl Stage {
         });
         let events = events.await.unwrap().into_iter();
         events.map(|event| event.kind.replace("claviger.transaction.", "")).collect()
+    }
+
+    /// Sends from an account of ours without our signature, as somebody with a copy of the key would.
+    pub async fn stranger_sends(&self, address: &str) -> String {
+        self.anvil.rpc("anvil_impersonateAccount", json!([address])).await;
+        let hash = self.anvil.send(address, STRANGER, "0x", 1).await;
+        self.anvil.mine(1).await;
+        self.anvil.wait_for_receipt(&hash, LIMIT).await;
+        hash
     }
 
     /// Whether the node has the transaction, mined or not.

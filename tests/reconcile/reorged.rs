@@ -14,10 +14,13 @@ async fn t39_a_chain_that_stands_still_goes_on_and_what_was_told_is_mined_again(
     let (server, address) = stage.open(&[]).await;
     stage.anvil.mine(5).await;
     let told = stage.pay(&server, "t39").await;
-    stage.mine_until_mined(&server, &id(&told)).await;
+    let mined = stage.mine_until_mined(&server, &id(&told)).await;
     stage.anvil.mine(4).await;
     server.wait_for(&id(&told), &["finalized"]).await;
-    stage.anvil.rpc("anvil_reorg", json!([7, []])).await;
+    // Its block goes, and some below it.
+    let height: u64 = mined["receipt"]["block_number"].as_str().unwrap().parse().unwrap();
+    let depth = stage.anvil.block_number().await - height + 3;
+    stage.anvil.rpc("anvil_reorg", json!([depth, []])).await;
     assert_eq!(stage.paid().await, 0, "the payment is gone");
     poll_until(LIMIT, "the chain is halted", async || {
         server.program.stderr().contains("the chain was halted").then_some(())
@@ -56,4 +59,7 @@ async fn t39_a_chain_that_stands_still_goes_on_and_what_was_told_is_mined_again(
         leaf.kind == "RECONCILED" && String::from_utf8_lossy(&leaf.bytes).contains("chain_resumed")
     });
     assert_eq!(resumed.count(), 1, "the operator's word is in the log");
+    drop(store);
+    // Its bytes are mined again, in another block than it was told in.
+    stage.invariants().final_at_depth(3).except([id(&told)]).check().await;
 }

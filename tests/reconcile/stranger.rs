@@ -8,15 +8,6 @@ use crate::support::server::{ETHER, LIMIT, STRANGER, payout};
 use crate::support::services::{Postgres, poll_until};
 use serde_json::json;
 
-/// Sends from an account of ours without our signature, as somebody with a copy of the key would.
-async fn stranger_sends(stage: &Stage, address: &str) -> String {
-    stage.anvil.rpc("anvil_impersonateAccount", json!([address])).await;
-    let hash = stage.anvil.send(address, STRANGER, "0x", 1).await;
-    stage.anvil.mine(1).await;
-    stage.anvil.wait_for_receipt(&hash, LIMIT).await;
-    hash
-}
-
 async fn t22_the_request_fails_and_the_lane_goes_on(store_url: Option<String>) {
     let stage = Stage::with(Options { store_url, ..Options::default() }).await;
     let keeping = Keeping::Withhold;
@@ -24,7 +15,7 @@ async fn t22_the_request_fails_and_the_lane_goes_on(store_url: Option<String>) {
     let (server, address) = stage.open(&[]).await;
     let asked = stage.pay(&server, "t22").await;
     server.stop().await;
-    let hash = stranger_sends(&stage, &address).await;
+    let hash = stage.stranger_sends(&address).await;
 
     let early = apply(&stage.setup, &[]);
     assert_eq!((early.code, early.kinds()), (Some(1), vec!["foreign".to_owned()]), "{early:#?}");
@@ -68,7 +59,7 @@ async fn t22_a_lane_that_is_behind_its_chain_halts_at_the_start_and_is_released(
     let stage = Stage::new().await;
     let (server, address) = stage.open(&[]).await;
     server.stop().await;
-    let hash = stranger_sends(&stage, &address).await;
+    let hash = stage.stranger_sends(&address).await;
     stage.make_final().await;
     let server = stage.setup.start(&[]).await;
     assert!(server.program.stderr().contains("the lane was halted"), "{}", server.program.tail());

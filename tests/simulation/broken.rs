@@ -5,7 +5,7 @@ use crate::world::Core;
 use crate::{all, story};
 use claviger::core::intent::Fees;
 use claviger::core::time::Timestamp;
-use claviger::core::tx::state::Status;
+use claviger::core::tx::state::{Ending, Status};
 use claviger::core::tx::step::{ChainLook, Pace, Step, TransactionView, step};
 
 /// So many seeds are enough to see it.
@@ -142,4 +142,34 @@ fn a_refused_no_op_at_its_cap_that_is_never_decided_anew_is_stuck() {
             (other, _) => other,
         });
     is_caught(core, "stuck");
+}
+
+#[test]
+fn a_head_at_its_cap_that_never_gives_way_is_caught() {
+    let core = stepping(|now, tx, look, pace| {
+        step(now, tx, look, Pace { cap_patience_ms: i64::MAX, ..pace })
+    });
+    is_caught(core, "keeps others of its lane waiting");
+}
+
+#[test]
+fn a_head_at_its_cap_that_gives_way_to_nobody_is_caught() {
+    let core = Core { others_wait: |_, _| true, ..Core::OURS };
+    is_caught(core, "nobody waits behind it");
+}
+
+#[test]
+fn a_head_that_gives_way_at_once_is_caught() {
+    let core =
+        stepping(|now, tx, look, pace| step(now, tx, look, Pace { cap_patience_ms: 0, ..pace }));
+    is_caught(core, "outpriced before its time");
+}
+
+#[test]
+fn a_head_that_gives_way_below_its_cap_is_caught() {
+    let core = stepping(|now, tx, look, pace| match step(now, tx, look, pace) {
+        Step::Replace(fees) if tx.attempts.len() > 1 => Step::NoOp(Ending::Outpriced, fees),
+        other => other,
+    });
+    is_caught(core, "outpriced at");
 }

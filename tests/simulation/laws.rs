@@ -1,11 +1,11 @@
 //! What must hold at every moment, from the chain and the stored rows.
 
 use crate::chain::{Content, FINAL_DEPTH, Signed};
-use crate::world::{CHAIN_CAP, Request, World};
+use crate::world::{CHAIN_CAP, PACE, Request, World};
 use claviger::core::intent::Fees;
 use claviger::core::tx::fee::minimum;
-use claviger::core::tx::state::Status;
-use claviger::core::tx::step::{Step, TransactionView};
+use claviger::core::tx::state::{Ending, Status};
+use claviger::core::tx::step::Step;
 
 pub type Law = Result<(), String>;
 
@@ -44,7 +44,11 @@ pub fn sent(world: &World, index: usize, tx: &Signed) -> Law {
 }
 
 /// What is due is safe to do.
-pub fn due(view: &TransactionView, due: &Step) -> Law {
+pub fn due(world: &World, index: usize, due: &Step) -> Law {
+    let view = &world.requests[index].view;
+    if matches!(due, Step::NoOp(Ending::Outpriced, _)) && view.ending.is_none() {
+        return outpriced(world, index);
+    }
     let (Step::Rebroadcast(number) | Step::AtCap(number)) = due else { return Ok(()) };
     let attempt = view.attempts.iter().find(|it| it.number == *number);
     let attempt = attempt.ok_or_else(|| format!("there is no version {number}"))?;
@@ -52,6 +56,46 @@ pub fn due(view: &TransactionView, due: &Step) -> Law {
     holds(view.ending.is_none() || attempt.no_op, || {
         "I4: a payload is to be sent after its end was said".to_owned()
     })
+}
+
+/// A head gives way for its price only if it can offer no more, others of its lane wait behind it, and they
+/// were found to wait for as long as its patience is.
+fn outpriced(world: &World, index: usize) -> Law {
+    let view = &world.requests[index].view;
+    let newest = view.attempts.last().ok_or("outpriced without a version")?;
+    holds(minimum(newest.fees.max_fee) > view.cap.max_fee, || {
+        format!("outpriced at {:?}, its cap is {:?}", newest.fees, view.cap)
+    })?;
+    holds(others_wait(world, index), || "outpriced, and nobody waits behind it".to_owned())?;
+    let patience = PACE.cap_patience_ms;
+    let waited = view.capped_since.zip(newest.sent_at);
+    let waited = waited.is_some_and(|(since, sent_at)| sent_at.since(since) >= patience);
+    holds(waited, || format!("outpriced before its time, at its cap since {:?}", view.capped_since))
+}
+
+/// Whether others of its lane are in flight, or wait for a nonce.
+pub fn others_wait(world: &World, index: usize) -> bool {
+    let account = world.requests[index].account;
+    let waits = |other: &Request| !other.has_nonce && other.is_open() || other.is_flying();
+    let mut all = world.requests.iter().enumerate();
+    all.any(|(at, other)| at != index && other.account == account && waits(other))
+}
+
+/// Whether it is a head that was signed for less than this market asks, and may not offer enough.
+pub fn is_priced_out(world: &World, index: usize) -> bool {
+    let request = &world.requests[index];
+    let used = world.chain.nonce_at(request.account, world.chain.height());
+    request.is_flying()
+        && request.view.nonce == used
+        && request.view.ending.is_none()
+        && request.view.cap.max_fee < world.chain.base_fee
+}
+
+/// On the plateau, in the end: whoever is priced out keeps nobody waiting.
+pub fn nobody_is_kept_waiting(world: &World) -> Law {
+    let keeps = |index: &usize| is_priced_out(world, *index) && others_wait(world, *index);
+    let found = (0..world.requests.len()).find(keeps);
+    holds(found.is_none(), || format!("request {found:?} keeps others of its lane waiting."))
 }
 
 /// Everything that can be seen at any time.
@@ -136,8 +180,10 @@ fn end(world: &World, request: &Request) -> Law {
     holds(status == due, || format!("told is {status}, it is {due}"))
 }
 
-/// Once all is quiet: nothing is open, and the chain has used every nonce that was given.
+/// Once all is quiet: nothing is open, no lane stands still, and the chain has used every nonce that was given.
 pub fn quiet(world: &World) -> Law {
+    let open = world.requests.iter().filter(|request| request.is_open()).count();
+    holds(open == 0, || format!("{open} requests are open."))?;
     for (account, lane) in world.lanes.iter().enumerate() {
         let used = world.chain.nonce_at(account, world.chain.height());
         // What strangers did to a lane that nothing waits in is noticed with its next nonce.

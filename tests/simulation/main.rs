@@ -165,7 +165,7 @@ fn every_seed_ends_as_the_final_chain_says_and_nothing_is_stuck() {
 }
 
 /// What a thousand seeds must have met, or the simulation does not test what it says.
-const EXPECTED: [&str; 22] = [
+const EXPECTED: [&str; 24] = [
     "accounts drained",
     "answers that were lost",
     "at the cap",
@@ -178,6 +178,8 @@ const EXPECTED: [&str; 22] = [
     "crashes between sending and its record",
     "crashes between signature and its commit",
     "expired while queued",
+    "heads at their cap behind which nobody waited",
+    "heads at their cap that gave way",
     "lanes reconciled",
     "lanes that were full",
     "late workers that changed nothing",

@@ -4,7 +4,7 @@
 use crate::chain::{ACCOUNTS, Content};
 use crate::laws;
 use crate::nodes::{asked, look, second};
-use crate::world::{Done, Late, PACE, Request, Stop, World};
+use crate::world::{Done, Late, PACE, Stop, World};
 use alloy::primitives::B256;
 use claviger::core::tx::fee;
 use claviger::core::tx::state::{Ending, Status};
@@ -23,8 +23,11 @@ impl World {
             let flying = (0..self.requests.len()).filter(mine);
             let flying: Vec<usize> = flying.filter(|at| self.requests[*at].is_flying()).collect();
             let waits = |at: &usize| self.requests[*at].view.status == Status::Queued;
-            let next = (0..self.requests.len()).filter(mine).find(waits);
-            let Some(index) = next else { return Ok(()) };
+            let queued = (0..self.requests.len()).filter(mine).filter(waits);
+            let queued: Vec<usize> = queued.collect();
+            if queued.is_empty() {
+                return Ok(());
+            }
             let now = self.now();
             if flying.len() >= IN_FLIGHT_MAX {
                 self.count("lanes that were full");
@@ -42,16 +45,23 @@ impl World {
                 return self.halt(account);
             }
             self.lanes[account].is_checked = true;
-            let request = &self.requests[index];
-            if request.view.not_after.is_some_and(|limit| now > limit) {
+            let is_late =
+                |at: &usize| self.requests[*at].view.not_after.is_some_and(|limit| now > limit);
+            if let Some(late) = queued.iter().copied().find(is_late) {
                 self.count("expired while queued");
-                self.change(index, self.requests[index].version, Status::Expired, None)?;
+                self.change(late, self.requests[late].version, Status::Expired, None)?;
                 continue;
             }
-            if request.view.cap.max_fee < market.base_fee {
+            // What this market is too dear for is passed over.
+            let is_payable = |at: &usize| self.requests[*at].view.cap.max_fee >= market.base_fee;
+            let Some(index) = queued.iter().copied().find(is_payable) else {
                 self.count("parked: the market is above the cap");
                 return Ok(());
+            };
+            if index != queued[0] {
+                self.count("given a nonce before one that the market is too dear for");
             }
+            let request = &self.requests[index];
             let fees = fee::first(&market, request.view.cap, request.view.tx_type);
             let owed = flying.iter().chain([&index]).map(|at| self.requests[*at].value);
             if owed.map(|value| value + fees.max_fee).sum::<u128>() > balance {
@@ -120,7 +130,7 @@ impl World {
         }
         self.behind(index, look.nonce_latest);
         let due = (self.core.step)(self.now(), &self.requests[index].view, &look, PACE);
-        laws::due(&self.requests[index].view, &due)
+        laws::due(self, index, &due)
             .map_err(|what| Stop::Broken(format!("request {index}: {what}")))?;
         if due != Step::ForeignNonce {
             self.foreign.remove(&index);
@@ -140,13 +150,8 @@ impl World {
         if nonce_latest < this.view.nonce {
             return;
         }
-        let waits = |other: &Request| !other.has_nonce && other.is_open() || other.is_flying();
-        let others = self
-            .requests
-            .iter()
-            .enumerate()
-            .any(|(at, other)| at != index && other.account == this.account && waits(other));
-        let blocks = others && may_block(now, &this.view, nonce_latest, PACE);
+        let blocks =
+            (self.core.others_wait)(self, index) && may_block(now, &this.view, nonce_latest, PACE);
         let view = &mut self.requests[index].view;
         view.blocks_others = blocks;
         view.capped_since = blocks.then(|| view.capped_since.unwrap_or(now));
@@ -168,7 +173,7 @@ impl World {
                 self.decide(index, None, fees)
             }
             Step::NoOp(ending, fees) if self.is_current(index, version) => {
-                if ending == Ending::Outpriced {
+                if ending == Ending::Outpriced && self.requests[index].view.ending.is_none() {
                     self.count("heads at their cap that gave way");
                 }
                 self.decide(index, Some(ending), fees)

@@ -1,5 +1,6 @@
-//! What happens: one event after another while the storm lasts, and then the quiet in which everything must
-//! come to its end.
+//! What happens: one event after another while the storm lasts; then a plateau, where fees stay above the caps
+//! of most callers and nobody may keep others waiting for ever; and then the quiet in which everything must come
+//! to its end.
 
 use crate::chain::{ACCOUNTS, Content, Said, Signed, UNIT};
 use crate::laws;
@@ -10,18 +11,19 @@ use claviger::core::intent::Fees;
 
 const EVENTS: u64 = 150;
 const REQUESTS_MAX: usize = 12;
-/// Looks in the quiet, and the time between them. Together more than a clock was ever ahead.
+/// Looks on the plateau or in the quiet, and the time between them. Together more than a clock was ever ahead.
 const LOOKS_MAX: u64 = 700;
 const LOOK_MS: i64 = 2000;
 
 /// A whole run. The laws are asked after each event.
 pub fn run(core: Core, seed: u64, is_told: bool) -> (World, Result<(), String>) {
     let mut world = World::new(core, seed, is_told);
-    let ended = storm(&mut world).and_then(|()| quiet(&mut world));
+    let ended =
+        storm(&mut world).and_then(|()| plateau(&mut world)).and_then(|()| quiet(&mut world));
     let ended = match ended {
         Ok(()) => Ok(()),
         Err(Stop::Broken(what)) => Err(what),
-        Err(Stop::Crash) => Err("a crash in the quiet".to_owned()),
+        Err(Stop::Crash) => Err("a crash after the storm".to_owned()),
     };
     (world, ended)
 }
@@ -204,24 +206,44 @@ fn stranger(world: &mut World) {
     world.say(|_| format!("account {account}: a stranger sends nonce {nonce}, {said:?}"));
 }
 
-/// No faults any more, a cheap market, money, honest nodes, a clock that is right: everything must come to
-/// its end by itself, or, where a stranger took the nonce, by an operator's word.
+/// No faults any more, and a base fee that stays between the caps of callers and the chain's own: a head that
+/// cannot be mined gives way to those who wait behind it, and one behind which nobody waits stays.
+fn plateau(world: &mut World) -> Done {
+    let base_fee = UNIT * u128::from(200 + world.random.below(800));
+    calm(world, "PLATEAU", base_fee, laws::nobody_is_kept_waiting)?;
+    for index in 0..world.requests.len() {
+        if laws::is_priced_out(world, index) {
+            world.count("heads at their cap behind which nobody waited");
+        }
+    }
+    Ok(())
+}
+
+/// A cheap market: everything must come to its end by itself, or, where a stranger took the nonce, by an
+/// operator's word.
 ///
 /// The market is cheap because a caller's cap may be anywhere, and a head at its cap behind which nobody waits
 /// may wait for ever.
 fn quiet(world: &mut World) -> Done {
+    calm(world, "QUIET", UNIT, laws::quiet)
+}
+
+/// No faults, money, honest nodes, a clock that is right, and this base fee, until the law holds. It must, in
+/// time.
+fn calm(
+    world: &mut World,
+    name: &'static str,
+    base_fee: u128,
+    law: fn(&World) -> laws::Law,
+) -> Done {
     world.faults = false;
     world.bad = None;
     world.skew = 0;
-    world.chain.base_fee = UNIT;
+    world.chain.base_fee = base_fee;
     world.chain.deposits.iter_mut().for_each(|deposit| *deposit += DEPOSIT);
-    world.say(|_| "QUIET".to_owned());
+    world.say(|_| format!("{name}, the base fee is {base_fee}"));
     world.recover()?;
     for _ in 0..LOOKS_MAX {
-        let is_over = world.requests.iter().all(|request| !request.is_open());
-        if is_over && laws::quiet(world).is_ok() {
-            return Ok(());
-        }
         world.clock += LOOK_MS;
         world.reconcile();
         while let Some(late) = world.late.pop() {
@@ -233,10 +255,13 @@ fn quiet(world: &mut World) -> Done {
         (0..world.requests.len()).try_for_each(|index| world.follow(index))?;
         world.chain.mine(3);
         laws::check(world).map_err(Stop::Broken)?;
+        if law(world).is_ok() {
+            return Ok(());
+        }
     }
     let open = world.requests.iter().enumerate().filter(|(_, request)| request.is_open());
     let open: Vec<String> =
         open.map(|(index, request)| format!("request {index}: {:#?}", request.view)).collect();
-    let what = laws::quiet(world).err().unwrap_or_default();
+    let what = law(world).err().unwrap_or_default();
     Err(Stop::Broken(format!("stuck at {} ms: {what} {}", world.clock, open.join("\n"))))
 }

@@ -43,11 +43,14 @@ pub struct Core {
     pub nonce: fn(&TransactionView, bool) -> u64,
     /// Whether what makes an end is asked of a second node.
     pub is_careful: bool,
+    /// Whether others of a request's lane wait, too.
+    pub others_wait: fn(&World, usize) -> bool,
 }
 
 impl Core {
     /// The program's own.
-    pub const OURS: Self = Self { step, nonce: |tx, _| tx.nonce, is_careful: true };
+    pub const OURS: Self =
+        Self { step, nonce: |tx, _| tx.nonce, is_careful: true, others_wait: laws::others_wait };
 }
 
 /// A request as it is stored. Before it has a nonce, that of its view says nothing.

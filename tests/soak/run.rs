@@ -1,6 +1,7 @@
 //! How much is asked of a run, and what all its parts share.
 
 use crate::random::Random;
+use crate::support::server;
 use claviger::core::access::Role;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -166,7 +167,7 @@ impl Run {
     }
 
     pub fn token(&self, sub: &str, role: Role) -> String {
-        crate::support::server::token(&self.door().issuer_key, sub, role)
+        server::token(&self.door().issuer_key, sub, role)
     }
 
     pub fn door(&self) -> &Door {
@@ -183,16 +184,9 @@ impl Run {
         body: Option<&Value>,
     ) -> Option<(u16, Value)> {
         let url = format!("{}{path}", self.door().client_url);
-        let mut request = self.http.request(method, url).bearer_auth(self.token(sub, role));
-        if let Some(key) = key {
-            request = request.header("idempotency-key", key);
-        }
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let answer = request.send().await.ok()?;
-        let status = answer.status().as_u16();
-        Some((status, answer.json().await.ok()?))
+        let token = self.token(sub, role);
+        let answer = server::call(&self.http, (method, url), &token, key, body).await?;
+        Some((answer.status, answer.body))
     }
 
     pub fn progress(&self) -> String {

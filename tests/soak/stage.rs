@@ -8,7 +8,7 @@ use crate::programs;
 use crate::random::Random;
 use crate::run::{Door, Run, pace};
 use crate::support::fault_proxy::FaultProxy;
-use crate::support::server::{ETHER, SetUp};
+use crate::support::server::{ETHER, SetUp, charge_grant};
 use crate::support::services::{
     Anvil, AnvilOptions, Mining, Postgres, PostgresOptions, address_word, artefact,
 };
@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 /// Blocks this far below the head are final; no reorg reaches them.
 pub const FINAL_DEPTH: u64 = 6;
 const CALLERS: u64 = 24;
-const GRANTS: &str = r#"
+const PAYOUTS: &str = r#"
 [[grant]]
 id = "payouts"
 owner = "treasury"
@@ -41,23 +41,9 @@ per_tx = "1.0"
 windows = [{ span = "24h", rolling = true, max = "1000000.0", scope = "group" },
            { span = "1h", rolling = true, count = 1000000, scope = "principal" }]
 fee = { max_fee_gwei = "150", max_tip_gwei = "5", max_gas = 21000 }
-
-[[grant]]
-id = "charge"
-owner = "payments"
-reason = "the long run"
-expires = "2099-12-31"
-principals = ["svc:watcher"]
-signers = ["charges"]
-chains = ["local"]
-action = "call"
-contract = "processor"
-function = "executeCharge(uint256,uint256)"
-args = { amount = { max = "1000000000000000000" } }
-event = { contract = "processor", signature = "ChargeRequested(uint256 indexed orderId, address indexed payer, uint256 amount)", args = { orderId = "orderId", amount = "amount" } }
-windows = [{ span = "24h", rolling = true, count = 1000000, scope = "group" }]
-fee = { max_fee_gwei = "150", max_tip_gwei = "5", max_gas = 200000 }
 "#;
+const COUNTED: &str =
+    r#"windows = [{ span = "24h", rolling = true, count = 1000000, scope = "group" }]"#;
 
 /// Everything that a run stands on.
 pub struct Stage {
@@ -166,7 +152,8 @@ async fn set_up(run: &Arc<Run>) -> (Stage, programs::Supervised) {
     let options = PostgresOptions { fsync: true, ..PostgresOptions::default() };
     let postgres = Postgres::start(PostgresOptions { port: Some(port), ..options }).await;
     let store_url = postgres.create_database();
-    let setup = Arc::new(SetUp::new(&server_proxy.url(), Some(&store_url), GRANTS));
+    let grants = format!("{PAYOUTS}{}", charge_grant("charges", COUNTED));
+    let setup = Arc::new(SetUp::new(&server_proxy.url(), Some(&store_url), &grants));
     let config = std::fs::read_to_string(setup.config()).unwrap();
     let config = config.replace(r#"finality = "finalized""#, "finality = { depth = 6 }");
     let config = format!("{config}\n[[group]]\nname = \"charges\"\n");

@@ -187,6 +187,27 @@ pub fn token(key: &Path, sub: &str, role: Role) -> String {
     issue(key, &grant, SystemClock.now()).unwrap()
 }
 
+/// Calls a listener; `None` if the connection broke before an answer came, or nobody listens.
+pub async fn call(
+    http: &reqwest::Client,
+    (method, url): (Method, String),
+    token: &str,
+    key: Option<&str>,
+    body: Option<&Value>,
+) -> Option<Answer> {
+    let mut request = http.request(method, url).bearer_auth(token);
+    if let Some(key) = key {
+        request = request.header("idempotency-key", key);
+    }
+    if let Some(body) = body {
+        request = request.json(body);
+    }
+    let answer = request.send().await.ok()?;
+    let status = answer.status().as_u16();
+    let body = answer.json().await.ok()?;
+    Some(Answer { status, body })
+}
+
 impl Server {
     pub fn client_url(&self) -> String {
         format!("http://{}", self.client)
@@ -215,17 +236,7 @@ impl Server {
         key: Option<&str>,
         body: Option<&Value>,
     ) -> Option<Answer> {
-        let mut request = self.http.request(method, url).bearer_auth(token);
-        if let Some(key) = key {
-            request = request.header("idempotency-key", key);
-        }
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let answer = request.send().await.ok()?;
-        let status = answer.status().as_u16();
-        let body = answer.json().await.ok()?;
-        Some(Answer { status, body })
+        call(&self.http, (method, url), token, key, body).await
     }
 
     /// `POST /v1/transactions` as this subject.
@@ -344,6 +355,8 @@ pub const ETHER: u128 = 1_000_000_000_000_000_000;
 /// Two development accounts of anvil, which the example bundle names as payees.
 pub const PAYEE: &str = "0x70997970c51812dc3a010c7d01b50e0d17dc79c8";
 pub const STRANGER: &str = "0x90f79bf6eb2c4f870365e785982e1f101e93b906";
+/// Where the example bundle has the contract that executes charges.
+pub const PROCESSOR: &str = "0x5fbdb2315678afecb367f032d93f642f64180aa3";
 
 /// A payout to a payee.
 pub fn payout(wei: u128) -> Value {
@@ -367,6 +380,29 @@ to = {{ book = "payees" }}
 per_tx = "1.0"
 windows = [{{ span = "24h", rolling = true, max = "{window_ether}", scope = "group" }}]
 fee = {{ max_fee_gwei = "100", max_tip_gwei = "5", max_gas = 21000 }}
+"#
+    )
+}
+
+/// The grant for charges of the example bundle, by a group's accounts, with these further lines.
+pub fn charge_grant(group: &str, more: &str) -> String {
+    format!(
+        r#"
+[[grant]]
+id = "charge"
+owner = "payments"
+reason = "tests"
+expires = "2099-12-31"
+principals = ["svc:watcher"]
+signers = ["{group}"]
+chains = ["local"]
+action = "call"
+contract = "processor"
+function = "executeCharge(uint256,uint256)"
+args = {{ amount = {{ max = "1000000000000000000" }} }}
+event = {{ contract = "processor", signature = "ChargeRequested(uint256 indexed orderId, address indexed payer, uint256 amount)", args = {{ orderId = "orderId", amount = "amount" }} }}
+{more}
+fee = {{ max_fee_gwei = "150", max_tip_gwei = "5", max_gas = 200000 }}
 "#
     )
 }

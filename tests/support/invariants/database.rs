@@ -126,6 +126,8 @@ pub(super) struct Snapshot {
     pub leaves: Vec<LeafRow>,
     pub blobs: Vec<BlobRow>,
     pub bound: Vec<BoundRow>,
+    /// Chains that were reorganised below what was final.
+    pub broken: Vec<i64>,
 }
 
 const TRANSACTIONS: &str = "SELECT seq, id, chain, chain_id, address, status, nonce, tx_type, \
@@ -147,6 +149,8 @@ const LOGGED: &str = "SELECT kind, subject, leaf FROM audit_leaves ORDER BY idx"
 const WAITING: &str = "SELECT kind, subject, leaf FROM audit_outbox ORDER BY seq";
 const BLOBS: &str = "SELECT hash, bytes FROM audit_blobs ORDER BY hash";
 const BOUND: &str = "SELECT request_id FROM idempotency_keys ORDER BY request_id";
+
+const BROKEN: &str = "SELECT chain_id FROM anchors WHERE broken IS NOT NULL ORDER BY chain_id";
 
 /// A transaction that sees one state from its first statement to its last.
 enum Look {
@@ -195,6 +199,7 @@ impl Snapshot {
             leaves,
             blobs: look.all(BLOBS).await,
             bound: look.all(BOUND).await,
+            broken: look.all::<(i64,)>(BROKEN).await.into_iter().map(|row| row.0).collect(),
         }
     }
 

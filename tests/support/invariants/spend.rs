@@ -1,7 +1,7 @@
 //! I8: limits, added up again from their entries, the decisions and what was paid on the chain.
 
 use super::database::{EntryRow, LimitRow, TransactionRow};
-use super::{Found, NO_OP, World, amount};
+use super::{Found, Invariants, NO_OP, World, amount};
 use ethers_core::types::U256;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -22,13 +22,14 @@ struct Charge {
 /// What is looked up again and again.
 struct Spend<'a> {
     world: &'a World,
+    asked: &'a Invariants,
     charges: BTreeMap<&'a str, Vec<Charge>>,
     entries: BTreeMap<&'a [u8], Vec<&'a EntryRow>>,
     /// The order in which requests were accepted.
     seq: BTreeMap<&'a str, i64>,
 }
 
-pub(super) fn check(world: &World, found: &mut Found) {
+pub(super) fn check(world: &World, asked: &Invariants, found: &mut Found) {
     let mut entries: BTreeMap<&[u8], Vec<&EntryRow>> = BTreeMap::new();
     for entry in &world.db.entries {
         entries.entry(&entry.limit_id).or_default().push(entry);
@@ -36,6 +37,7 @@ pub(super) fn check(world: &World, found: &mut Found) {
     let rows = &world.db.transactions;
     let spend = Spend {
         world,
+        asked,
         charges: rows.iter().map(|row| (row.id.as_str(), charges(row))).collect(),
         entries,
         seq: rows.iter().map(|row| (row.id.as_str(), row.seq)).collect(),
@@ -135,6 +137,8 @@ fn owed(spend: &Spend<'_>, row: &TransactionRow, charge: &Charge, found: &mut Fo
     // A no-op has a cap of its own: what it paid counts up to all that its request held.
     let held = if no_op { charge.fee + charge.value } else { charge.fee };
     let fee = if charge.fee.is_zero() { U256::zero() } else { mined.paid.min(held) };
+    // What was told in a block that is gone was settled there.
+    let fee = if spend.asked.excepted.contains(&row.id) { amount(&entry.fee) } else { fee };
     if (amount(&entry.value), amount(&entry.fee)) != (value, fee) {
         say(format!("settled is {entry:?}, due are {value} and a fee of {fee}"));
     }
