@@ -262,7 +262,7 @@ async fn nodes_agree_are_silent_or_contradict() {
     chain_of(&[&anvil.url()], Finality::Depth(2)).broadcast(&raw).await;
     anvil.mine(5).await;
     other.mine(5).await;
-    let receipt = Box::new(chain.receipt(sought.hashes[0]).await.unwrap().unwrap());
+    let receipt = Box::new(chain.receipt(sought.hashes[1]).await.unwrap().unwrap());
     let claim = Claim::Mined { receipt: receipt.clone(), must_be_final: true };
     let said = chain.agreement(&claim, None).await;
     assert_eq!((said.agree, said.silent, said.contradict), (vec![1, 2], vec![4], vec![3]));

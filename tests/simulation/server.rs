@@ -8,7 +8,7 @@ use crate::world::{Done, Late, PACE, Stop, World};
 use alloy::primitives::B256;
 use claviger::core::tx::fee;
 use claviger::core::tx::state::{Ending, Status};
-use claviger::core::tx::step::{Step, may_block, sendable, sped_up};
+use claviger::core::tx::step::{Step, is_outpriced, may_block, sendable, sped_up};
 
 /// How many transactions of an account may be in flight.
 const IN_FLIGHT_MAX: usize = 4;
@@ -150,8 +150,9 @@ impl World {
         if nonce_latest < this.view.nonce {
             return;
         }
-        let blocks =
-            (self.core.others_wait)(self, index) && may_block(now, &this.view, nonce_latest, PACE);
+        let blocks = (self.core.others_wait)(self, index)
+            && may_block(now, &this.view, nonce_latest, PACE)
+            && is_outpriced(&this.view, &self.chain.market());
         let view = &mut self.requests[index].view;
         view.blocks_others = blocks;
         view.capped_since = blocks.then(|| view.capped_since.unwrap_or(now));

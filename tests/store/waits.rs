@@ -95,7 +95,7 @@ async fn what_the_market_leaves_behind_is_passed_over_in_order(store: Arc<dyn St
     let noted = waits(256, first.clone()).await;
     assert_eq!(noted, [Some(first.clone()), None, None, Some(first)]);
     let noted = waits(257, wait(Wait::BASE_FEE, "257", 20)).await;
-    assert_eq!(noted[0], Some(wait(Wait::BASE_FEE, "257", 10)), "since it was first so");
+    assert_eq!(noted[0], Some(wait(Wait::BASE_FEE, "256", 10)), "as it was first found");
     assert_eq!(noted[2], Some(wait(Wait::BASE_FEE, "257", 20)));
     assert_eq!(waits(1, wait(Wait::BASE_FEE, "1", 30)).await, [None, None, None, None]);
 }

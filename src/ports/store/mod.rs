@@ -566,7 +566,7 @@ pub trait Unit: Send {
     ) -> Result<Option<TransactionRow>, StoreError>;
 
     /// Notes [`Wait::BASE_FEE`] for all that wait for a nonce of this lane with a fee cap below `base_fee`,
-    /// and forgets it for the others.
+    /// and forgets it for the others. What was noted so before stays as it was.
     async fn note_unpayable(
         &mut self,
         chain: ChainId,

@@ -14,9 +14,7 @@ statements! {
     NOTE_WAIT = "UPDATE transactions SET \
         waits_since = CASE WHEN waits_code = $3 THEN waits_since ELSE $5 END, \
         waits_code = $3, waits_detail = $4 WHERE id = $1 AND version = $2";
-    NOTE_UNPAYABLE = "UPDATE transactions SET \
-        waits_since = CASE WHEN waits_code = $4 THEN waits_since ELSE $6 END, \
-        waits_code = $4, waits_detail = $5 \
+    NOTE_UNPAYABLE = "UPDATE transactions SET waits_since = $6, waits_code = $4, waits_detail = $5 \
         WHERE chain_id = $1 AND status = 'queued' AND address = $2 AND cap_fee < $3 \
         AND (waits_code IS NULL OR waits_code <> $4)";
     FORGET_PAYABLE = "UPDATE transactions SET waits_since = NULL, waits_code = NULL, \
