@@ -16,8 +16,11 @@ async fn t39_a_chain_that_stands_still_goes_on_and_what_was_told_is_mined_again(
     let told = stage.pay(&server, "t39").await;
     stage.mine_until_mined(&server, &id(&told)).await;
     stage.anvil.mine(4).await;
-    server.wait_for(&id(&told), &["finalized"]).await;
-    stage.anvil.rpc("anvil_reorg", json!([7, []])).await;
+    let ended = server.wait_for(&id(&told), &["finalized"]).await;
+    // How many blocks were mined until the server saw it is up to the machine.
+    let block = ended["receipt"]["block_number"].as_str().unwrap().parse::<u64>().unwrap();
+    let depth = stage.anvil.block_number().await - block + 1;
+    stage.anvil.rpc("anvil_reorg", json!([depth, []])).await;
     assert_eq!(stage.paid().await, 0, "the payment is gone");
     poll_until(LIMIT, "the chain is halted", async || {
         server.program.stderr().contains("the chain was halted").then_some(())
