@@ -9,7 +9,8 @@ use crate::core::permit::RawSignature;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::{Ending, Status};
 use crate::ports::store::{
-    ADOPTED, NO_OP, NewEvent, Orphan, Sent, SignedAttempt, StoreError, TransactionRow, Unit, look,
+    ADOPTED, NO_OP, NewEvent, Orphan, Payment, Sent, SignedAttempt, StoreError, TransactionRow,
+    Unit, look,
 };
 use alloy::primitives::{B256, Bytes, keccak256};
 
@@ -134,12 +135,18 @@ pub(crate) async fn repeated(
     app: &App,
     command: &AcceptCommand,
 ) -> Result<Option<Repeated>, AppError> {
-    let chain = app.chain(&command.chain).map(|chain| chain.settings.id);
+    let same = app.chain(&command.chain).map(|chain| Payment {
+        chain: chain.settings.id,
+        to: command.to,
+        value: command.value,
+        data: command.data.clone(),
+    });
     let (waits, orphans) = look(&*app.store, "repeated", move |unit| {
+        let same = same.clone();
         Box::pin(async move {
             let waits = unit.suspension().await?;
-            let orphans = match chain {
-                Some(chain) => unit.orphans(chain, true).await?,
+            let orphans = match &same {
+                Some(same) => unit.same_orphans(same).await?,
                 None => Vec::new(),
             };
             Ok((waits, orphans))
@@ -149,15 +156,11 @@ pub(crate) async fn repeated(
     if let Some(why) = waits {
         return Err(AppError::ReconcileRequired(why.reason));
     }
-    let is_same = |orphan: &Orphan| {
-        (orphan.to, orphan.value, &orphan.data) == (command.to, command.value, &command.data)
-    };
-    let mut same = orphans.into_iter().filter(is_same).peekable();
-    if same.peek().is_none() {
+    if orphans.is_empty() {
         return Ok(None);
     }
     let keys = signers::named(app, &command.signer).await?;
-    let mine = same.find_map(|orphan| {
+    let mine = orphans.into_iter().find_map(|orphan| {
         let is_ours = keys.iter().any(|key| key.address == orphan.address);
         let raw = orphan.raw.as_ref().filter(|_| is_ours)?;
         // Its signature was checked when it was found.
@@ -188,11 +191,14 @@ pub(crate) async fn is_mined_for(
     row: &TransactionRow,
 ) -> Result<bool, StoreError> {
     let intent = &row.new.intent;
-    let mut same = unit.orphans(intent.chain.id, true).await?;
-    same.retain(|orphan| {
-        orphan.raw.is_some()
-            && (orphan.to, orphan.value, &orphan.data) == (intent.to, intent.value, &intent.data)
-    });
+    let payment = Payment {
+        chain: intent.chain.id,
+        to: intent.to,
+        value: intent.value,
+        data: intent.data.clone(),
+    };
+    let mut same = unit.same_orphans(&payment).await?;
+    same.retain(|orphan| orphan.raw.is_some());
     if same.is_empty() {
         return Ok(false);
     }

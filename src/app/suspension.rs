@@ -6,11 +6,13 @@ use crate::app::{App, AppError, chains, record};
 use crate::core::key::NonceMode;
 use crate::core::time::Timestamp;
 use crate::ports::chain::BlockAt;
-use crate::ports::store::{End, LaneKey, Store, StoreError, Suspension, look, unit};
+use crate::ports::store::{
+    DATABASE_IDENTITY, End, LaneKey, Store, StoreError, Suspension, look, other_copy, unit,
+};
 use std::sync::Arc;
 
-/// Which copy of the database was served last.
-const IDENTITY: &str = "database_identity";
+/// The copy of the database that was told of in the log as another one.
+const TOLD: &str = "database_identity_told";
 
 /// Has the server wait, with an alarm in the log. `false` if it does already.
 ///
@@ -56,48 +58,91 @@ pub async fn refuse(app: &App) -> Result<(), AppError> {
     }
 }
 
-/// Compares the database with the copy of it that was served last, by its own word and by the word of
-/// whoever remembers it outside. A copy that is seen for the first time is remembered.
+/// Compares the database with the copy of it that was served last, by its own word. A copy that is seen for
+/// the first time is remembered.
 ///
 /// # Errors
 /// When the store does not answer.
-pub async fn check_identity(
-    store: &dyn Store,
-    remembered: Option<&str>,
-    now: Timestamp,
-) -> Result<(), StoreError> {
+pub async fn check_identity(store: &dyn Store, now: Timestamp) -> Result<(), StoreError> {
     let Some(found) = store.identity().await? else {
         return Ok(());
     };
-    let known =
-        look(store, "database_identity", |unit| Box::pin(async move { unit.meta(IDENTITY).await }))
-            .await?;
-    let other = known.as_deref().into_iter().chain(remembered).find(|known| *known != found);
-    if let Some(other) = other {
-        let reason = format!(
-            "the database is another copy than the one that was served before (system and timeline \
-             {found}, before {other}): it was restored, or a replica was promoted"
-        );
-        suspend(store, &reason, now).await?;
-    } else if known.is_none() {
-        remember_identity(store).await?;
+    let known = known_identity(store).await?;
+    match known {
+        None => remember_identity(store, found).await,
+        Some(known) if known == found => Ok(()),
+        Some(other) => {
+            let reason = other_copy(&found, &other);
+            suspend_other_copy(store, &found, &reason, now).await
+        }
     }
+}
+
+/// Which copy of the database was served last, by its own word.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn known_identity(store: &dyn Store) -> Result<Option<String>, StoreError> {
+    look(store, "database_identity", |unit| {
+        Box::pin(async move { unit.meta(DATABASE_IDENTITY).await })
+    })
+    .await
+}
+
+/// Has the server wait, if a connection of the store that met the other copy has not done it already, without
+/// a leaf. The alarm is in the log once for each copy.
+async fn suspend_other_copy(
+    store: &dyn Store,
+    found: &str,
+    reason: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let why = Arc::new(Suspension { reason: reason.to_owned(), since: now });
+    let leaf = Arc::new(record::alarm("database", reason, now)?);
+    let found: Arc<str> = found.into();
+    let new = unit(store, "suspend_other_copy", move |unit| {
+        let (why, leaf, found) = (why.clone(), leaf.clone(), found.clone());
+        Box::pin(async move {
+            let new = unit.suspend(&why).await?;
+            if !new && unit.meta(TOLD).await?.as_deref() == Some(&*found) {
+                return Ok(End::Rollback(false));
+            }
+            unit.set_meta(TOLD, &found).await?;
+            unit.append_leaf(&leaf).await?;
+            Ok(End::Commit(true))
+        })
+    })
+    .await?;
+    if new {
+        tracing::error!(reason, "ALARM: nothing is signed until `claviger reconcile` has run");
+    }
+    crate::failpoint!("suspension.after_suspend");
     Ok(())
 }
 
-/// The copy of the database that is there now is the one to go on with.
+async fn remember_identity(store: &dyn Store, found: String) -> Result<(), StoreError> {
+    unit(store, "remember_identity", move |unit| {
+        let found = found.clone();
+        Box::pin(async move { Ok(End::Commit(unit.set_meta(DATABASE_IDENTITY, &found).await?)) })
+    })
+    .await
+}
+
+/// What an operator looked at: the copy of the database, and why the server waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The copy, where the database can tell.
+    pub identity: Option<String>,
+    /// Why the server waits, if it does.
+    pub suspension: Option<Suspension>,
+}
+
+/// How it stands now.
 ///
 /// # Errors
 /// When the store does not answer.
-pub async fn remember_identity(store: &dyn Store) -> Result<(), StoreError> {
-    let Some(found) = store.identity().await? else {
-        return Ok(());
-    };
-    unit(store, "remember_identity", move |unit| {
-        let found = found.clone();
-        Box::pin(async move { Ok(End::Commit(unit.set_meta(IDENTITY, &found).await?)) })
-    })
-    .await
+pub async fn standing(store: &dyn Store) -> Result<Standing, StoreError> {
+    Ok(Standing { identity: store.identity().await?, suspension: current(store).await? })
 }
 
 /// One look, again and again: whether the server waits, for people to see; and whether the database has
@@ -106,7 +151,7 @@ pub async fn remember_identity(store: &dyn Store) -> Result<(), StoreError> {
 /// # Errors
 /// When the store does not answer.
 pub async fn watch(app: &App) -> Result<(), AppError> {
-    check_identity(&*app.store, None, app.clock.now()).await?;
+    check_identity(&*app.store, app.clock.now()).await?;
     let waits = current(&*app.store).await?;
     metrics::gauge!("claviger_suspended").set(if waits.is_some() { 1.0 } else { 0.0 });
     if let Some(why) = waits {

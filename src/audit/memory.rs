@@ -10,7 +10,7 @@
 
 use crate::audit::record::{self, RecordError};
 use crate::core::id::ChainId;
-use crate::ports::store::{Store, StoreError, look};
+use crate::ports::store::{DATABASE_IDENTITY, Store, StoreError, look, other_copy};
 use alloy::primitives::Address;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -48,6 +48,37 @@ impl Memory {
                 .await?;
         let lanes = lanes.into_iter().map(|(chain, address, next)| ((chain, address), next));
         Ok(Self { copy, lanes: lanes.collect() })
+    }
+
+    /// What this remembers and a database has forgotten, if it has: `found` is what there is to remember of it,
+    /// read after this, and `known` the copy that it says itself to be, which an operator has reconciled.
+    #[must_use]
+    pub fn forgotten(&self, found: &Self, known: Option<&str>) -> Option<String> {
+        let ahead = self.lanes.iter().find_map(|(place, given)| {
+            let next = found.lanes.get(place).copied().unwrap_or(0);
+            (next < *given).then_some((place, next, given))
+        });
+        if let Some(((chain, address), next, given)) = ahead {
+            return Some(format!(
+                "the database has given {next} nonces of {address:#x} on chain {chain}, and {given} were \
+                 given before: it was restored from a backup"
+            ));
+        }
+        // Where it cannot tell, nothing is concluded. Whoever was away while another host went on with this
+        // copy, on an operator's word, takes it over.
+        let (before, now) = (self.copy.as_deref()?, found.copy.as_deref()?);
+        (before != now && known != Some(now)).then(|| other_copy(now, before))
+    }
+
+    /// Which copy the database says itself to be.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn known_copy(store: &dyn Store) -> Result<Option<String>, StoreError> {
+        look(store, "database_identity", |unit| {
+            Box::pin(async move { unit.meta(DATABASE_IDENTITY).await })
+        })
+        .await
     }
 
     /// Reads the memory beside a record; an empty one if there is none yet.
@@ -106,6 +137,33 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_database_has_forgotten_what_only_the_memory_has() {
+        let place = |n| (ChainId::new(31_337), Address::repeat_byte(n));
+        let memory = |copy: &str, lanes: &[(u8, u64)]| Memory {
+            copy: (!copy.is_empty()).then(|| copy.to_owned()),
+            lanes: lanes.iter().map(|(n, given)| (place(*n), *given)).collect(),
+        };
+        let before = memory("1/1", &[(7, 5), (8, 0)]);
+        for (found, known, says) in [
+            (memory("1/1", &[(7, 5)]), "1/1", None),
+            (memory("1/1", &[(7, 9), (9, 1)]), "1/1", None),
+            (memory("1/1", &[(7, 4)]), "1/1", Some("has given 4 nonces")),
+            (memory("1/1", &[(9, 9)]), "1/1", Some("has given 0 nonces")),
+            (memory("1/2", &[(7, 5)]), "1/1", Some("another copy")),
+            (memory("1/2", &[(7, 5)]), "1/2", None),
+            (memory("1/2", &[(7, 4)]), "1/2", Some("has given 4 nonces")),
+            (memory("", &[(7, 5)]), "1/2", None),
+        ] {
+            let told = before.forgotten(&found, Some(known));
+            match says {
+                None => assert_eq!(told, None, "{found:?}"),
+                Some(says) => assert!(told.unwrap().contains(says), "{found:?}"),
+            }
+        }
+        assert_eq!(Memory::default().forgotten(&before, None), None, "there was no memory yet");
+    }
 
     #[test]
     fn what_is_remembered_is_read_back_and_nothing_else_is() {

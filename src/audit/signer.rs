@@ -61,6 +61,9 @@ pub enum SignerError {
         /// The size that the row has.
         size: u64,
     },
+    /// The database has forgotten what is remembered beside the record.
+    #[error("{0}")]
+    Forgotten(String),
     /// No key.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -73,10 +76,15 @@ pub enum SignerError {
 }
 
 impl SignerError {
+    /// Whether the database is another one, or was put back: the server has to wait for an operator.
+    const fn is_other_database(&self) -> bool {
+        matches!(self, Self::Shorter { .. } | Self::Rewritten { .. } | Self::Forgotten(_))
+    }
+
     /// Whether the log itself is wrong, and not what is around it.
     #[must_use]
     pub const fn is_alarm(&self) -> bool {
-        matches!(self, Self::Shorter { .. } | Self::Rewritten { .. })
+        self.is_other_database()
             || matches!(self, Self::OtherKey { .. } | Self::OtherRow { .. })
             || matches!(self, Self::Store(StoreError::Corrupt(_)))
     }
@@ -138,7 +146,7 @@ impl CheckpointSigner {
         let signer = Self::read(key, record_file)?;
         match signer.compare(store).await {
             Ok(()) => Ok((signer, None)),
-            Err(error @ (SignerError::Shorter { .. } | SignerError::Rewritten { .. })) => {
+            Err(error) if error.is_other_database() => {
                 *signer.wrong.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(error.to_string());
                 Ok((signer, Some(error)))
@@ -222,16 +230,43 @@ impl CheckpointSigner {
         Ok(Memory::read(&self.record_file)?)
     }
 
-    /// Remembers the database as it is.
+    /// Remembers the database as it is, whatever was remembered before: for an operator's word.
     ///
     /// # Errors
     /// When the database does not answer or the file cannot be written.
     pub async fn remember_database(&self, store: &dyn Store) -> Result<(), SignerError> {
-        let (memory, path) = (Memory::of(store).await?, self.record_file.clone());
-        tokio::task::spawn_blocking(move || memory.write(&path))
-            .await
-            .map_err(|error| StoreError::Unavailable(error.to_string()))??;
-        Ok(())
+        self.write_memory(Memory::of(store).await?).await
+    }
+
+    /// What the database has forgotten of what is remembered, if it has. One that was reconciled by another
+    /// host while this one was away is taken over.
+    ///
+    /// # Errors
+    /// When the database does not answer, or the memory cannot be read or written.
+    pub async fn compare_memory(&self, store: &dyn Store) -> Result<Option<String>, SignerError> {
+        match self.remember_if_it_continues(store).await {
+            Ok(()) => Ok(None),
+            Err(SignerError::Forgotten(what)) => Ok(Some(what)),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn remember_if_it_continues(&self, store: &dyn Store) -> Result<(), SignerError> {
+        // The file first: what another process of this host writes meanwhile is not ahead of the database then.
+        let path = self.record_file.clone();
+        let before = blocking(move || Memory::read(&path)).await?;
+        let known = Memory::known_copy(store).await?;
+        let found = Memory::of(store).await?;
+        match before.forgotten(&found, known.as_deref()) {
+            Some(what) => Err(SignerError::Forgotten(what)),
+            None if before == found => Ok(()),
+            None => self.write_memory(found).await,
+        }
+    }
+
+    async fn write_memory(&self, memory: Memory) -> Result<(), SignerError> {
+        let path = self.record_file.clone();
+        blocking(move || memory.write(&path)).await
     }
 
     /// The checkpoint that was signed last.
@@ -252,6 +287,8 @@ impl CheckpointSigner {
     pub async fn look(&self, store: &dyn Store) -> Result<(), SignerError> {
         if waits(store).await? {
             self.waited.store(true, Ordering::Relaxed);
+            // It is for the operator now: said again after that, it would be of what was put right.
+            *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = None;
             return Ok(());
         }
         if self.waited.swap(false, Ordering::Relaxed) {
@@ -259,9 +296,7 @@ impl CheckpointSigner {
         }
         let signed = self.sign(store).await;
         let wrong = match &signed {
-            Err(error @ (SignerError::Shorter { .. } | SignerError::Rewritten { .. })) => {
-                Some(error.to_string())
-            }
+            Err(error) if error.is_other_database() => Some(error.to_string()),
             _ => None,
         };
         *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = wrong;
@@ -343,12 +378,10 @@ impl CheckpointSigner {
         if size == last.size {
             return Ok(());
         }
-        self.remember_database(store).await?;
+        self.remember_if_it_continues(store).await?;
         let note = self.key.sign(size, root)?;
         let (path, text) = (self.record_file.clone(), note.clone());
-        tokio::task::spawn_blocking(move || record::replace(&path, &text))
-            .await
-            .map_err(|error| StoreError::Unavailable(error.to_string()))??;
+        blocking(move || record::replace(&path, &text)).await?;
         let next = Checkpoint { size, root, note };
         self.remember(next.clone());
         crate::failpoint!("checkpoint.after_record");
@@ -377,6 +410,16 @@ impl CheckpointSigner {
         // Another root was signed at this size, or is said to have been.
         Err(SignerError::Rewritten { size, signed: size })
     }
+}
+
+/// Work with a file, off the runtime's threads.
+async fn blocking<T, F>(work: F) -> Result<T, SignerError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, RecordError> + Send + 'static,
+{
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(done.map_err(|error| StoreError::Unavailable(error.to_string()))??)
 }
 
 /// Whether the server waits for an operator: the log may be another than the one that was signed.

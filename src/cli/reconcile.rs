@@ -1,6 +1,6 @@
 //! `claviger reconcile`: its arguments, and what it prints. The program puts database, log and chains to it.
 
-use crate::app::reconcile::{Account, Standstill, explain};
+use crate::app::reconcile::{Account, Forgotten, Standstill, explain, explain_forgotten};
 use crate::cli::print;
 use crate::ports::store::Suspension;
 use alloy::primitives::Address;
@@ -27,12 +27,13 @@ pub struct ReconcileArgs {
     /// Only this account. The server goes on once all accounts agree.
     #[arg(long)]
     pub account: Option<Address>,
-    /// Go on although transactions that this database does not know may be pending. If they are mined
-    /// later, their requests may be paid twice.
+    /// Go on although transactions that this database does not know may be pending, were made by accounts
+    /// that it does not know, or are told of by one node only: look elsewhere first. If they are mined later,
+    /// or are not what was told, their requests may be paid twice.
     #[arg(long, requires = "apply")]
     pub even_if_pending: bool,
     /// Nobody will ask again for the mined transactions that no request has claimed: the next request for
-    /// the same is a new one.
+    /// the same is a new one. Only of accounts that agreed before: what is found now is closed by a later run.
     #[arg(long, requires = "apply")]
     pub close_unclaimed: bool,
     /// Print JSON.
@@ -92,6 +93,8 @@ pub struct Report {
     pub log: Option<String>,
     /// Chains that were reorganised below what was told as final.
     pub chains: Vec<Standstill>,
+    /// Accounts that are remembered, and that this database does not know.
+    pub forgotten: Vec<Forgotten>,
     /// The accounts, each with what was done.
     pub accounts: Vec<(Account, Option<String>)>,
     /// Mined transactions that no request has claimed.
@@ -107,7 +110,8 @@ impl Report {
         let accounts = self.accounts.iter().filter(|(account, _)| !account.agrees()).count();
         let server = usize::from(self.suspension.is_some());
         let log = usize::from(self.log.is_some());
-        [server, log, self.chains.len()].into_iter().fold(accounts, usize::saturating_add)
+        let others = [server, log, self.chains.len(), self.forgotten.len()];
+        others.into_iter().fold(accounts, usize::saturating_add)
     }
 
     /// Prints it.
@@ -141,6 +145,10 @@ impl Report {
                 print::line(&format!("  => {done}"));
             }
         }
+        for forgotten in &self.forgotten {
+            print::line("");
+            print::line(&explain_forgotten(forgotten));
+        }
         if !self.unclaimed.is_empty() {
             print::line("");
             print::line("mined, and bound to the next request that asks for the same:");
@@ -169,6 +177,12 @@ impl Report {
                 "chain": still.chain.name.as_str(), "reason": still.reason,
             })).collect::<Vec<_>>(),
             "accounts": accounts,
+            "forgotten": self.forgotten.iter().map(|forgotten| json!({
+                "chain_id": forgotten.chain.to_string(),
+                "address": format!("{:#x}", forgotten.address),
+                "given": forgotten.given.to_string(),
+                "explained": explain_forgotten(forgotten),
+            })).collect::<Vec<_>>(),
             "unclaimed": self.unclaimed,
             "done": self.done,
         })
@@ -212,6 +226,7 @@ fn shown(account: &Account, done: Option<&str>) -> Value {
                 "to": mined.and_then(|mined| mined.to).map(|to| format!("{to:#x}")),
                 "value": mined.map(|mined| mined.value.to_string()),
                 "final": finding.is_final,
+                "asked_by": finding.asked_by.map(|request| request.to_string()),
             })
         })
         .collect();

@@ -2,9 +2,11 @@
 //! conflict.
 
 use super::{CREATED, OpenMode, unavailable};
-use crate::ports::store::{End, Erased, Replication, Store, StoreError, Work};
+use crate::ports::store::{
+    DATABASE_IDENTITY, End, Erased, Replication, Store, StoreError, Work, other_copy,
+};
 use async_trait::async_trait;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -64,9 +66,15 @@ impl PostgresStore {
         if mode == OpenMode::Reading {
             options = options.options([("default_transaction_read_only", "on")]);
         }
+        let writes = mode != OpenMode::Reading;
         let pool = PgPoolOptions::new()
             .max_connections(8)
             .acquire_timeout(Duration::from_secs(20))
+            .after_connect(move |connection, _| {
+                Box::pin(
+                    async move { if writes { look_which_copy(connection).await } else { Ok(()) } },
+                )
+            })
             .connect_with(options)
             .await
             .map_err(|e| unavailable(&e))?;
@@ -155,6 +163,51 @@ async fn in_time<T>(
             Err(StoreError::Unavailable(format!("{name}: PostgreSQL does not answer")))
         }
     }
+}
+
+/// Before a connection is used: whether it leads to the copy of the database that was served last, since
+/// behind the same name there may be a promoted replica from one connection to the next. If it does not, the
+/// server waits from now on; the alarm in the log follows when the identity is looked at the next time.
+///
+/// A replica that still replays is refused: it may be promoted under the connection, which would stay.
+async fn look_which_copy(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let (is_replica, has_tables): (bool, bool) = sqlx::query_as(
+        "SELECT pg_is_in_recovery(), \
+         to_regclass('suspension') IS NOT NULL AND to_regclass('meta') IS NOT NULL",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if is_replica {
+        return Err(sqlx::Error::Protocol("the database is a replica that replays".to_owned()));
+    }
+    if !has_tables {
+        // It is being created, or was made before there was a suspension.
+        return Ok(());
+    }
+    let known: Option<(String,)> = sqlx::query_as("SELECT value FROM meta WHERE name = $1")
+        .bind(DATABASE_IDENTITY)
+        .fetch_optional(&mut *connection)
+        .await?;
+    let Some((known,)) = known else { return Ok(()) };
+    let found: Result<(String,), sqlx::Error> =
+        sqlx::query_as(IDENTITY).fetch_one(&mut *connection).await;
+    let found = match found {
+        Ok((found,)) => found,
+        // As `identity`: nothing is concluded where it may not be read.
+        Err(sqlx::Error::Database(_)) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if found != known {
+        sqlx::query(
+            "INSERT INTO suspension (only_row, reason, since) \
+             VALUES (1, $1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint) \
+             ON CONFLICT (only_row) DO NOTHING",
+        )
+        .bind(other_copy(&found, &known))
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
 }
 
 /// Serialisation failure and deadlock (SQLSTATE 40001, 40P01): the unit may be run again.

@@ -26,6 +26,7 @@ mod stage;
 
 mod backup;
 mod command;
+mod nonces;
 mod promoted;
 mod reorged;
 mod restored;

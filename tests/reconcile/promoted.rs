@@ -28,8 +28,10 @@ async fn t48_a_promoted_replica_waits(lags: bool) {
     let server = stage.setup.start(&envs).await;
     let waits = server.ask(SUB, "third", &payout(ETHER)).await;
     assert_eq!((waits.status, waits.code()), (503, "reconcile-required"), "{:#}", waits.body);
-    let reason = if lags { "leaves are gone" } else { "or a replica was promoted" };
+    let reason = "or a replica was promoted";
     assert!(waits.body["detail"].as_str().unwrap().contains(reason), "{:#}", waits.body);
+    let told = server.program.stderr();
+    assert!(told.contains("ALARM: nothing is signed"), "{}", server.program.tail());
     server.stop().await;
     let args = ["--apply", "--reason", "failed over"];
     let applied = reconcile_with(&stage.setup, &args, &envs);

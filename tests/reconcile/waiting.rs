@@ -129,3 +129,41 @@ async fn nonces_that_only_the_signer_remembers_are_waited_for() {
     stage.finish(&server, &id(&next)).await;
     stage.check().await;
 }
+
+/// A key that was made and used in the lost time is in the signer's memory only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_only_the_signer_remembers_is_waited_for() {
+    let stage = Stage::new().await;
+    let (server, _) = stage.open(&[]).await;
+    let first = stage.pay(&server, "first").await;
+    stage.mine_until_mined(&server, &id(&first)).await;
+    stage.finish(&server, &id(&first)).await;
+    server.stop().await;
+    let memory = stage.setup.dir().join("audit.record.database");
+    let text = std::fs::read_to_string(&memory).unwrap();
+    let gone = "0x00000000000000000000000000000000000000aa";
+    let unused = "0x00000000000000000000000000000000000000bb";
+    let more = format!("{text}lane 31337 {gone} 3\nlane 31337 {unused} 0\n");
+    std::fs::write(&memory, &more).unwrap();
+    let server = stage.setup.start(&[]).await;
+    let waits = server.ask(crate::stage::SUB, "pay", &crate::support::server::payout(1)).await;
+    assert_eq!((waits.status, waits.code()), (503, "reconcile-required"), "{:#}", waits.body);
+    server.stop().await;
+    assert_eq!(std::fs::read_to_string(&memory).unwrap(), more, "it is not overwritten");
+
+    let early = apply(&stage.setup, &[]);
+    assert_eq!(early.code, Some(1), "{early:#?}");
+    let forgotten = early.json()["forgotten"].clone();
+    assert_eq!((forgotten[0]["address"].as_str(), forgotten[1].as_object()), (Some(gone), None));
+    let config = stage.setup.config().display().to_string();
+    let plain = claviger(&["reconcile", "--config", &config], &[]);
+    assert!(plain.out.contains("says that 3 nonces were given"), "{plain:#?}");
+    assert_eq!(std::fs::read_to_string(&memory).unwrap(), more, "it is not overwritten");
+    assert_eq!(apply(&stage.setup, &["--even-if-pending"]).code, Some(0));
+    assert_eq!(std::fs::read_to_string(&memory).unwrap(), text, "it goes by the database again");
+    let server = stage.setup.start(&[]).await;
+    let next = stage.pay(&server, "pay").await;
+    stage.mine_until_mined(&server, &id(&next)).await;
+    stage.finish(&server, &id(&next)).await;
+    stage.check().await;
+}

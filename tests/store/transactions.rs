@@ -1,8 +1,6 @@
 //! Transactions: what was accepted reads back, changes are compared and swapped, lists filter.
 
-use crate::fixtures::{
-    CHAIN, add_key, at, caller, hash, insert, request, stored, submit, transaction,
-};
+use crate::fixtures::{add_key, at, caller, hash, insert, request, stored, submit, transaction};
 use alloy::primitives::{Address, B256, U256};
 use claviger::core::amount::Amount;
 use claviger::core::id::{ChainId, ChainName};
@@ -27,7 +25,6 @@ on_both!(
     a_list_is_newest_first_and_goes_on_from_its_cursor,
     a_filter_keeps_what_matches_all_of_it,
     a_list_shows_a_principal_only_its_own,
-    open_transactions_come_by_account_and_nonce,
     statuses_are_counted,
 );
 
@@ -275,25 +272,6 @@ async fn a_list_shows_a_principal_only_its_own(store: Arc<dyn Store>) {
     assert_eq!(listed(&store, of(caller("two"))).await, [2]);
     let nameless = Principal { iss: String::new(), sub: String::new() };
     assert_eq!(listed(&store, of(nameless)).await, [] as [u128; 0]);
-}
-
-async fn open_transactions_come_by_account_and_nonce(store: Arc<dyn Store>) {
-    let (one, two) = (add_key(&store, 1).await, add_key(&store, 2).await);
-    let rows = [(1, 2), (2, 1), (3, 1), (4, 1), (5, 2), (6, 1)];
-    insert(&store, rows.map(|(n, key)| transaction(n, key)).to_vec()).await;
-    // In the order of their nonces: 4 and 2 of key 1, 5 and 1 of key 2; 3 ended, 6 still waits.
-    for (n, key) in [(4, 1), (2, 1), (3, 1), (5, 2), (1, 2)] {
-        submit(&store, request(n), key).await;
-    }
-    assert!(advance(&store, change(3, 1, Status::Finalized)).await);
-    let at_block = StatusChange { mined: Some(mined()), ..change(2, 1, Status::Mined) };
-    assert!(advance(&store, at_block).await);
-    let open = read!(store, [], |unit| unit.open_transactions(CHAIN).await?);
-    let order: Vec<_> = open.iter().map(|row| (row.new.address, row.nonce.unwrap())).collect();
-    let mut expected = [(one, 0), (one, 1), (two, 0), (two, 1)];
-    expected.sort();
-    assert_eq!(order, expected);
-    assert!(read!(store, [], |unit| unit.open_transactions(ChainId::new(5)).await?).is_empty());
 }
 
 async fn statuses_are_counted(store: Arc<dyn Store>) {

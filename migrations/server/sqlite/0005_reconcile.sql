@@ -22,3 +22,5 @@ CREATE TABLE orphans (
     PRIMARY KEY (chain_id, address, nonce)
 ) STRICT;
 CREATE INDEX orphans_open ON orphans (chain_id, claimed_by);
+-- What a new request asks may be there already.
+CREATE INDEX orphans_same ON orphans (chain_id, value, recipient);

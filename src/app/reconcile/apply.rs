@@ -3,7 +3,7 @@
 
 use super::{Account, Finding, Standstill, What};
 use crate::app::adopt::{self, OnChain};
-use crate::app::suspension;
+use crate::app::suspension::{self, Standing};
 use crate::app::{AppError, record};
 use crate::core::amount::Amount;
 use crate::core::audit::EncodedLeaf;
@@ -14,8 +14,8 @@ use crate::core::tx::state::{Ending, Status};
 use crate::ports::chain::{BlockAt, Chain};
 use crate::ports::clock::{Clock, Entropy};
 use crate::ports::store::{
-    End, Failure, LaneKey, Orphan, Settlement, StatusChange, Store, StoreError, TransactionRow,
-    Unit, unit,
+    DATABASE_IDENTITY, End, Failure, LaneKey, Orphan, Settlement, StatusChange, Store, StoreError,
+    TransactionRow, Unit, look, unit,
 };
 use std::sync::Arc;
 
@@ -64,7 +64,8 @@ pub struct Lost {
 struct Plan {
     account: Account,
     leaf: EncodedLeaf,
-    events: Vec<String>,
+    /// Two ids for each finding.
+    events: Vec<[String; 2]>,
     next: u64,
     now: Timestamp,
 }
@@ -82,7 +83,7 @@ pub async fn settle_account(order: &Order<'_>, account: &Account) -> Result<Appl
     let next = account.next.max(account.latest);
     let plan = Arc::new(Plan {
         leaf: record::reconciled_account(account, order.reason, next, now)?,
-        events: account.findings.iter().map(|_| order.entropy.uuid().to_string()).collect(),
+        events: account.findings.iter().map(|_| [event_id(order), event_id(order)]).collect(),
         account: account.clone(),
         next,
         now,
@@ -99,6 +100,10 @@ pub async fn settle_account(order: &Order<'_>, account: &Account) -> Result<Appl
     Ok(if done { Applied::Done(next) } else { Applied::Moved })
 }
 
+fn event_id(order: &Order<'_>) -> String {
+    order.entropy.uuid().to_string()
+}
+
 async fn settle_in(unit: &mut dyn Unit, plan: &Plan) -> Result<bool, StoreError> {
     let Account { chain, address, key, .. } = &plan.account;
     let open = LaneKey { chain: chain.id, address: *address, key: *key, mode: NonceMode::Managed };
@@ -106,8 +111,8 @@ async fn settle_in(unit: &mut dyn Unit, plan: &Plan) -> Result<bool, StoreError>
     if lane.next_nonce != plan.account.next || lane.mode != NonceMode::Managed {
         return Ok(false);
     }
-    for (finding, event_id) in plan.account.findings.iter().zip(&plan.events) {
-        if !one(unit, plan, finding, event_id.clone()).await? {
+    for (finding, events) in plan.account.findings.iter().zip(&plan.events) {
+        if !one(unit, plan, finding, events.clone()).await? {
             return Ok(false);
         }
     }
@@ -120,7 +125,7 @@ async fn one(
     unit: &mut dyn Unit,
     plan: &Plan,
     finding: &Finding,
-    event_id: String,
+    [event_id, second_id]: [String; 2],
 ) -> Result<bool, StoreError> {
     let now = plan.now;
     let unread = || StoreError::Corrupt("what is to be adopted was not read".to_owned());
@@ -132,7 +137,7 @@ async fn one(
             Some(row) => adopt::take(unit, &row, found()?, event_id, now).await,
             None => Ok(false),
         },
-        What::Foreign(request) => lost_to_stranger(unit, request, finding, event_id, now).await,
+        What::Foreign(request) => lost(unit, plan, request, finding, [event_id, second_id]).await,
         What::Orphan => orphan(unit, plan, finding).await,
         What::Unseen => Ok(false),
         // What was told stays told; bytes are sent when the unit has ended.
@@ -179,9 +184,34 @@ async fn no_op(
 }
 
 /// The nonce is final with another transaction: what the request asked can never be mined. It is not given
-/// another nonce, since a nonce belongs to one request for ever and a request to one nonce: whoever still
-/// wants it asks again, with a key of its own.
-async fn lost_to_stranger(
+/// another nonce, since a request has one for ever: whoever still wants it asks again, with a key of its own.
+///
+/// What our key signed belonged to a request that is gone, and so does the nonce: it is kept for whoever asks
+/// for the same, and bound at once to a request that waits here and does.
+async fn lost(
+    unit: &mut dyn Unit,
+    plan: &Plan,
+    request: RequestId,
+    finding: &Finding,
+    [event_id, second_id]: [String; 2],
+) -> Result<bool, StoreError> {
+    if !lost_to_another(unit, request, finding, event_id, plan.now).await? {
+        return Ok(false);
+    }
+    let Some(found) = &finding.found else { return Ok(true) };
+    if !unit.give_up_nonce(request).await? {
+        return Ok(false);
+    }
+    let Some(asked_by) = finding.asked_by else {
+        return orphan(unit, plan, finding).await;
+    };
+    match unit.transaction(asked_by).await? {
+        Some(row) => adopt::take(unit, &row, found, second_id, plan.now).await,
+        None => Ok(false),
+    }
+}
+
+async fn lost_to_another(
     unit: &mut dyn Unit,
     request: RequestId,
     finding: &Finding,
@@ -204,7 +234,12 @@ async fn lost_to_stranger(
     if !unit.advance(&change).await? {
         return Ok(false);
     }
-    unit.settle(&request.to_string(), nothing, now).await?;
+    if finding.found.is_some() {
+        // As if it had never had the nonce.
+        unit.release(&request.to_string()).await?;
+    } else {
+        unit.settle(&request.to_string(), nothing, now).await?;
+    }
     unit.append_leaf(&record::settled(request, "failed", &hash, &block, "0", now)?).await?;
     let ended = TransactionRow { ending: Some(Ending::Failed), ..row };
     unit.append_event(&record::status_event(&ended, Status::Failed, event_id, now)).await?;
@@ -278,27 +313,52 @@ pub async fn declare_lost(order: &Order<'_>, lost: &Lost) -> Result<(), AppError
     Ok(())
 }
 
-/// Lets the server go on, with this copy of the database.
+/// Servers' leases that have not ended, where several servers may work.
 ///
 /// # Errors
 /// When the store does not answer.
-pub async fn lift(order: &Order<'_>) -> Result<(), AppError> {
-    suspension::remember_identity(order.store).await?;
+pub async fn live_servers(order: &Order<'_>) -> Result<i64, AppError> {
+    if order.store.is_alone() {
+        // Nobody else has the file; what a killed server left behind says nothing.
+        return Ok(0);
+    }
+    let now = order.clock.now();
+    Ok(look(order.store, "live_leases", move |unit| {
+        Box::pin(async move { unit.live_leases(now).await })
+    })
+    .await?)
+}
+
+/// Lets the server go on, with this copy of the database. `false` if it is another copy, or waits for
+/// something else, than when the accounts were looked at.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn lift(order: &Order<'_>, before: &Standing) -> Result<bool, AppError> {
+    if suspension::standing(order.store).await? != *before {
+        return Ok(false);
+    }
     let leaf = Arc::new(record::resumed(order.reason, order.clock.now())?);
-    unit(order.store, "lift_suspension", move |unit| {
-        let leaf = leaf.clone();
+    let before = Arc::new(before.clone());
+    let lifted = unit(order.store, "lift_suspension", move |unit| {
+        let (leaf, before) = (leaf.clone(), before.clone());
         Box::pin(async move {
-            if unit.suspension().await?.is_none() {
-                return Ok(End::Rollback(()));
+            if unit.suspension().await? != before.suspension {
+                return Ok(End::Rollback(false));
             }
-            unit.lift_suspension().await?;
-            unit.append_leaf(&leaf).await?;
-            Ok(End::Commit(()))
+            if let Some(identity) = &before.identity {
+                unit.set_meta(DATABASE_IDENTITY, identity).await?;
+            }
+            if before.suspension.is_some() {
+                unit.lift_suspension().await?;
+                unit.append_leaf(&leaf).await?;
+            }
+            Ok(End::Commit(true))
         })
     })
     .await?;
     crate::failpoint!("reconcile.after_lifted");
-    Ok(())
+    Ok(lifted)
 }
 
 /// Sends what was told as final and is gone to all nodes again, so that its nonce does not stay empty and what

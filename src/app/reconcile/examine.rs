@@ -1,22 +1,17 @@
 //! Look: every mined nonce of every managed account, against the requests of the database. Changes nothing.
 
-use super::{Account, Finding, Remembered, Standstill, What};
+use super::locate::Locator;
+use super::{Account, Finding, Forgotten, Remembered, Standstill, What};
 use crate::app::AppError;
 use crate::app::adopt::{OnChain, Prove};
 use crate::core::id::RequestId;
 use crate::core::intent::ChainRef;
 use crate::core::key::{NonceMode, OperatorKey};
-use crate::core::tx::state::Status;
 use crate::ports::chain::{BlockAt, Chain, ChainError, MinedTransaction};
-use crate::ports::store::{AttemptRow, Filter, Lane, Store, TransactionRow, look};
+use crate::ports::store::{AttemptRow, Lane, Store, TransactionRow, look};
 use alloy::primitives::B256;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-/// Blocks that are read one by one where no node has old state.
-const WALK_MAX: u64 = 20_000;
-/// Queued requests of a chain that are looked at.
-const QUEUED_MAX: i64 = 100_000;
 
 /// The configured chains.
 pub type Places = [(ChainRef, Arc<dyn Chain>)];
@@ -70,6 +65,29 @@ pub async fn examine(
     Ok(accounts)
 }
 
+/// What is remembered of accounts that were not examined, and that the database does not have as far.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn forgotten(
+    store: &dyn Store,
+    remembered: &Remembered,
+    examined: &[Account],
+) -> Result<Vec<Forgotten>, AppError> {
+    let lanes = look(store, "every_lane", |unit| Box::pin(async move { unit.every_lane().await }));
+    let lanes = lanes.await?;
+    let is_known = |chain, address, given| {
+        let is_examined =
+            examined.iter().any(|account| (account.chain.id, account.address) == (chain, address));
+        let is_as_far =
+            |lane: &(_, _, u64)| (lane.0, lane.1) == (chain, address) && lane.2 >= given;
+        given == 0 || is_examined || lanes.iter().any(is_as_far)
+    };
+    let all = remembered.iter().map(|((chain, address), given)| (*chain, *address, *given));
+    let lost = all.filter(|(chain, address, given)| !is_known(*chain, *address, *given));
+    Ok(lost.map(|(chain, address, given)| Forgotten { chain, address, given }).collect())
+}
+
 /// The chains that stand still, because they were reorganised below what was told as final.
 ///
 /// # Errors
@@ -117,12 +135,14 @@ impl Examiner<'_> {
         }
         let mut findings = Vec::new();
         let mut taken = BTreeSet::new();
+        let mut locator = Locator::new(self.port, self.key.address, counts.head, self.progress);
         for nonce in 0..counts.latest {
             if let Some(row) = self.unexplained(&rows, nonce).await? {
-                findings.push(self.finding(&rows, row, nonce, &counts, &mut taken).await?);
+                let mined = locator.find(nonce).await?;
+                findings.extend(self.finding(&rows, row, (nonce, mined), &counts, &mut taken));
             }
         }
-        findings.extend(self.undone(&rows, &counts).await?);
+        findings.extend(self.undone(&rows, &counts, &mut locator).await?);
         Ok(Some(Account {
             chain: self.chain.clone(),
             address: self.key.address,
@@ -155,25 +175,14 @@ impl Examiner<'_> {
 
     async fn rows(&self) -> Result<Rows, AppError> {
         let (chain, account) = (self.chain.id, self.key.address);
-        let queued = Filter {
-            status: Some(Status::Queued),
-            chain: Some(self.chain.name.clone()),
-            limit: QUEUED_MAX,
-            ..Filter::default()
-        };
         Ok(look(self.store, "account", move |unit| {
-            let queued = queued.clone();
             Box::pin(async move {
                 let mut open = BTreeMap::new();
-                for row in unit.open_transactions(chain).await? {
-                    if row.new.address == account {
-                        let attempts = unit.attempts(row.new.id).await?;
-                        open.insert(row.new.id, (row, attempts));
-                    }
+                for row in unit.open_of(chain, account).await? {
+                    let attempts = unit.attempts(row.new.id).await?;
+                    open.insert(row.new.id, (row, attempts));
                 }
-                let mut queued = unit.transactions(&queued).await?;
-                queued.retain(|row| row.new.address == account);
-                queued.reverse();
+                let queued = unit.queued_of(chain, account).await?;
                 let orphans = unit.orphans(chain, false).await?;
                 let orphans = orphans.iter().filter(|orphan| orphan.address == account);
                 Ok(Rows {
@@ -210,48 +219,56 @@ impl Examiner<'_> {
         Ok(Some(Some(*request)))
     }
 
-    async fn finding(
+    /// `None` if it is a request's own attempt all the same, that one node has and another one has not yet.
+    fn finding(
         &self,
         rows: &Rows,
         request: Option<RequestId>,
-        nonce: u64,
+        (nonce, mined): (u64, Option<MinedTransaction>),
         counts: &Counts,
         taken: &mut BTreeSet<RequestId>,
-    ) -> Result<Finding, AppError> {
-        let Some(mined) = self.locate(nonce, counts.head).await? else {
-            return Ok(nothing_at(nonce, What::Unseen));
+    ) -> Option<Finding> {
+        let Some(mined) = mined else {
+            return Some(nothing_at(nonce, What::Unseen));
         };
+        let row = request.and_then(|request| rows.open.get(&request));
+        if row.is_some_and(|(_, all)| all.iter().any(|attempt| attempt.hash == Some(mined.hash))) {
+            return None;
+        }
         let account = self.key.address;
         let found = mined.raw.as_ref().and_then(OnChain::read);
         let key = &self.key.public_key;
-        let found = found.filter(|it| it.says.nonce == nonce && it.is_of(key, self.prove));
-        let row = request.and_then(|request| rows.open.get(&request));
+        let found = found.filter(|it| {
+            it.says.nonce == nonce && it.hash == mined.hash && it.is_of(key, self.prove)
+        });
+        let mut asked_by = None;
         let what = match (row, &found) {
             (Some((row, _)), Some(found)) if found.is_asked_by(row) => What::Attempt(row.new.id),
             (Some((row, _)), Some(found)) if found.says.is_no_op_of(account) => {
                 What::NoOp(row.new.id)
             }
-            (Some((row, _)), _) => What::Foreign(row.new.id),
+            (Some((row, _)), found) => {
+                asked_by = found.as_ref().and_then(|found| waiting_for(rows, found, taken));
+                What::Foreign(row.new.id)
+            }
             (None, Some(found)) => {
-                let asks =
-                    |row: &&TransactionRow| !taken.contains(&row.new.id) && found.is_asked_by(row);
-                match rows.queued.iter().find(asks) {
-                    Some(row) => {
-                        taken.insert(row.new.id);
-                        What::Queued(row.new.id)
-                    }
-                    None => What::Orphan,
-                }
+                waiting_for(rows, found, taken).map_or(What::Orphan, What::Queued)
             }
             (None, None) => What::Orphan,
         };
         let is_final = mined.block_number <= counts.final_number;
-        Ok(Finding { nonce, mined: Some(mined), found, is_final, what, again: None })
+        let (mined, again) = (Some(mined), None);
+        Some(Finding { nonce, mined, found, is_final, what, again, asked_by })
     }
 
     /// Requests whose end was told, and which the chain does not have so any more: their nonce is not used,
     /// or, on a chain that stands still, another transaction has it.
-    async fn undone(&self, rows: &Rows, counts: &Counts) -> Result<Vec<Finding>, AppError> {
+    async fn undone(
+        &self,
+        rows: &Rows,
+        counts: &Counts,
+        locator: &mut Locator<'_>,
+    ) -> Result<Vec<Finding>, AppError> {
         let mut undone = Vec::new();
         let over = rows.given.iter().filter(|(_, request)| !rows.open.contains_key(*request));
         for (nonce, request) in over {
@@ -273,59 +290,24 @@ impl Examiner<'_> {
             } else if let Some(hash) = mined
                 && !is_canonical(self.port, hash).await?
             {
-                let mined = self.locate(nonce, counts.head).await?;
+                let mined = locator.find(nonce).await?;
                 undone.push(Finding { mined, ..nothing_at(nonce, What::Turned(request)) });
             }
         }
         Ok(undone)
     }
+}
 
-    /// Finds the mined transaction with this nonce: by the account's count at past blocks, where a node has
-    /// their state; else block by block from the newest that may hold it.
-    async fn locate(&self, nonce: u64, head: u64) -> Result<Option<MinedTransaction>, ChainError> {
-        let (mut below, mut above, mut step) = (None, head, 1_u64);
-        // `above` has the nonce used, `below` has not.
-        loop {
-            let middle = match below {
-                None => above.saturating_sub(step),
-                Some(below) if above.saturating_sub(below) <= 1 => break,
-                Some(below) => below.midpoint(above),
-            };
-            (self.progress)(middle);
-            match self.port.nonce(self.key.address, BlockAt::Number(middle)).await {
-                Ok(used) if used > nonce && middle == 0 => break,
-                Ok(used) if used > nonce => above = middle,
-                Ok(_) => below = Some(middle),
-                Err(_) => return self.walk(nonce, above).await,
-            }
-            step = step.saturating_mul(2);
-        }
-        self.in_block(nonce, above).await
-    }
-
-    async fn walk(&self, nonce: u64, from: u64) -> Result<Option<MinedTransaction>, ChainError> {
-        for back in 0..=WALK_MAX.min(from) {
-            let number = from.saturating_sub(back);
-            (self.progress)(number);
-            if let Some(found) = self.in_block(nonce, number).await? {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
-    }
-
-    async fn in_block(
-        &self,
-        nonce: u64,
-        number: u64,
-    ) -> Result<Option<MinedTransaction>, ChainError> {
-        let sent = self.port.sent_in(number, self.key.address).await?;
-        Ok(sent.into_iter().find(|sent| sent.nonce == nonce))
-    }
+/// The oldest request that waits for a nonce and asks for this; each is named once.
+fn waiting_for(rows: &Rows, found: &OnChain, taken: &mut BTreeSet<RequestId>) -> Option<RequestId> {
+    let asks = |row: &&TransactionRow| !taken.contains(&row.new.id) && found.is_asked_by(row);
+    let id = rows.queued.iter().find(asks)?.new.id;
+    taken.insert(id);
+    Some(id)
 }
 
 const fn nothing_at(nonce: u64, what: What) -> Finding {
-    Finding { nonce, mined: None, found: None, is_final: false, what, again: None }
+    Finding { nonce, mined: None, found: None, is_final: false, what, again: None, asked_by: None }
 }
 
 /// Whether a transaction is mined in a block of the canonical chain.

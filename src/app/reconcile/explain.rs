@@ -1,6 +1,7 @@
 //! What was found, in words for people.
 
-use super::{Account, Finding, Wait, What};
+use super::{Account, Finding, Forgotten, Wait, What};
+use crate::core::id::RequestId;
 use crate::ports::chain::MinedTransaction;
 use alloy::primitives::utils::format_ether;
 
@@ -51,10 +52,7 @@ fn finding(finding: &Finding) -> String {
             "it is what request {request} asked, which waits for a nonce in this database: the database \
              lost that it was sent"
         ),
-        What::Foreign(request) => format!(
-            "it is not what request {request} asked, which has this nonce: somebody else used the key, \
-             or it was another request of a database that is gone. That request cannot be mined any more"
-        ),
+        What::Foreign(request) => foreign(finding, request),
         What::Orphan => {
             "no request of this database asked for it: the database lost that request, or \
                          somebody else used the key"
@@ -72,6 +70,24 @@ fn finding(finding: &Finding) -> String {
     )
 }
 
+fn foreign(finding: &Finding, request: RequestId) -> String {
+    let what = format!(
+        "it is not what request {request} asked, which has this nonce: somebody else used the key, or it \
+         was another request of a database that is gone. Request {request} cannot be mined any more, and \
+         fails"
+    );
+    match (&finding.found, finding.asked_by) {
+        (None, _) => what,
+        (Some(_), None) => format!(
+            "{what}; as our key signed this one, it is bound to the next request that asks for the same"
+        ),
+        (Some(_), Some(asked_by)) => format!(
+            "{what}; as our key signed this one, it is bound to request {asked_by}, which asks for the same \
+             and waits for a nonce"
+        ),
+    }
+}
+
 fn does(finding: &Finding, mined: &MinedTransaction) -> String {
     let value = format_ether(mined.value);
     let value = value.trim_end_matches('0').trim_end_matches('.');
@@ -82,11 +98,8 @@ fn does(finding: &Finding, mined: &MinedTransaction) -> String {
         }
         None => String::new(),
     };
-    let strange = if finding.found.is_none() {
-        " (of a type, or with a signature, that is not ours)"
-    } else {
-        ""
-    };
+    let strange =
+        if finding.found.is_none() { " (no signature of ours was told of it)" } else { "" };
     format!("it sends {value} ether ({} wei) to {to}{with}{strange}", mined.value)
 }
 
@@ -96,6 +109,12 @@ fn wait(wait: &Wait) -> String {
             format!("nonce {nonce} is not final yet: run this again when its block is")
         }
         Wait::Unseen(nonce) => format!("nonce {nonce} must be found first"),
+        Wait::Unread(nonce) => format!(
+            "what is said of nonce {nonce} is one node's word, without a signature of this account's key: \
+             the node may be wrong, and something of ours be there in truth. Run this again with another \
+             node; if you have looked at it elsewhere, in a block explorer for example, and it is so, say \
+             --even-if-pending"
+        ),
         Wait::Pending(nonce) => format!(
             "a node's pool has transactions up to nonce {nonce} that this database does not know: run \
              this again when they are mined. Paying anew before that may pay twice"
@@ -106,4 +125,17 @@ fn wait(wait: &Wait) -> String {
              are mined; if you know that they were never sent, say --even-if-pending"
         ),
     }
+}
+
+/// The sentence about an account that the database does not know.
+#[must_use]
+pub fn explain_forgotten(forgotten: &Forgotten) -> String {
+    let Forgotten { chain, address, given } = forgotten;
+    format!(
+        "{address:#x} on chain {chain}: the memory beside the audit record says that {given} nonces were \
+         given, and this database has no such account to compare, or its chain is not configured: its key \
+         was made in the time that was lost. What it sent is not found here, and would be paid again. Look \
+         what this account has mined; if nothing of it will be asked for again, say --even-if-pending: then \
+         the account is remembered no more"
+    )
 }

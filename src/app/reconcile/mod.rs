@@ -4,13 +4,14 @@
 mod apply;
 mod examine;
 mod explain;
+mod locate;
 
 pub use apply::{
-    Applied, Lost, Order, close_orphans, declare_lost, lift, release_chain, send_again,
-    settle_account,
+    Applied, Lost, Order, close_orphans, declare_lost, lift, live_servers, release_chain,
+    send_again, settle_account,
 };
-pub use examine::{Places, examine, standing_still};
-pub use explain::explain;
+pub use examine::{Places, examine, forgotten, standing_still};
+pub use explain::{explain, explain_forgotten};
 
 use crate::app::adopt::OnChain;
 use crate::core::id::{ChainId, KeyId, RequestId};
@@ -49,6 +50,18 @@ pub struct Account {
     pub findings: Vec<Finding>,
 }
 
+/// An account that somebody outside the database remembers, and that the database does not know: its key was
+/// made in the time that was lost, or its chain is not configured any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forgotten {
+    /// The chain.
+    pub chain: ChainId,
+    /// The account.
+    pub address: Address,
+    /// How far nonces were given: one more than the highest.
+    pub given: u64,
+}
+
 /// A mined transaction that the database does not know as it should.
 #[derive(Debug, Clone)]
 pub struct Finding {
@@ -56,7 +69,8 @@ pub struct Finding {
     pub nonce: u64,
     /// What the chain has there, if its block was found.
     pub mined: Option<MinedTransaction>,
-    /// The same, read back; `None` if it is of a type that we do not sign.
+    /// The same, read back and signed by the account's key; `None` if it is of a type that we do not sign, or
+    /// a node tells of it without its signature: then there is only that node's word.
     pub found: Option<OnChain>,
     /// Whether its block is final.
     pub is_final: bool,
@@ -64,6 +78,9 @@ pub struct Finding {
     pub what: What,
     /// Signed bytes that are to be sent again, so that the nonce does not stay empty.
     pub again: Option<Bytes>,
+    /// A request that waits for a nonce and asks for just this, where it is foreign to the one that has the
+    /// nonce.
+    pub asked_by: Option<RequestId>,
 }
 
 /// A chain that was reorganised below a block in which an end was told.
@@ -120,6 +137,8 @@ pub enum Wait {
     NotFinal(u64),
     /// A mined transaction was not found.
     Unseen(u64),
+    /// A mined transaction is told of without a signature of the account's key.
+    Unread(u64),
     /// A pool has transactions that the database does not know, up to this nonce.
     Pending(u64),
     /// Nonces up to this one were given by the database that is gone, and are not mined.
@@ -130,7 +149,7 @@ impl Wait {
     /// Whether an operator may go on all the same.
     #[must_use]
     pub const fn may_be_overruled(&self) -> bool {
-        matches!(self, Self::Pending(_) | Self::Given(_))
+        matches!(self, Self::Pending(_) | Self::Given(_) | Self::Unread(_))
     }
 }
 
@@ -153,6 +172,11 @@ impl Account {
                     waits.push(Wait::NotFinal(finding.nonce));
                 }
                 _ => {}
+            }
+            // One node's word: what is ours may be there in truth, and a request would be failed, or paid
+            // again.
+            if matches!(finding.what, What::Orphan | What::Foreign(_)) && finding.found.is_none() {
+                waits.push(Wait::Unread(finding.nonce));
             }
         }
         let known = self.next.max(self.latest);

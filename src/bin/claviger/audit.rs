@@ -2,7 +2,6 @@
 
 use crate::reconcile::compare_memory;
 use crate::world;
-use claviger::app::reconcile::Remembered;
 use claviger::app::{AppError, suspension};
 use claviger::audit::checkpoint::{Checkpoint, Verifier};
 use claviger::audit::export::{self, Exported, Signer};
@@ -67,7 +66,7 @@ impl Signing {
                 ));
             }
             tracing::warn!("the audit log is not signed: `[audit] key_file` is not set");
-            compare_memory(&**store, None, &Remembered::new()).await?;
+            compare_memory(&**store, None).await?;
             return Ok(None);
         };
         let key = CheckpointKey::load(&key_file).map_err(|error| key_failure(&error))?;
@@ -80,8 +79,7 @@ impl Signing {
             let size = signer.last().size;
             tracing::info!(origin, size, "the audit log continues what was signed");
         }
-        let memory = signer.memory().map_err(|error| failed(&error))?;
-        compare_memory(&**store, memory.copy.as_deref(), &memory.lanes).await?;
+        compare_memory(&**store, Some(&signer)).await?;
         let signer = Arc::new(signer);
         let every = duration_ms(&config.audit.checkpoint_every);
         let every_ms = every.and_then(|every| u64::try_from(every).ok()).unwrap_or(CHECKPOINT_MS);

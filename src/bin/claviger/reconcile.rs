@@ -3,10 +3,10 @@
 use crate::audit::{key_failure, reader};
 use crate::world;
 use claviger::app::reconcile::{
-    Account, Applied, Lost, Order, Remembered, close_orphans, declare_lost, examine, lift,
-    release_chain, send_again, settle_account, standing_still,
+    Account, Applied, Lost, Order, Remembered, close_orphans, declare_lost, examine, forgotten,
+    lift, live_servers, release_chain, send_again, settle_account, standing_still,
 };
-use claviger::app::suspension;
+use claviger::app::suspension::{self, Standing};
 use claviger::audit::checkpoint::base64_root;
 use claviger::audit::key::CheckpointKey;
 use claviger::audit::signer::CheckpointSigner;
@@ -24,6 +24,10 @@ use std::sync::Arc;
 
 /// The words of the store where a server holds an SQLite file.
 const HELD: &str = "another server is running";
+
+/// Said where the server's waiting, or the database itself, changed under the command.
+const CHANGED: &str = "the database changed meanwhile, or what the server waits for: nothing was lifted. Run \
+                       this again";
 
 /// Runs the command.
 ///
@@ -112,9 +116,11 @@ impl World<'_> {
     async fn report(&self, accounts: Vec<Account>) -> Result<Report, Failure> {
         let suspension = suspension::current(&*self.store).await;
         let suspension = suspension.map_err(|error| Failure::of("the database", error))?;
+        let forgotten = forgotten(&*self.store, &self.remembered, &accounts).await;
         let accounts = accounts.into_iter().filter(|account| self.is_asked(account));
         Ok(Report {
             suspension,
+            forgotten: forgotten.map_err(|error| Failure::of("the database", error))?,
             log: self.signer.as_ref().and_then(|(_, wrong)| wrong.clone()),
             chains: standing_still(&*self.store, &self.places)
                 .await
@@ -164,12 +170,20 @@ impl World<'_> {
             reason: self.args.reason.as_deref().unwrap_or_default(),
             even_if_pending: self.args.even_if_pending,
         };
+        let servers = live_servers(&order).await.map_err(|error| failed(&error))?;
+        if servers > 0 {
+            return Err(Failure::new(format!(
+                "{servers} lease(s) of servers on this database have not ended: stop all its servers first, \
+                 then run this again. Those of a server that was killed end by themselves within 15 seconds"
+            )));
+        }
+        let before = self.standing().await?;
         let accounts = self.accounts().await?;
         let others = accounts.iter().filter(|account| !self.is_asked(account));
         let mut left = others.filter(|account| !account.agrees()).count();
         let mut report = self.report(accounts).await?;
         for (account, done) in &mut report.accounts {
-            // What agrees is let be: it may be worked by a server at this moment.
+            // What agrees is let be.
             if !account.agrees() {
                 let applied = settle_account(&order, account).await.map_err(|e| failed(&e))?;
                 if matches!(applied, Applied::Done(_)) {
@@ -180,30 +194,14 @@ impl World<'_> {
                 *done = Some(told(applied));
             }
             if self.args.close_unclaimed {
-                let closed = close_orphans(&order, account).await.map_err(|e| failed(&e))?;
-                if closed > 0 {
-                    report.done.push(format!(
-                        "{:#x}: {closed} unclaimed transaction(s) closed",
-                        account.address
-                    ));
-                }
+                report.done.extend(close(&order, account).await?);
             }
         }
+        if !self.args.even_if_pending {
+            left = left.saturating_add(report.forgotten.len());
+        }
         if left == 0 {
-            for still in &report.chains {
-                let nodes = self.nodes(&still.chain)?;
-                release_chain(&order, nodes, still).await.map_err(|error| failed(&error))?;
-                report.done.push(format!("chain `{}` goes on", still.chain.name));
-            }
-            self.log(&order, &mut report).await?;
-            lift(&order).await.map_err(|error| failed(&error))?;
-            if let Some((signer, _)) = &self.signer {
-                let kept = signer.remember_database(&*self.store).await;
-                kept.map_err(|error| failed(&error))?;
-            }
-            if report.suspension.is_some() {
-                report.done.push("the server goes on".to_owned());
-            }
+            self.go_on(&order, &before, &mut report).await?;
         }
         report.unclaimed = self.unclaimed().await?;
         report.show(self.args.json);
@@ -214,6 +212,41 @@ impl World<'_> {
                  first. Nothing else was lifted"
             ))),
         }
+    }
+
+    async fn standing(&self) -> Result<Standing, Failure> {
+        let standing = suspension::standing(&*self.store).await;
+        standing.map_err(|error| Failure::of("the database", error))
+    }
+
+    /// All agrees: chains, log and server go on.
+    async fn go_on(
+        &self,
+        order: &Order<'_>,
+        before: &Standing,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
+        let failed = |error: &dyn std::fmt::Display| Failure::of("not put right", error);
+        if self.standing().await? != *before {
+            return Err(Failure::new(CHANGED));
+        }
+        for still in &report.chains {
+            let nodes = self.nodes(&still.chain)?;
+            release_chain(order, nodes, still).await.map_err(|error| failed(&error))?;
+            report.done.push(format!("chain `{}` goes on", still.chain.name));
+        }
+        self.log(order, report).await?;
+        if !lift(order, before).await.map_err(|error| failed(&error))? {
+            return Err(Failure::new(CHANGED));
+        }
+        if let Some((signer, _)) = &self.signer {
+            let kept = signer.remember_database(&*self.store).await;
+            kept.map_err(|error| failed(&error))?;
+        }
+        if report.suspension.is_some() {
+            report.done.push("the server goes on".to_owned());
+        }
+        Ok(())
     }
 
     fn nodes(&self, chain: &ChainRef) -> Result<&dyn Chain, Failure> {
@@ -252,6 +285,21 @@ impl World<'_> {
     }
 }
 
+/// Closes what nobody has claimed of an account. What was found in this run has not been told to anybody yet:
+/// its callers may ask for it again.
+async fn close(order: &Order<'_>, account: &Account) -> Result<Option<String>, Failure> {
+    let address = account.address;
+    if !(account.findings.is_empty() && account.waits().is_empty()) {
+        return Ok(Some(format!(
+            "{address:#x}: nothing is closed, as its transactions were found by this run; run it again with \
+             --close-unclaimed once nobody will ask for them"
+        )));
+    }
+    let closed = close_orphans(order, account).await;
+    let closed = closed.map_err(|error| Failure::of("not put right", error))?;
+    Ok((closed > 0).then(|| format!("{address:#x}: {closed} unclaimed transaction(s) closed")))
+}
+
 fn told(applied: Applied) -> String {
     match applied {
         Applied::Done(next) => format!("put right; its lane goes on from nonce {next}"),
@@ -260,32 +308,23 @@ fn told(applied: Applied) -> String {
     }
 }
 
-/// At the start of a server: whether this database is the one that was served before, by the word of whoever
-/// remembers it outside.
+/// At the start of a server: whether this database is the one that was served before, by its own word and by
+/// the word of whoever remembers it outside.
 ///
 /// # Errors
-/// When the database does not answer.
+/// When the database does not answer, or the memory cannot be read or written.
 pub async fn compare_memory(
     store: &dyn Store,
-    copy: Option<&str>,
-    remembered: &Remembered,
+    signer: Option<&CheckpointSigner>,
 ) -> Result<(), Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::of("the database", error);
     let now = SystemClock.now();
-    suspension::check_identity(store, copy, now).await.map_err(|error| failed(&error))?;
-    let lanes = look(store, "every_lane", |unit| Box::pin(async move { unit.every_lane().await }));
-    let lanes = lanes.await.map_err(|error| failed(&error))?;
-    for ((chain, address), given) in remembered {
-        let lane = lanes.iter().find(|lane| (lane.0, lane.1) == (*chain, *address));
-        let next = lane.map_or(0, |lane| lane.2);
-        if next < *given {
-            let reason = format!(
-                "the database has given {next} nonces of {address:#x} on chain {chain}, and {given} were \
-                 given before: it was restored from a backup"
-            );
+    // The memory first: a database that does not know which copy it is would be believed afterwards.
+    if let Some(signer) = signer {
+        let forgotten = signer.compare_memory(store).await.map_err(|error| failed(&error))?;
+        if let Some(reason) = forgotten {
             suspension::suspend(store, &reason, now).await.map_err(|error| failed(&error))?;
-            break;
         }
     }
-    Ok(())
+    suspension::check_identity(store, now).await.map_err(|error| failed(&error))
 }

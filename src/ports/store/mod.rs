@@ -152,12 +152,6 @@ pub trait Unit: Send {
     /// Transactions, newest first, that match all of the filter.
     async fn transactions(&mut self, filter: &Filter) -> Result<Vec<TransactionRow>, StoreError>;
 
-    /// Transactions of a chain that have a nonce and no end, by account and nonce.
-    async fn open_transactions(
-        &mut self,
-        chain: ChainId,
-    ) -> Result<Vec<TransactionRow>, StoreError>;
-
     /// How many transactions there are in each status; for metrics.
     async fn count_by_status(&mut self) -> Result<Vec<(Status, i64)>, StoreError>;
 
@@ -537,6 +531,23 @@ pub trait Unit: Send {
 
     /// All managed lanes of all chains, each with its next nonce.
     async fn every_lane(&mut self) -> Result<Vec<(ChainId, Address, u64)>, StoreError>;
+
+    /// Transactions of an account that wait for a nonce, the oldest first: all of them.
+    async fn queued_of(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+    ) -> Result<Vec<TransactionRow>, StoreError>;
+
+    /// How many leases have not ended: server processes work then, or were killed a moment ago.
+    async fn live_leases(&mut self, now: Timestamp) -> Result<i64, StoreError>;
+
+    /// The orphans that nobody has claimed and that pay the same, the oldest first.
+    async fn same_orphans(&mut self, same: &Payment) -> Result<Vec<Orphan>, StoreError>;
+
+    /// Takes the nonce of a failed transaction away: it was used for another request, whose it is. `false` if
+    /// that transaction is not failed, or has none.
+    async fn give_up_nonce(&mut self, id: RequestId) -> Result<bool, StoreError>;
 
     // -- what is told -------------------------------------------------------------------------------
 

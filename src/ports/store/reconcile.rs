@@ -5,6 +5,18 @@ use crate::core::id::ChainId;
 use crate::core::time::Timestamp;
 use alloy::primitives::{Address, B256, Bytes};
 
+/// Name of the row of `meta` that says which copy of the database was served last, see `Store::identity`.
+pub const DATABASE_IDENTITY: &str = "database_identity";
+
+/// Why a server waits whose database became another copy.
+#[must_use]
+pub fn other_copy(found: &str, before: &str) -> String {
+    format!(
+        "the database is another copy than the one that was served before (system and timeline {found}, \
+         before {before}): it was restored, or a replica was promoted"
+    )
+}
+
 /// Why nothing is signed and no nonce is given until an operator has run `claviger reconcile`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suspension {
@@ -35,4 +47,17 @@ pub struct Orphan {
     pub raw: Option<Bytes>,
     /// The request that has it, or `closed`.
     pub claimed_by: Option<String>,
+}
+
+/// What a transaction pays, whoever pays it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payment {
+    /// The chain.
+    pub chain: ChainId,
+    /// The recipient; `None` creates a contract.
+    pub to: Option<Address>,
+    /// Native value.
+    pub value: Amount,
+    /// Calldata.
+    pub data: Bytes,
 }

@@ -1,10 +1,11 @@
 //! What a database that was restored, or overtaken, waits for; and what is found on the chain beside it.
 
 use super::column::{address, amount, exactly_one, hash, parsed, to_i64, to_u64};
+use super::rows::TransactionColumns;
 use super::statement::{Tx, values};
 use crate::core::id::{ChainId, RequestId};
 use crate::core::time::Timestamp;
-use crate::ports::store::{Lane, Orphan, StoreError, Suspension, TransactionRow};
+use crate::ports::store::{Lane, Orphan, Payment, StoreError, Suspension, TransactionRow};
 use alloy::primitives::{Address, B256};
 use sqlx::FromRow;
 
@@ -30,6 +31,16 @@ statements! {
         WHERE chain_id = $1 AND address = $2 AND next_nonce <= $3";
     EVERY_LANE = "SELECT chain_id, address, next_nonce FROM lanes WHERE mode = 'managed' \
         ORDER BY chain_id, address";
+    QUEUED_OF = "SELECT * FROM transactions WHERE chain_id = $1 AND status = 'queued' \
+        AND address = $2 ORDER BY seq";
+    LIVE_LEASES = "SELECT COUNT(*) AS n FROM leases WHERE until > $1";
+    SAME_ORPHANS = "SELECT * FROM orphans WHERE chain_id = $1 AND value = $2 AND recipient = $3 \
+        AND data = $4 AND claimed_by IS NULL ORDER BY found_at, address, nonce";
+    SAME_CREATIONS = "SELECT * FROM orphans WHERE chain_id = $1 AND value = $2 \
+        AND recipient IS NULL AND data = $3 AND claimed_by IS NULL \
+        ORDER BY found_at, address, nonce";
+    GIVE_UP_NONCE = "UPDATE transactions SET nonce = NULL, version = version + 1 \
+        WHERE id = $1 AND status = 'failed' AND nonce IS NOT NULL";
 }
 
 #[derive(FromRow)]
@@ -62,6 +73,11 @@ struct NextColumns {
     chain_id: i64,
     address: Vec<u8>,
     next_nonce: i64,
+}
+
+#[derive(FromRow)]
+struct CountColumn {
+    n: i64,
 }
 
 impl OrphanColumns {
@@ -177,4 +193,38 @@ pub(super) async fn every_lane(tx: &mut Tx) -> Result<Vec<(ChainId, Address, u64
             Ok((chain, address(&row.address)?, to_u64(row.next_nonce)?))
         })
         .collect()
+}
+
+pub(super) async fn queued_of(
+    tx: &mut Tx,
+    chain: ChainId,
+    account: Address,
+) -> Result<Vec<TransactionRow>, StoreError> {
+    let values = values![to_i64(chain.get())?, account.as_slice()];
+    let rows = tx.all::<TransactionColumns>(QUEUED_OF, values).await?;
+    rows.into_iter().map(TransactionColumns::read).collect()
+}
+
+pub(super) async fn live_leases(tx: &mut Tx, now: Timestamp) -> Result<i64, StoreError> {
+    let row = tx.one::<CountColumn>(LIVE_LEASES, values![now.millis()]).await?;
+    Ok(row.map_or(0, |row| row.n))
+}
+
+pub(super) async fn same_orphans(tx: &mut Tx, same: &Payment) -> Result<Vec<Orphan>, StoreError> {
+    let (chain, value) = (to_i64(same.chain.get())?, same.value.to_be_bytes());
+    let rows = match same.to {
+        Some(to) => {
+            let values = values![chain, value.as_slice(), to.as_slice(), same.data.as_ref()];
+            tx.all::<OrphanColumns>(SAME_ORPHANS, values).await?
+        }
+        None => {
+            let values = values![chain, value.as_slice(), same.data.as_ref()];
+            tx.all::<OrphanColumns>(SAME_CREATIONS, values).await?
+        }
+    };
+    rows.into_iter().map(OrphanColumns::read).collect()
+}
+
+pub(super) async fn give_up_nonce(tx: &mut Tx, id: RequestId) -> Result<bool, StoreError> {
+    Ok(tx.execute(GIVE_UP_NONCE, values![id.to_string()]).await? == 1)
 }

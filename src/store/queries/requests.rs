@@ -3,7 +3,7 @@
 use super::column::{exactly_one, hash, parsed, price_bytes, to_i64};
 use super::rows::{TX_ACCESS, TransactionColumns};
 use super::statement::{Tx, Value, values};
-use crate::core::id::{ChainId, RequestId};
+use crate::core::id::RequestId;
 use crate::core::intent::Fees;
 use crate::core::policy::verdict::EventUse;
 use crate::core::tx::state::Status;
@@ -34,8 +34,6 @@ statements! {
         AND (status = $3 OR $3 IS NULL) AND (chain = $4 OR $4 IS NULL) \
         AND (signer = $5 OR $5 IS NULL) \
         AND created_at >= $6 AND created_at < $7 AND seq < $8 ORDER BY seq DESC LIMIT $9";
-    OPEN_TRANSACTIONS = "SELECT * FROM transactions WHERE chain_id = $1 \
-        AND status IN ('submitted', 'cancelling', 'mined') ORDER BY address, nonce";
     COUNT_BY_STATUS = "SELECT status, COUNT(*) AS n FROM transactions GROUP BY status";
     ADVANCE = "UPDATE transactions SET status = $3, mined_hash = $4, mined_block = $5, \
         mined_number = $6, mined_gas_used = $7, mined_price = $8, mined_success = $9, \
@@ -219,15 +217,6 @@ pub(super) async fn transactions(
         filter.limit,
     ];
     let rows = tx.all::<TransactionColumns>(TRANSACTIONS, values).await?;
-    rows.into_iter().map(TransactionColumns::read).collect()
-}
-
-pub(super) async fn open_transactions(
-    tx: &mut Tx,
-    chain: ChainId,
-) -> Result<Vec<TransactionRow>, StoreError> {
-    let values = values![to_i64(chain.get())?];
-    let rows = tx.all::<TransactionColumns>(OPEN_TRANSACTIONS, values).await?;
     rows.into_iter().map(TransactionColumns::read).collect()
 }
 

@@ -17,7 +17,7 @@ use crate::ports::store::{
     Anchor, AttemptRow, Bound, DecisionSummary, Filter, KeyBinding, Lane, LaneAge, LaneKey,
     LaneLoad, Lease, LeaseRow, LimitExceeded, LimitNow, LimitRow, LimitUse, LogBatch, LogHead,
     LogLeaf, NewAttempt, NewEvent, NewKey, NewSignatureRequest, NewTransaction, Orphan, Owed,
-    Place, Sent, Settlement, SignatureRow, SignedAttempt, SignedCheckpoint, StatusChange,
+    Payment, Place, Sent, Settlement, SignatureRow, SignedAttempt, SignedCheckpoint, StatusChange,
     StoreError, Suspension, TransactionRow, Unit, Wait, WaitingLeaf,
 };
 use alloy::primitives::{Address, B256};
@@ -63,13 +63,6 @@ impl Unit for Tx {
 
     async fn transactions(&mut self, filter: &Filter) -> Result<Vec<TransactionRow>, StoreError> {
         kept!(self, requests::transactions(self, filter))
-    }
-
-    async fn open_transactions(
-        &mut self,
-        chain: ChainId,
-    ) -> Result<Vec<TransactionRow>, StoreError> {
-        kept!(self, requests::open_transactions(self, chain))
     }
 
     async fn count_by_status(&mut self) -> Result<Vec<(Status, i64)>, StoreError> {
@@ -495,6 +488,26 @@ impl Unit for Tx {
 
     async fn every_lane(&mut self) -> Result<Vec<(ChainId, Address, u64)>, StoreError> {
         kept!(self, reconcile::every_lane(self))
+    }
+
+    async fn queued_of(
+        &mut self,
+        chain: ChainId,
+        address: Address,
+    ) -> Result<Vec<TransactionRow>, StoreError> {
+        kept!(self, reconcile::queued_of(self, chain, address))
+    }
+
+    async fn live_leases(&mut self, now: Timestamp) -> Result<i64, StoreError> {
+        kept!(self, reconcile::live_leases(self, now))
+    }
+
+    async fn same_orphans(&mut self, same: &Payment) -> Result<Vec<Orphan>, StoreError> {
+        kept!(self, reconcile::same_orphans(self, same))
+    }
+
+    async fn give_up_nonce(&mut self, id: RequestId) -> Result<bool, StoreError> {
+        kept!(self, reconcile::give_up_nonce(self, id))
     }
 
     async fn claimed_by(&mut self, event: &EventUse) -> Result<Option<RequestId>, StoreError> {
