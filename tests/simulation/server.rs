@@ -146,6 +146,8 @@ impl World {
     /// Notes since when a head that can offer no more keeps others of its lane waiting.
     fn behind(&mut self, index: usize, nonce_latest: u64) {
         let now = self.now();
+        // Found anew in each look, unlike since when.
+        self.requests[index].view.blocks_others = false;
         let this = &self.requests[index];
         if nonce_latest < this.view.nonce {
             return;
