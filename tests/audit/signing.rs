@@ -182,3 +182,25 @@ async fn a_database_that_is_read_only_is_not_written() {
     .await;
     assert!(matches!(wrote, Err(StoreError::Unavailable(_))), "{wrote:?}");
 }
+
+/// The memory beside the record is ahead of the database: it is kept, and nothing is signed.
+#[tokio::test]
+async fn a_database_that_forgot_nonces_is_not_signed_and_overwrites_no_memory() {
+    let log = Log::of(&[5]).await;
+    let (before, memory) = (log.newest().await, log.path("audit.record.database"));
+    let lane = format!("lane 1 {:#x} 3", alloy::primitives::Address::repeat_byte(7));
+    let text = format!("claviger database memory 1\n{lane}\n");
+    std::fs::write(&memory, &text).unwrap();
+    log.append((100..110).map(|n| leaf(LeafKind::Decided, n)).collect()).await;
+    log.signer.look(&*log.store).await.unwrap();
+    assert!(log.signer.wrong().unwrap().contains("has given 0 nonces"));
+    assert_eq!(log.newest().await, before);
+    assert_eq!(std::fs::read_to_string(&memory).unwrap(), text);
+    // While an operator is waited for it is not said again: it may be put right at any moment.
+    let now = claviger::core::time::Timestamp::from_millis(1);
+    assert!(claviger::app::suspension::suspend(&*log.store, "so", now).await.unwrap());
+    log.signer.look(&*log.store).await.unwrap();
+    assert_eq!(log.signer.wrong(), None);
+    log.signer.remember_database(&*log.store).await.unwrap();
+    assert_eq!(std::fs::read_to_string(&memory).unwrap(), "claviger database memory 1\n");
+}

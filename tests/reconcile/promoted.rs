@@ -33,6 +33,9 @@ async fn t48_a_promoted_replica_waits(lags: bool) {
     let told = server.program.stderr();
     assert!(told.contains("ALARM: nothing is signed"), "{}", server.program.tail());
     server.stop().await;
+    let memory = stage.setup.dir().join("audit.record.database");
+    let before = std::fs::read_to_string(&memory).unwrap();
+    assert!(before.contains("/00000001"), "{before}");
     let args = ["--apply", "--reason", "failed over"];
     let applied = reconcile_with(&stage.setup, &args, &envs);
     assert_eq!(applied.code, Some(0), "{applied:#?}");
@@ -40,7 +43,10 @@ async fn t48_a_promoted_replica_waits(lags: bool) {
     let doctor = claviger(&["doctor", "--config", &config], &envs);
     assert!(doctor.out.contains("/00000002"), "the other timeline: {doctor:#?}");
 
+    // Another host was away meanwhile and remembers the old copy: it goes on with what was reconciled.
+    std::fs::write(&memory, before).unwrap();
     let server = stage.setup.start(&envs).await;
+    assert!(std::fs::read_to_string(&memory).unwrap().contains("/00000002"));
     for key in ["first", "second", "third"] {
         let answer = server.ask(SUB, key, &payout(ETHER)).await;
         let done = stage.finish(&server, &answer.id()).await;
