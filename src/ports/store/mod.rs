@@ -5,11 +5,13 @@
 //! first error is kept and nothing is stored. Nobody can hold a unit across a wait for the network.
 
 mod reconcile;
+mod replication;
 mod rows;
 mod run;
 mod work;
 
 pub use reconcile::*;
+pub use replication::Replication;
 pub use rows::*;
 pub use run::{look, unit};
 pub use work::*;
@@ -40,39 +42,6 @@ pub enum StoreError {
     /// The unit conflicted with another too often.
     #[error("the transaction conflicted with others and was given up")]
     Contended,
-}
-
-/// How a database is copied elsewhere (PostgreSQL).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Replication {
-    /// `synchronous_commit`.
-    pub commit: String,
-    /// `synchronous_standby_names`.
-    pub names: String,
-    /// Standbys that are connected, as far as the role may see them.
-    pub standbys: i64,
-}
-
-impl Replication {
-    /// What is wrong with it, for a database in which money is.
-    #[must_use]
-    pub fn finding(&self) -> Option<String> {
-        match self.commit.as_str() {
-            "off" => Some(
-                "synchronous_commit is off: a commit that was answered can be lost in a crash"
-                    .to_owned(),
-            ),
-            "local" if self.standbys > 0 => {
-                Some("synchronous_commit is local: no commit waits for a standby".to_owned())
-            }
-            _ if self.standbys > 0 && self.names.is_empty() => Some(format!(
-                "{} standby(s), and synchronous_standby_names is empty: what was answered can be lost in a \
-                 failover",
-                self.standbys
-            )),
-            _ => None,
-        }
-    }
 }
 
 /// How a closure ends its unit.
