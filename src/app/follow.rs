@@ -55,7 +55,9 @@ pub async fn follow(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<()
     let open = of_one_look(open);
     let sought: Vec<Sought> =
         open.iter().map(|(row, attempts)| inclusion::sought(row, attempts)).collect();
-    let looks = inclusion::of_account(chain, address, &sought).await?;
+    // All below the lowest nonce that is open has come to its end.
+    let final_below = sought.iter().map(|one| one.nonce).min().unwrap_or(0);
+    let looks = inclusion::of_account(chain, address, &sought, final_below).await?;
     for ((row, attempts), look) in open.iter().zip(looks) {
         if !lease::is_kept(app, chain, lease).await? {
             return Ok(());
@@ -105,7 +107,7 @@ pub(crate) async fn follow_up(app: &App, id: RequestId) -> Result<(), AppError> 
     chains::verify(app, chain).await?;
     let (row, attempts) = (&found.row, found.attempts.as_slice());
     let sought = [inclusion::sought(row, attempts)];
-    let mut looks = inclusion::of_account(chain, row.new.address, &sought).await?;
+    let mut looks = inclusion::of_account(chain, row.new.address, &sought, 0).await?;
     match looks.pop() {
         Some(look) => follow_one(app, chain, &lease, (row, attempts), look).await,
         None => Ok(()),

@@ -86,7 +86,8 @@ pub(crate) fn sought(row: &TransactionRow, attempts: &[AttemptRow]) -> Sought {
 }
 
 /// Looks at transactions of one account, in the order given. Those of which the node cannot know, because it
-/// has not come to their block or has no receipt of it, are looked at on the others.
+/// has not come to its block or has no receipt of it, are looked at on the others. So many of the account's
+/// transactions are known to be final; 0 where nothing is known.
 ///
 /// # Errors
 /// When no node answers.
@@ -94,8 +95,9 @@ pub(crate) async fn of_account(
     chain: &ChainRuntime,
     address: Address,
     sought: &[Sought],
+    final_below: u64,
 ) -> Result<Vec<RowLook>, ChainError> {
-    let look = first_look(chain, address, sought).await?;
+    let look = first_look(chain, address, sought, final_below).await?;
     let mut looks = Vec::with_capacity(sought.len());
     for (one, found) in sought.iter().zip(look.found) {
         let first = RowLook {
@@ -118,18 +120,18 @@ pub(crate) async fn of_account(
     Ok(looks)
 }
 
-/// The first node's look, if it is not far behind: what is below all of these nonces is final, so a node that
-/// has mined fewer of the account's transactions has not come so far, and can tell nothing of them.
+/// The first node's look, if it is not far behind: so many of the account's transactions are final, and a node
+/// that has mined fewer has not come so far, and can tell nothing of the others.
 async fn first_look(
     chain: &ChainRuntime,
     address: Address,
     sought: &[Sought],
+    final_below: u64,
 ) -> Result<AccountLook, ChainError> {
-    let lowest = sought.iter().map(|one| one.nonce).min().unwrap_or(0);
     let (mut passed_over, mut behind) = (Vec::new(), None);
     loop {
         let look = match chain.port.look(address, sought, &passed_over).await {
-            Ok(Some(look)) if look.nonce_latest >= lowest => return Ok(look),
+            Ok(Some(look)) if look.nonce_latest >= final_below => return Ok(look),
             Ok(Some(look)) => look,
             Ok(None) => break,
             Err(error) if behind.is_none() => return Err(error),

@@ -16,6 +16,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Clocks that differ by more are wrong, and a lease by such a clock is none, in milliseconds.
+const CLOCKS_DIFFER_MS: i64 = 3_600_000;
+
 /// A lane, by its chain and account.
 type LaneName = (ChainId, Address);
 
@@ -49,7 +52,7 @@ impl Leases {
     pub fn is_foreign(&self, lease: Option<(HolderId, Timestamp)>, now: Timestamp) -> bool {
         lease.is_some_and(|(holder, until)| {
             // One that ends later than any does was taken by a clock that is ahead: it is as good as over.
-            let is_sane = until.since(now) <= self.lasts_ms.saturating_mul(2);
+            let is_sane = until.since(now) <= self.lasts_ms.saturating_add(CLOCKS_DIFFER_MS);
             holder != self.holder && now < until && is_sane
         })
     }

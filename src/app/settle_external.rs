@@ -32,7 +32,7 @@ pub async fn settle(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
     chains::verify(app, chain).await?;
     for (address, versions) in by_account(open) {
         let sought: Vec<Sought> = versions.iter().map(|it| it.sought.clone()).collect();
-        let looks = match inclusion::of_account(chain, address, &sought).await {
+        let looks = match inclusion::of_account(chain, address, &sought, 0).await {
             Ok(looks) => looks,
             Err(error) => {
                 // One account that cannot be read now must not keep the others waiting.

@@ -104,9 +104,14 @@ pub(crate) async fn behind(
         return Ok(view);
     }
     let (now, pace) = (app.clock.now(), chain.settings.pace);
-    let blocks_others = may_block(now, &view, nonce_latest, pace)
-        && is_outpriced(&view, &chain.market(now).await?)
-        && others_wait(app, row).await?;
+    let mut blocks_others = may_block(now, &view, nonce_latest, pace);
+    if blocks_others {
+        // Without a market it is not known now, and the rest of the look goes on.
+        let Ok(market) = chain.market(now).await else {
+            return Ok(view);
+        };
+        blocks_others = is_outpriced(&view, &market) && others_wait(app, row).await?;
+    }
     let capped_since = match (blocks_others, view.capped_since) {
         (true, None) => {
             let detail = format!("at its fee cap of {} wei per gas", view.cap.max_fee);

@@ -260,7 +260,8 @@ impl CheckpointSigner {
         match before.forgotten(&found, known.as_deref()) {
             Some(what) => Err(SignerError::Forgotten(what)),
             None if before == found => Ok(()),
-            None => self.write_memory(found).await,
+            // Which copy it is may not be told at a moment; what was known is kept.
+            None => self.write_memory(Memory { copy: found.copy.or(before.copy), ..found }).await,
         }
     }
 

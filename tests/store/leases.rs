@@ -291,8 +291,8 @@ async fn processes_whose_clocks_differ_take_leases_too_early_and_still_one_of_th
 ) {
     add_key(&store, 1).await;
     insert(&store, (1..=20).map(|n| transaction(n, 1)).collect()).await;
-    // The second's clock is an hour ahead: to it, each lease of the first has run out.
-    let ahead = 3_600_000;
+    // The second's clock is two hours ahead: to it, each lease of the first has run out.
+    let ahead = 7_200_000;
     let mut given = Vec::new();
     for round in 0..10_i64 {
         let now = round * 100;

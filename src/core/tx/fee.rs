@@ -103,7 +103,9 @@ fn shaped(fees: Fees, cap: Fees, tx_type: TxType) -> Fees {
     }
 }
 
-fn median(values: &[u128]) -> Option<u128> {
+/// The middle of what was paid; `None` of nothing.
+#[must_use]
+pub fn median(values: &[u128]) -> Option<u128> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable();
     sorted.get(sorted.len().checked_div(2)?).copied()

@@ -235,13 +235,13 @@ pub fn may_block(now: Timestamp, tx: &TransactionView, nonce_latest: u64, pace: 
 /// mined in its place: else nobody would be helped by its end.
 #[must_use]
 pub fn is_outpriced(tx: &TransactionView, market: &Market) -> bool {
-    let least = market.tips.iter().min().copied().unwrap_or(0);
+    let usual = fee::median(&market.tips).unwrap_or(0);
     let cap_tip = match tx.tx_type {
         TxType::Eip1559 => tx.cap.max_priority_fee,
         TxType::Legacy | TxType::Eip2930 => tx.cap.max_fee,
     };
     let tip = tx.cap.max_fee.checked_sub(market.base_fee).map(|room| room.min(cap_tip));
-    let is_too_low = tip.is_none_or(|tip| tip < least);
+    let is_too_low = tip.is_none_or(|tip| tip < usual);
     is_too_low && no_op_cap(tx).max_fee >= market.base_fee
 }
 

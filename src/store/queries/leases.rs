@@ -30,6 +30,9 @@ statements! {
     END_LEASES = "UPDATE leases SET until = 0";
 }
 
+/// As the use case has it: a lease by a clock that is wrong by more is none.
+const CLOCKS_DIFFER_MS: i64 = 3_600_000;
+
 #[derive(FromRow)]
 struct Token {
     token: i64,
@@ -65,8 +68,8 @@ pub(super) async fn take_lease(
     now: Timestamp,
     until: Timestamp,
 ) -> Result<Option<Lease>, StoreError> {
-    // A lease that ends later than two in a row would was taken by a clock that is ahead.
-    let insane = until.plus_millis(until.since(now));
+    // A lease that ends an hour later than this one was taken by a clock that is ahead.
+    let insane = until.plus_millis(CLOCKS_DIFFER_MS);
     let values = values![
         to_i64(chain.get())?,
         account.as_slice(),
