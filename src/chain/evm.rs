@@ -86,11 +86,12 @@ impl EvmChain {
             .no_proxy()
             .build()?;
         let mut nodes = Vec::with_capacity(config.rpc.len());
+        let is_alone = config.rpc.len() == 1;
         for (place, url) in (1..).zip(config.rpc) {
             if !matches!(url.scheme(), "http" | "https") {
                 return Err(EvmError::Scheme(place));
             }
-            nodes.push(Node::new(place, config.chain_id, http.clone(), url));
+            nodes.push(Node::new(place, config.chain_id, http.clone(), (url, is_alone)));
         }
         let nodes = Nodes::new(nodes, config.finality);
         Ok(Self { chain_id: config.chain_id, finality: config.finality, nodes })

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// The longest pause that we make by ourselves.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// The same for a chain's only node: while it is left alone, nothing goes on.
+const BACKOFF_MAX_ALONE: Duration = Duration::from_secs(4);
 /// The longest that a node may ask for (`Retry-After`, RFC 9110): it says so itself, and could lie.
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 /// How long a node that more than half of all contradicted is asked after the others.
@@ -31,12 +33,14 @@ pub(super) struct Health {
     chain: String,
     /// The node's place.
     node: String,
+    backoff_max: Duration,
     state: Mutex<State>,
 }
 
 impl Health {
-    pub(super) fn new(chain: String, place: usize) -> Self {
-        Self { chain, node: place.to_string(), state: Mutex::default() }
+    pub(super) fn new(chain: String, place: usize, is_alone: bool) -> Self {
+        let backoff_max = if is_alone { BACKOFF_MAX_ALONE } else { BACKOFF_MAX };
+        Self { chain, node: place.to_string(), backoff_max, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -58,7 +62,7 @@ impl Health {
         if state.until.is_none_or(|until| now >= until) {
             state.failures = state.failures.saturating_add(1);
         }
-        let pause = pause(state.failures, retry_after);
+        let pause = pause(state.failures, retry_after, self.backoff_max);
         state.until = now.checked_add(pause).max(state.until);
         drop(state);
         self.show(0.0);
@@ -105,9 +109,9 @@ impl Health {
 }
 
 /// After so many failures in a row.
-fn pause(failures: u32, retry_after: Option<Duration>) -> Duration {
+fn pause(failures: u32, retry_after: Option<Duration>, max: Duration) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
-    let own = BACKOFF_MIN.saturating_mul(1_u32 << doublings).min(BACKOFF_MAX);
+    let own = BACKOFF_MIN.saturating_mul(1_u32 << doublings).min(max);
     own.max(retry_after.unwrap_or_default().min(RETRY_AFTER_MAX))
 }
 
@@ -117,17 +121,18 @@ mod tests {
 
     #[test]
     fn pauses_double_to_half_a_minute_and_a_node_may_ask_for_longer_within_reason() {
-        let ms = |failures| pause(failures, None).as_millis();
+        let ms = |failures| pause(failures, None, BACKOFF_MAX).as_millis();
         assert_eq!([1, 2, 3, 4].map(ms), [250, 500, 1000, 2000]);
         assert_eq!([7, 8, 9, u32::MAX].map(ms), [16_000, 30_000, 30_000, 30_000]);
-        assert_eq!(pause(1, Some(Duration::from_secs(7))), Duration::from_secs(7));
-        assert_eq!(pause(9, Some(Duration::from_secs(7))), Duration::from_secs(30));
-        assert_eq!(pause(1, Some(Duration::MAX)), RETRY_AFTER_MAX);
+        assert_eq!(pause(1, Some(Duration::from_secs(7)), BACKOFF_MAX), Duration::from_secs(7));
+        assert_eq!(pause(9, Some(Duration::from_secs(7)), BACKOFF_MAX), Duration::from_secs(30));
+        assert_eq!(pause(1, Some(Duration::MAX), BACKOFF_MAX), RETRY_AFTER_MAX);
+        assert_eq!(pause(9, None, BACKOFF_MAX_ALONE), BACKOFF_MAX_ALONE);
     }
 
     #[test]
     fn failures_that_were_under_way_together_count_once_and_an_answer_forgets_all() {
-        let (health, start) = (Health::new("1".to_owned(), 1), Instant::now());
+        let (health, start) = (Health::new("1".to_owned(), 1, false), Instant::now());
         for _ in 0..16 {
             health.failed(start, None);
         }
@@ -144,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_node_that_was_outvoted_is_heard_again_after_a_minute() {
-        let (health, start) = (Health::new("1".to_owned(), 1), Instant::now());
+        let (health, start) = (Health::new("1".to_owned(), 1, false), Instant::now());
         health.outvoted(start);
         assert!(health.is_outvoted(start) && health.pause_left(start).is_none());
         assert!(!health.is_outvoted(start + OUTVOTED));

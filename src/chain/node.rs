@@ -95,8 +95,15 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(place: usize, chain: ChainId, http: reqwest::Client, url: Url) -> Self {
-        Self { place, health: Arc::new(Health::new(chain.to_string(), place)), http, url }
+    /// `is_alone`: the chain has no other.
+    pub(super) fn new(
+        place: usize,
+        chain: ChainId,
+        http: reqwest::Client,
+        (url, is_alone): (Url, bool),
+    ) -> Self {
+        let health = Arc::new(Health::new(chain.to_string(), place, is_alone));
+        Self { place, health, http, url }
     }
 
     /// One call. Counts what went wrong under `claviger_rpc_errors_total`, and keeps the node's health.
