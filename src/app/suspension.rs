@@ -7,7 +7,8 @@ use crate::core::key::NonceMode;
 use crate::core::time::Timestamp;
 use crate::ports::chain::BlockAt;
 use crate::ports::store::{
-    DATABASE_IDENTITY, End, LaneKey, Store, StoreError, Suspension, look, other_copy, unit,
+    DATABASE_IDENTITY, End, LaneKey, Store, StoreError, Suspension, known_identity, look,
+    other_copy, unit,
 };
 use std::sync::Arc;
 
@@ -19,12 +20,31 @@ const TOLD: &str = "database_identity_told";
 /// # Errors
 /// When the store does not answer.
 pub async fn suspend(store: &dyn Store, reason: &str, now: Timestamp) -> Result<bool, StoreError> {
+    suspend_and_tell(store, reason, None, now).await
+}
+
+/// As [`suspend`]. Where it is for another copy of the database, a connection of the store that met it may have
+/// had the server wait already, without a leaf: the alarm is in the log once for each copy.
+async fn suspend_and_tell(
+    store: &dyn Store,
+    reason: &str,
+    copy: Option<&str>,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
     let why = Arc::new(Suspension { reason: reason.to_owned(), since: now });
     let leaf = Arc::new(record::alarm("database", reason, now)?);
+    let copy: Option<Arc<str>> = copy.map(Arc::from);
     let new = unit(store, "suspend", move |unit| {
-        let (why, leaf) = (why.clone(), leaf.clone());
+        let (why, leaf, copy) = (why.clone(), leaf.clone(), copy.clone());
         Box::pin(async move {
-            if !unit.suspend(&why).await? {
+            let mut is_news = unit.suspend(&why).await?;
+            if let Some(copy) = copy {
+                is_news |= unit.meta(TOLD).await?.as_deref() != Some(&*copy);
+                if is_news {
+                    unit.set_meta(TOLD, &copy).await?;
+                }
+            }
+            if !is_news {
                 return Ok(End::Rollback(false));
             }
             unit.append_leaf(&leaf).await?;
@@ -73,51 +93,9 @@ pub async fn check_identity(store: &dyn Store, now: Timestamp) -> Result<(), Sto
         Some(known) if known == found => Ok(()),
         Some(other) => {
             let reason = other_copy(&found, &other);
-            suspend_other_copy(store, &found, &reason, now).await
+            suspend_and_tell(store, &reason, Some(&found), now).await.map(|_| ())
         }
     }
-}
-
-/// Which copy of the database was served last, by its own word.
-///
-/// # Errors
-/// When the store does not answer.
-pub async fn known_identity(store: &dyn Store) -> Result<Option<String>, StoreError> {
-    look(store, "database_identity", |unit| {
-        Box::pin(async move { unit.meta(DATABASE_IDENTITY).await })
-    })
-    .await
-}
-
-/// Has the server wait, if a connection of the store that met the other copy has not done it already, without
-/// a leaf. The alarm is in the log once for each copy.
-async fn suspend_other_copy(
-    store: &dyn Store,
-    found: &str,
-    reason: &str,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    let why = Arc::new(Suspension { reason: reason.to_owned(), since: now });
-    let leaf = Arc::new(record::alarm("database", reason, now)?);
-    let found: Arc<str> = found.into();
-    let new = unit(store, "suspend_other_copy", move |unit| {
-        let (why, leaf, found) = (why.clone(), leaf.clone(), found.clone());
-        Box::pin(async move {
-            let new = unit.suspend(&why).await?;
-            if !new && unit.meta(TOLD).await?.as_deref() == Some(&*found) {
-                return Ok(End::Rollback(false));
-            }
-            unit.set_meta(TOLD, &found).await?;
-            unit.append_leaf(&leaf).await?;
-            Ok(End::Commit(true))
-        })
-    })
-    .await?;
-    if new {
-        tracing::error!(reason, "ALARM: nothing is signed until `claviger reconcile` has run");
-    }
-    crate::failpoint!("suspension.after_suspend");
-    Ok(())
 }
 
 async fn remember_identity(store: &dyn Store, found: String) -> Result<(), StoreError> {
