@@ -7,8 +7,8 @@ use crate::core::key::NonceMode;
 use crate::core::time::Timestamp;
 use crate::ports::chain::BlockAt;
 use crate::ports::store::{
-    DATABASE_IDENTITY, End, LaneKey, Store, StoreError, Suspension, known_identity, look,
-    other_copy, unit,
+    DATABASE_IDENTITY, End, Lane, LaneKey, Store, StoreError, Suspension, Unit, known_identity,
+    look, other_copy, unit,
 };
 use std::sync::Arc;
 
@@ -184,15 +184,10 @@ async fn check_lane(app: &App, open: LaneKey, mined: u64) -> Result<(), AppError
         let open = open.clone();
         Box::pin(async move {
             let lane = unit.lock_lane(&open).await?;
-            let is_ahead = lane.mode == NonceMode::Managed && mined > lane.next_nonce;
-            if lane.halted.is_some() || !is_ahead {
-                return Ok(End::Rollback(None));
-            }
-            let reason = ahead(mined, lane.next_nonce);
-            unit.halt_lane(lane.chain, lane.address, &reason).await?;
-            let account = format!("{}:{:#x}", lane.chain, lane.address);
-            unit.append_leaf(&record::alarm(account, &reason, now)?).await?;
-            Ok(End::Commit(Some(reason)))
+            Ok(match halt_if_ahead(unit, &lane, mined, now).await? {
+                Some(reason) => End::Commit(Some(reason)),
+                None => End::Rollback(None),
+            })
         })
     })
     .await?;
@@ -202,9 +197,24 @@ async fn check_lane(app: &App, open: LaneKey, mined: u64) -> Result<(), AppError
     Ok(())
 }
 
-/// What is wrong with a lane whose account is ahead of it.
-pub(crate) fn ahead(mined: u64, given: u64) -> String {
-    format!(
-        "the chain has mined {mined} transactions of this account, but only {given} nonces were given"
-    )
+/// Halts a managed lane whose account has more mined transactions than nonces were given, if it does not stand
+/// still already. Answers why.
+pub(crate) async fn halt_if_ahead(
+    unit: &mut dyn Unit,
+    lane: &Lane,
+    mined: u64,
+    now: Timestamp,
+) -> Result<Option<String>, StoreError> {
+    let is_ahead = lane.mode == NonceMode::Managed && mined > lane.next_nonce;
+    if lane.halted.is_some() || !is_ahead {
+        return Ok(None);
+    }
+    let reason = format!(
+        "the chain has mined {mined} transactions of this account, but only {} nonces were given",
+        lane.next_nonce
+    );
+    unit.halt_lane(lane.chain, lane.address, &reason).await?;
+    let account = format!("{}:{:#x}", lane.chain, lane.address);
+    unit.append_leaf(&record::alarm(account, &reason, now)?).await?;
+    Ok(Some(reason))
 }
