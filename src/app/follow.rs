@@ -7,14 +7,13 @@ use crate::app::{
     App, AppError, ChainRuntime, ChainSettings, chains, finality, lease, read, record, send,
     waiting,
 };
-use crate::core::amount::Amount;
 use crate::core::id::RequestId;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::core::tx::step::{
     AttemptView, ChainLook, Step, TransactionView, ending, sendable, step,
 };
-use crate::ports::chain::{BlockId, Claim, Found, Receipt, Sought};
+use crate::ports::chain::{Claim, Found, Receipt, Sought};
 use crate::ports::store::{
     AttemptRow, End, Lease, MinedRow, Sent, Settlement, StatusChange, TransactionRow, Wait,
     is_no_op, look,
@@ -307,9 +306,7 @@ async fn change(
     if !row.status.may_become(status) {
         return Err(AppError::Internal(format!("{} cannot become {status}", row.status)));
     }
-    let fee_paid = receipt.as_ref().and_then(|receipt| {
-        Amount::from(receipt.gas_used).checked_mul(Amount::from(receipt.effective_gas_price))
-    });
+    let fee_paid = receipt.as_ref().and_then(Receipt::fee_paid);
     // A no-op moves nothing but its fee.
     let no_op =
         receipt.as_ref().is_some_and(|receipt| is_no_op(attempts, receipt.transaction_hash));
@@ -349,10 +346,7 @@ async fn change(
                 return Ok(End::Rollback(false));
             }
             if let Some(leaf) = leaf {
-                let block = change
-                    .mined
-                    .as_ref()
-                    .map(|mined| BlockId { number: mined.block_number, hash: mined.block_hash });
+                let block = change.mined.as_ref().map(MinedRow::block);
                 if !finality::anchor_end(unit, chain, block).await? {
                     return Ok(End::Rollback(false));
                 }

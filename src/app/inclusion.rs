@@ -73,7 +73,7 @@ pub(crate) fn sought(row: &TransactionRow, attempts: &[AttemptRow]) -> Sought {
         let told = if no_op { Status::Cancelling } else { Status::Mined };
         Seen {
             transaction_hash: mined.transaction_hash,
-            block: BlockId { number: mined.block_number, hash: mined.block_hash },
+            block: mined.block(),
             receipt_wanted: row.status != told,
         }
     });
@@ -169,8 +169,7 @@ async fn others(
 /// Whether a node has the block of this receipt: one that holds the transaction, if the node does not say
 /// otherwise; then it withholds the receipt.
 async fn has_block(chain: &ChainRuntime, receipt: &Receipt, node: usize) -> bool {
-    let block = BlockId { number: receipt.block_number, hash: receipt.block_hash };
-    chain.port.agreement(&Claim::Canonical(block), None).await.agree.contains(&node)
+    chain.port.agreement(&Claim::Canonical(receipt.block()), None).await.agree.contains(&node)
 }
 
 /// Whether another node has a transaction mined of which `first` has nothing. In a block in whose place the

@@ -2,6 +2,7 @@
 //! trusted beyond what each method says.
 
 use crate::core::agreement::Agreement;
+use crate::core::amount::Amount;
 use crate::core::id::ChainId;
 use alloy::primitives::{Address, B256, Bytes, U256};
 use async_trait::async_trait;
@@ -86,6 +87,20 @@ pub struct Receipt {
     pub success: bool,
     /// Its logs.
     pub logs: Vec<Log>,
+}
+
+impl Receipt {
+    /// Its block.
+    #[must_use]
+    pub const fn block(&self) -> BlockId {
+        BlockId { number: self.block_number, hash: self.block_hash }
+    }
+
+    /// What it paid for its gas, in wei; `None` beyond 256 bits.
+    #[must_use]
+    pub fn fee_paid(&self) -> Option<Amount> {
+        Amount::from(self.gas_used).checked_mul(Amount::from(self.effective_gas_price))
+    }
 }
 
 /// What the fee market looks like.

@@ -10,6 +10,7 @@ use crate::core::policy::LimitId;
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::{Ending, Status};
+use crate::ports::chain::BlockId;
 use alloy::primitives::{Address, B256, Bytes};
 
 /// An idempotency key and what it is bound to.
@@ -87,6 +88,14 @@ pub struct MinedRow {
     pub effective_gas_price: u128,
     /// Whether execution succeeded.
     pub success: bool,
+}
+
+impl MinedRow {
+    /// Its block.
+    #[must_use]
+    pub const fn block(&self) -> BlockId {
+        BlockId { number: self.block_number, hash: self.block_hash }
+    }
 }
 
 /// Why a transaction will not happen.
