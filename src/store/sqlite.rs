@@ -163,11 +163,6 @@ impl Store for SqliteStore {
     fn is_alone(&self) -> bool {
         true
     }
-
-    async fn identity(&self) -> Result<Option<String>, StoreError> {
-        // A file is what it is, whoever copied it.
-        Ok(None)
-    }
 }
 
 /// An SQLite database that is only read, beside the server that writes it: in WAL mode neither waits for
@@ -220,11 +215,6 @@ impl Store for SqliteReader {
 
     fn is_alone(&self) -> bool {
         false
-    }
-
-    async fn identity(&self) -> Result<Option<String>, StoreError> {
-        // A file is what it is, whoever copied it.
-        Ok(None)
     }
 }
 

@@ -87,8 +87,10 @@ pub trait Store: Send + Sync {
 
     /// Which copy of the database this is: PostgreSQL's system identifier and timeline, of which a restored
     /// cluster or a promoted replica has others. `None` where there is no such thing, or it may not be
-    /// read.
-    async fn identity(&self) -> Result<Option<String>, StoreError>;
+    /// read: a file is what it is, whoever copied it.
+    async fn identity(&self) -> Result<Option<String>, StoreError> {
+        Ok(None)
+    }
 }
 
 /// One open transaction. Every method is atomic with the rest of the unit. Locks are taken in one
