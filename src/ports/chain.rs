@@ -13,6 +13,10 @@ pub enum ChainError {
     /// No node answered, or the answer could not be read. Says nothing about the chain.
     #[error("no node answered: {0}")]
     Unavailable(String),
+    /// A node answered that it does not do what was asked, in words of its own: it has not got a state that is
+    /// so old, or has not got the method. Says nothing about the chain either.
+    #[error("no node answered: {0}")]
+    Refused(String),
     /// The node does not know the block that was asked for: retry, never "empty".
     #[error("the node does not know the block")]
     UnknownBlock,
