@@ -117,12 +117,7 @@ fn lock(path: &Path) -> Result<LockFile, StoreError> {
         .write(true)
         .open(&name)
         .map_err(|e| unavailable(&e))?;
-    file.try_lock().map_err(|_| {
-        StoreError::Unavailable(format!(
-            "another server is running on {}; SQLite serves one process",
-            path.display()
-        ))
-    })?;
+    file.try_lock().map_err(|_| StoreError::Held(path.display().to_string()))?;
     Ok(LockFile(file))
 }
 

@@ -18,12 +18,9 @@ use claviger::core::intent::ChainRef;
 use claviger::hsm::is_signed_by;
 use claviger::ports::chain::Chain;
 use claviger::ports::clock::Clock;
-use claviger::ports::store::{Store, look};
+use claviger::ports::store::{Store, StoreError, look};
 use claviger::system::{SystemClock, SystemEntropy};
 use std::sync::Arc;
-
-/// The words of the store where a server holds an SQLite file.
-const HELD: &str = "another server is running";
 
 /// Said where the server's waiting, or the database itself, changed under the command.
 const CHANGED: &str = "the database changed meanwhile, or what the server waits for: nothing was lifted. Run \
@@ -48,12 +45,12 @@ pub async fn run(args: &ReconcileArgs) -> Result<(), Failure> {
 
 async fn open(config: &ServerConfig, writes: bool) -> Result<Arc<dyn Store>, Failure> {
     match world::store(config).await {
-        Err(error) if writes && error.to_string().contains(HELD) => Err(Failure::new(
+        Err(StoreError::Held(_)) if writes => Err(Failure::new(
             "the server is running on this SQLite database: stop it first, then run this again",
         )),
         // Beside the server it is only read.
-        Err(error) if error.to_string().contains(HELD) => reader(config).await,
-        other => other,
+        Err(StoreError::Held(_)) => reader(config).await,
+        other => Ok(other?),
     }
 }
 

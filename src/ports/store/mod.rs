@@ -36,6 +36,11 @@ pub enum StoreError {
     /// The database is not reachable, full, or locked for too long.
     #[error("the database is not available: {0}")]
     Unavailable(String),
+    /// Another server has this SQLite file.
+    #[error(
+        "the database is not available: another server is running on {0}; SQLite serves one process"
+    )]
+    Held(String),
     /// What was read breaks a rule of ours: a wrong row count, a value that cannot be.
     #[error("the database holds something it must not: {0}")]
     Corrupt(String),
