@@ -17,7 +17,6 @@ use claviger::core::id::{ChainId, ChainName};
 use claviger::core::intent::ChainRef;
 use claviger::hsm::is_signed_by;
 use claviger::ports::chain::Chain;
-use claviger::ports::clock::Clock;
 use claviger::ports::store::{Store, StoreError, look};
 use claviger::system::{SystemClock, SystemEntropy};
 use std::sync::Arc;
@@ -303,25 +302,4 @@ fn told(applied: Applied) -> String {
         Applied::Waits => "nothing was done: it has to wait".to_owned(),
         Applied::Moved => "nothing was done: it changed meanwhile; run this again".to_owned(),
     }
-}
-
-/// At the start of a server: whether this database is the one that was served before, by its own word and by
-/// the word of whoever remembers it outside.
-///
-/// # Errors
-/// When the database does not answer, or the memory cannot be read or written.
-pub async fn compare_memory(
-    store: &dyn Store,
-    signer: Option<&CheckpointSigner>,
-) -> Result<(), Failure> {
-    let failed = |error: &dyn std::fmt::Display| Failure::of("the database", error);
-    let now = SystemClock.now();
-    // The memory first: a database that does not know which copy it is would be believed afterwards.
-    if let Some(signer) = signer {
-        let forgotten = signer.compare_memory(store).await.map_err(|error| failed(&error))?;
-        if let Some(reason) = forgotten {
-            suspension::suspend(store, &reason, now).await.map_err(|error| failed(&error))?;
-        }
-    }
-    suspension::check_identity(store, now).await.map_err(|error| failed(&error))
 }
