@@ -270,9 +270,6 @@ pub trait Unit: Send {
     /// Gives back what `owner` holds: only for what was never signed.
     async fn release(&mut self, owner: &str) -> Result<(), StoreError>;
 
-    /// State of all limits.
-    async fn limits(&mut self) -> Result<Vec<LimitRow>, StoreError>;
-
     /// What [`Self::reserve`] would find for each of the charges, in their order. Changes nothing.
     async fn room(
         &mut self,

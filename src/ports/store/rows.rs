@@ -400,19 +400,6 @@ pub struct Settlement {
     pub fee_from_value: bool,
 }
 
-/// A limit's state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LimitRow {
-    /// In words.
-    pub label: String,
-    /// Held by what is not final.
-    pub held: Amount,
-    /// Spent within the span, as of the last change.
-    pub spent: Amount,
-    /// The span, in milliseconds.
-    pub span_ms: i64,
-}
-
 /// What a charge would find in its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LimitUse {
