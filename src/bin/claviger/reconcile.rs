@@ -38,7 +38,8 @@ pub async fn run(args: &ReconcileArgs) -> Result<(), Failure> {
         None => Remembered::new(),
     };
     let places = places(&config)?;
-    let world = World { args, store, signer, places, remembered };
+    let lease = config.server.lease;
+    let world = World { args, store, signer, places, remembered, lease };
     if args.apply { world.apply().await } else { world.tell().await }
 }
 
@@ -83,6 +84,8 @@ struct World<'a> {
     signer: Option<Signer>,
     places: Vec<Place>,
     remembered: Remembered,
+    /// How long a killed server's leases last, as it is configured.
+    lease: String,
 }
 
 impl World<'_> {
@@ -170,7 +173,9 @@ impl World<'_> {
         if servers > 0 {
             return Err(Failure::new(format!(
                 "{servers} lease(s) of servers on this database have not ended: stop all its servers first, \
-                 then run this again. Those of a server that was killed end by themselves within 15 seconds"
+                 then run this again. Those of a server that was killed end by themselves within {}, its \
+                 `[server] lease`",
+                self.lease
             )));
         }
         let before = self.standing().await?;
