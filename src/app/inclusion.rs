@@ -164,12 +164,6 @@ async fn others(
     looks
 }
 
-/// Whether a node has the block of this receipt: one that holds the transaction, if the node does not say
-/// otherwise; then it withholds the receipt.
-async fn has_block(chain: &ChainRuntime, receipt: &Receipt, node: usize) -> bool {
-    chain.port.agreement(&Claim::Canonical(receipt.block()), None).await.agree.contains(&node)
-}
-
 /// Whether another node has a transaction mined of which `first` has nothing. In a block in whose place the
 /// first node has another, that node is on a fork or lies, and must not keep the transaction from going on.
 pub(crate) async fn elsewhere(
@@ -187,7 +181,10 @@ pub(crate) async fn elsewhere(
         let claim = Claim::Mined { receipt: Box::new(receipt.clone()), must_be_final: false };
         let said = chain.port.agreement(&claim, Some(other.node)).await;
         let is_contradicted = said.contradict.contains(&first.node);
-        if said.is_carried() || (!is_contradicted && has_block(chain, receipt, first.node).await) {
+        // A node that has the block, and does not say that it lacks the transaction, withholds the receipt.
+        let counts = said.is_carried()
+            || (!is_contradicted && chain.port.has_block(receipt.block(), first.node).await);
+        if counts {
             tracing::warn!(node = first.node, "a node does not show what most others have mined");
             return Elsewhere::Overruled(Box::new(other.clone()));
         }

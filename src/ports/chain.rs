@@ -314,6 +314,9 @@ pub trait Chain: Send + Sync {
     /// contradict it.
     async fn agreement(&self, claim: &Claim, by: Option<usize>) -> Agreement;
 
+    /// Whether one node has this block on its canonical chain; `false` also where it does not say.
+    async fn has_block(&self, block: BlockId, node: usize) -> bool;
+
     /// All logs of one block that any of these addresses emitted, by block hash.
     async fn logs(&self, block: B256, addresses: &[Address]) -> Result<Vec<Log>, ChainError>;
 
