@@ -28,7 +28,7 @@ use ethers_core::k256::ecdsa::{RecoveryId, Signature, VerifyingKey};
 use ethers_core::types::{H256, RecoveryMessage, Signature as EthersSignature, U256};
 use futures::StreamExt;
 use futures::future::join_all;
-use softhsm::{LABEL, Outsider, Token, in_own_process, new_key, operator_key, permit};
+use softhsm::{LABEL, Outsider, Token, in_own_process, new_key, operator_key, permit, place};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
@@ -158,11 +158,11 @@ fn a_key_signs_only_when_enrolled_with_its_pinned_public_key() {
         async |token: Token| {
             let hsm = token.open(2, 64);
             let (first_id, second_id) = (CkaId::new(vec![1; 16]), CkaId::new(vec![2; 16]));
-            let first = hsm.create_key(&first_id, "first").await.unwrap();
+            let first = hsm.create_key(&place(&first_id), "first").await.unwrap();
             let key = operator_key(first_id.clone(), 1, first);
             assert!(unusable(hsm.sign(permit(&key, "early")).await).contains("not enrolled"));
 
-            let second = hsm.create_key(&second_id, "second").await.unwrap();
+            let second = hsm.create_key(&place(&second_id), "second").await.unwrap();
             let swapped = operator_key(first_id.clone(), 1, second);
             assert!(unusable(hsm.enroll(&swapped).await).contains("not the pinned one"));
             assert!(unusable(hsm.sign(permit(&swapped, "swapped")).await).contains("enrolled"));
@@ -175,16 +175,20 @@ fn a_key_signs_only_when_enrolled_with_its_pinned_public_key() {
             let other_pin = operator_key(first_id.clone(), 1, second);
             assert!(unusable(hsm.sign(permit(&other_pin, "x")).await).contains("another public"));
 
-            assert_eq!(hsm.find_key(&first_id).await.unwrap(), Some(first));
-            assert_eq!(hsm.find_key(&CkaId::new(vec![9; 16])).await.unwrap(), None);
+            assert_eq!(hsm.find_key(&place(&first_id)).await.unwrap(), Some(first));
+            assert_eq!(hsm.find_key(&place(&CkaId::new(vec![9; 16]))).await.unwrap(), None);
             let missing = operator_key(CkaId::new(vec![9; 16]), 9, first);
             assert!(unusable(hsm.enroll(&missing).await).contains("no private key"));
-            assert!(unusable(hsm.find_key(&CkaId::new(vec![])).await).contains("empty"));
+            assert!(unusable(hsm.find_key(&place(&CkaId::new(vec![]))).await).contains("empty"));
 
-            let again = hsm.create_key(&first_id, "again").await;
+            let again = hsm.create_key(&place(&first_id), "again").await;
             assert!(unusable(again).contains("already"));
             let third = CkaId::new(vec![3; 16]);
-            let both = join_all([hsm.create_key(&third, "a"), hsm.create_key(&third, "b")]).await;
+            let both = join_all([
+                hsm.create_key(&place(&third), "a"),
+                hsm.create_key(&place(&third), "b"),
+            ])
+            .await;
             assert_eq!(both.iter().filter(|made| made.is_ok()).count(), 1, "{both:?}");
 
             // An enrolled key that turns out to be another one loses its right to sign.
@@ -242,9 +246,9 @@ fn keys_made_carelessly_elsewhere_are_refused() {
         let why = ["Extractable", "Derive", "Sign", "curve", "several private", "no private key"];
         for (id, why) in (1_u8..).zip(why) {
             let id = CkaId::new(vec![id; 16]);
-            let told = unusable(hsm.find_key(&id).await);
+            let told = unusable(hsm.find_key(&place(&id)).await);
             assert!(told.contains(why), "{told}");
-            assert!(unusable(hsm.create_key(&id, "over it").await).contains("already"));
+            assert!(unusable(hsm.create_key(&place(&id), "over it").await).contains("already"));
         }
     });
 }
@@ -253,7 +257,7 @@ fn keys_made_carelessly_elsewhere_are_refused() {
 fn a_wrong_pin_is_tried_once() {
     in_own_process("a_wrong_pin_is_tried_once", async |token: Token| {
         let pin_file = token.file("wrong-pin", "user-0815");
-        let opened = Hsm::open(HsmConfig { pin_file, sessions: 4, ..token.config() });
+        let opened = Hsm::open(vec![HsmConfig { pin_file, sessions: 4, ..token.config() }]);
         let why = unavailable(opened.map(drop));
         assert!(why.contains("C_Login: CKR_PIN_INCORRECT"), "{why}");
         assert!(!why.contains("0815"), "{why}");
@@ -291,7 +295,7 @@ fn a_pin_file_that_others_can_read_is_refused_before_the_module_is_touched() {
         "a_pin_file_that_others_can_read_is_refused_before_the_module_is_touched",
         async |token: Token| {
             fs::set_permissions(&token.pin_file, fs::Permissions::from_mode(0o644)).unwrap();
-            let why = unavailable(Hsm::open(token.config()).map(drop));
+            let why = unavailable(Hsm::open(vec![token.config()]).map(drop));
             assert!(why.contains("mode 644") && why.contains("chmod 600"), "{why}");
             assert!(unavailable(token.init("another")).contains("mode 644"));
             assert!(!token.metrics().contains("claviger_hsm_logins_total"));
@@ -317,9 +321,11 @@ fn a_lost_login_and_lost_sessions_come_back_and_the_keys_are_checked_again() {
             assert!((logins - 21.0).abs() < 0.1, "one login for all that wait: {logins}");
             // Without a login private keys are invisible: that must not look like "no such key".
             outsider.session().logout().unwrap();
-            assert!(hsm.find_key(&keys[0].cka_id).await.unwrap().is_some());
+            assert!(hsm.find_key(&place(&keys[0].cka_id)).await.unwrap().is_some());
             outsider.session().logout().unwrap();
-            assert!(unusable(hsm.create_key(&keys[0].cka_id, "x").await).contains("already"));
+            assert!(
+                unusable(hsm.create_key(&place(&keys[0].cka_id), "x").await).contains("already")
+            );
             outsider.session().logout().unwrap();
             assert!(hsm.health().await.unwrap().contains("logged in, 2 keys"));
 
@@ -337,7 +343,7 @@ fn a_lost_login_and_lost_sessions_come_back_and_the_keys_are_checked_again() {
             for object in session.find_objects(&[id()]).unwrap() {
                 session.destroy_object(object).unwrap();
             }
-            hsm.create_key(&keys[0].cka_id, "in its place").await.unwrap();
+            hsm.create_key(&place(&keys[0].cka_id), "in its place").await.unwrap();
             let why = unusable(hsm.sign(permit(&keys[0], "swapped")).await);
             assert!(why.contains("not the pinned one"), "{why}");
         },
@@ -371,13 +377,13 @@ fn a_token_is_made_once_and_opened_again_after_close() {
         assert!(unavailable(token.init(&"x".repeat(33))).contains("32 bytes"));
         token.init("a second one").unwrap();
         let missing = HsmConfig { token_label: "none".to_owned(), ..token.config() };
-        assert!(unavailable(Hsm::open(missing).map(drop)).contains("no token is labelled"));
+        assert!(unavailable(Hsm::open(vec![missing]).map(drop)).contains("no token is labelled"));
         let module = HsmConfig { module: "/nowhere.so".into(), ..token.config() };
-        assert!(unavailable(Hsm::open(module).map(drop)).contains("does not load"));
+        assert!(unavailable(Hsm::open(vec![module]).map(drop)).contains("does not load"));
 
         let hsm = token.open(2, 4);
         let key = new_key(&hsm, 1).await;
-        let second = unavailable(Hsm::open(token.config()).map(drop));
+        let second = unavailable(Hsm::open(vec![token.config()]).map(drop));
         assert!(second.contains("CKR_CRYPTOKI_ALREADY_INITIALIZED"), "{second}");
         assert_signs(&hsm, &key, "a second opening does no harm").await;
         println!("{}", hsm.health().await.unwrap());

@@ -2,8 +2,8 @@
 
 use crate::app::{App, AppError};
 use crate::core::audit::{Leaf, LeafKind};
-use crate::core::id::{GroupName, KeyId};
-use crate::core::key::{CkaId, KeyState, NonceMode, OperatorKey, PublicKey};
+use crate::core::id::{GroupName, HsmName, KeyId};
+use crate::core::key::{CkaId, Custody, KeyState, NonceMode, OperatorKey, PublicKey};
 use crate::core::principal::Principal;
 use crate::ports::store::{End, NewKey, StoreError, look, unit};
 use std::sync::Arc;
@@ -19,6 +19,8 @@ pub struct CreateKey {
     pub group: Option<GroupName>,
     /// Who gives its nonces, for ever.
     pub mode: NonceMode,
+    /// The token that it is to be in.
+    pub hsm: HsmName,
 }
 
 /// Makes a key inside the HSM and pins its public key. A crash in between is finished at the next start.
@@ -31,12 +33,16 @@ pub async fn create(app: &App, command: CreateKey) -> Result<OperatorKey, AppErr
     {
         return Err(AppError::invalid("group", "is not configured here"));
     }
+    if !app.signer.hsms().contains(&command.hsm) {
+        return Err(AppError::invalid("hsm", "is not configured here"));
+    }
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if !(1..=64).contains(&command.label.len()) || !command.label.chars().all(fits) {
         return Err(AppError::invalid("label", "must be 1 to 64 of A-Z a-z 0-9 . _ -"));
     }
     let key = NewKey {
         id: KeyId::new(app.entropy.uuid()),
+        hsm: command.hsm,
         cka_id: CkaId::new(app.entropy.bytes16().to_vec()),
         label: command.label,
         group: command.group,
@@ -54,7 +60,7 @@ pub async fn create(app: &App, command: CreateKey) -> Result<OperatorKey, AppErr
         return Err(AppError::internal("a new key's id is taken"));
     }
     crate::failpoint!("create_key.after_begin");
-    let public_key = app.signer.create_key(&key.cka_id, &key.label).await?;
+    let public_key = app.signer.create_key(&key.place(), &key.label).await?;
     crate::failpoint!("create_key.after_hsm");
     finish(app, key, public_key).await
 }
@@ -67,6 +73,7 @@ async fn finish(app: &App, key: NewKey, public_key: PublicKey) -> Result<Operato
         .with("mode", key.mode.name())
         .with("iss", &key.principal.iss)
         .with("sub", &key.principal.sub)
+        .with("hsm", &key.hsm)
         .with_hex("cka_id", key.cka_id.as_bytes())
         .with_hex("public_key", public_key.as_bytes())
         .with("address", format!("{:#x}", public_key.address()))
@@ -87,7 +94,9 @@ async fn finish(app: &App, key: NewKey, public_key: PublicKey) -> Result<Operato
     crate::failpoint!("create_key.after_pinned");
     let key = OperatorKey {
         id: key.id,
+        hsm: key.hsm,
         cka_id: key.cka_id,
+        custody: Custody::Token,
         label: key.label,
         group: key.group,
         mode: key.mode,
@@ -112,9 +121,9 @@ pub async fn finish_begun(app: &App) -> Result<(), AppError> {
     .await?;
     for key in begun {
         let id = key.id;
-        let finished = match app.signer.find_key(&key.cka_id).await {
+        let finished = match app.signer.find_key(&key.place()).await {
             Ok(Some(found)) => finish(app, key, found).await.map(|_| ()),
-            Ok(None) => match app.signer.create_key(&key.cka_id, &key.label).await {
+            Ok(None) => match app.signer.create_key(&key.place(), &key.label).await {
                 Ok(made) => finish(app, key, made).await.map(|_| ()),
                 Err(error) => Err(error.into()),
             },

@@ -2,6 +2,7 @@
 
 use crate::cli::audit::AuditCommand;
 use crate::cli::reconcile::ReconcileArgs;
+use crate::core::id::DEFAULT_HSM;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -201,6 +202,9 @@ pub enum KeyCommand {
         /// Who gives its nonces, for ever: managed or external.
         #[arg(long, default_value = "managed")]
         mode: String,
+        /// The configured token that it is to be in.
+        #[arg(long, default_value = DEFAULT_HSM)]
+        hsm: String,
     },
     /// List keys.
     #[command(after_help = "Example:\n  claviger key list --config ./dev/claviger.toml")]

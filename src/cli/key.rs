@@ -18,9 +18,9 @@ pub async fn run(
     entropy: &dyn Entropy,
 ) -> Result<(), Failure> {
     match command {
-        KeyCommand::Create { remote, label, group, mode } => {
+        KeyCommand::Create { remote, label, group, mode, hsm } => {
             let server = Remote::new(remote, Role::Operator, clock, entropy)?;
-            let body = json!({ "label": label, "group": group, "mode": mode });
+            let body = json!({ "label": label, "group": group, "mode": mode, "hsm": hsm });
             let key = server.call(Door::Admin, Method::POST, "/admin/v1/keys", Some(&body)).await?;
             show(&[key], remote.json);
         }
@@ -39,7 +39,7 @@ fn show(keys: &[Value], as_json: bool) {
         print::json(&json!({ "keys": keys }));
         return;
     }
-    const COLUMNS: [&str; 6] = ["id", "label", "group", "mode", "state", "address"];
+    const COLUMNS: [&str; 7] = ["id", "label", "hsm", "group", "mode", "state", "address"];
     let mut rows = vec![COLUMNS.map(str::to_uppercase).to_vec()];
     let cell =
         |key: &Value, name: &str| key.get(name).and_then(Value::as_str).unwrap_or("-").to_owned();

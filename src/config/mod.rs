@@ -2,6 +2,8 @@
 
 pub mod file;
 #[cfg(feature = "server")]
+pub mod hsm;
+#[cfg(feature = "server")]
 pub mod policies;
 #[cfg(feature = "server")]
 pub mod server;

@@ -1,5 +1,6 @@
 //! The server's configuration. The doc comments are the manual; unknown keys are refused.
 
+use crate::config::hsm::{self, HsmSection, one_or_several};
 use crate::core::access::Role;
 use crate::core::time::duration_ms;
 use serde::Deserialize;
@@ -19,8 +20,9 @@ pub struct ServerConfig {
     pub server: ServerSection,
     /// The database.
     pub store: StoreSection,
-    /// The token with the operator keys.
-    pub hsm: HsmSection,
+    /// The tokens with the operator keys: one `[hsm]`, or several `[[hsm]]` with a name each.
+    #[serde(deserialize_with = "one_or_several")]
+    pub hsm: Vec<HsmSection>,
     /// Who may call.
     pub auth: AuthSection,
     /// The chains.
@@ -77,26 +79,6 @@ pub struct StoreSection {
     pub url: Option<String>,
     /// A file that holds the URL, for URLs with a password.
     pub url_file: Option<PathBuf>,
-}
-
-/// `[hsm]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HsmSection {
-    /// The PKCS#11 module (a shared library).
-    pub module: PathBuf,
-    /// `CKA_LABEL` of the token.
-    pub token_label: String,
-    /// A file with the user PIN, readable by the server only.
-    pub pin_file: PathBuf,
-    /// Sessions, one thread each.
-    #[serde(default = "default_sessions")]
-    pub sessions: usize,
-    /// Requests that may wait for a session before callers get 503.
-    #[serde(default = "default_queue")]
-    pub queue: usize,
-    /// SoftHSM only: its configuration file. The server sets `SOFTHSM2_CONF` to it.
-    pub softhsm_conf: Option<PathBuf>,
 }
 
 /// `[auth]`
@@ -304,12 +286,6 @@ fn default_workers() -> usize {
 fn default_lease() -> String {
     "15s".to_owned()
 }
-fn default_sessions() -> usize {
-    2
-}
-fn default_queue() -> usize {
-    64
-}
 fn default_audience() -> String {
     "claviger".to_owned()
 }
@@ -408,18 +384,18 @@ impl ServerConfig {
                     .to_owned())
             }
         }
-        if !(1..=64).contains(&self.hsm.sessions) || !(1..=100_000).contains(&self.hsm.queue) {
-            say("[hsm] sessions must be 1 to 64 and queue 1 to 100000".to_owned());
-        }
+        hsm::findings(&self.hsm, &mut say);
         found
     }
 
     /// Makes relative paths relative to the configuration file's folder.
     pub fn resolve(&mut self, base: &Path) {
         let join = |path: &mut PathBuf| *path = base.join(&path);
-        join(&mut self.hsm.pin_file);
+        for section in &mut self.hsm {
+            join(&mut section.pin_file);
+            section.softhsm_conf.iter_mut().for_each(join);
+        }
         join(&mut self.policies.dir);
-        self.hsm.softhsm_conf.iter_mut().for_each(join);
         self.store.url_file.iter_mut().for_each(join);
         self.audit.key_file.iter_mut().for_each(join);
         self.audit.record_file.iter_mut().for_each(join);

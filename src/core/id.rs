@@ -49,6 +49,15 @@ uuid_id! {
     HolderId
 }
 
+/// The name of the one token of a configuration that gives it none.
+pub const DEFAULT_HSM: &str = "default";
+
+impl Default for HsmName {
+    fn default() -> Self {
+        Self::new(DEFAULT_HSM)
+    }
+}
+
 macro_rules! name {
     ($(#[$meta:meta])* $name:ident) => {
         $(#[$meta])*
@@ -85,6 +94,10 @@ name! {
 name! {
     /// A named set of operator keys; callers name the group, so rotation never changes callers.
     GroupName
+}
+name! {
+    /// A configured token: `[[hsm]] name`.
+    HsmName
 }
 name! {
     /// The id of one allow rule of a policy bundle.

@@ -1,6 +1,6 @@
 //! Operator keys: what is pinned about them, and what they may be used for.
 
-use crate::core::id::{GroupName, KeyId};
+use crate::core::id::{GroupName, HsmName, KeyId};
 use crate::core::time::Timestamp;
 use alloy::primitives::{Address, keccak256};
 use serde::{Deserialize, Serialize};
@@ -111,13 +111,44 @@ impl CkaId {
     }
 }
 
+/// Where a key pair is: which token, and its `CKA_ID` there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KeyPlace {
+    /// The configured token.
+    pub hsm: HsmName,
+    /// Its id in that token.
+    pub cka_id: CkaId,
+}
+
+/// A private key that the HSM has wrapped: of no use without the wrapping key, which never leaves the HSM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrappedKey {
+    /// What `C_WrapKey` gave, by `CKM_AES_KEY_WRAP_PAD` (PKCS#11 v3.1, section 6.13.3; RFC 5649).
+    pub blob: Vec<u8>,
+    /// The `CKA_ID` of the wrapping key, in the same token.
+    pub under: CkaId,
+}
+
+/// Where the private half of a key is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Custody {
+    /// It is an object of the token.
+    Token,
+    /// It is in our database, wrapped by the HSM, and is unwrapped inside it to sign.
+    Wrapped(WrappedKey),
+}
+
 /// An operator key as pinned when it was made. Public facts only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OperatorKey {
     /// Our id.
     pub id: KeyId,
+    /// The configured token that it belongs to.
+    pub hsm: HsmName,
     /// The HSM's id.
     pub cka_id: CkaId,
+    /// Where its private half is kept.
+    pub custody: Custody,
     /// What people call it.
     pub label: String,
     /// The group that spreads work over it, if any.
@@ -132,4 +163,12 @@ pub struct OperatorKey {
     pub state: KeyState,
     /// When it was made.
     pub created_at: Timestamp,
+}
+
+impl OperatorKey {
+    /// Where the pair is.
+    #[must_use]
+    pub fn place(&self) -> KeyPlace {
+        KeyPlace { hsm: self.hsm.clone(), cka_id: self.cka_id.clone() }
+    }
 }

@@ -1,5 +1,6 @@
 //! The PKCS#11 signer: dedicated threads, bounded queue, pinned keys, every signature verified.
 //!
+//! - `line` is one token: its queue and its threads.
 //! - `module` loads the module, finds the token, holds the login.
 //! - `worker` is an HSM thread: jobs, and the first rungs of the recovery ladder.
 //! - `keyring` knows which keys may sign and where they are; `object` reads and makes them.
@@ -11,6 +12,7 @@
 mod fault;
 mod finish;
 mod keyring;
+mod line;
 mod module;
 mod object;
 mod pin;
@@ -23,32 +25,25 @@ pub use finish::is_signed_by;
 pub use token::init_token;
 pub use watch::Activity;
 
-use crate::core::key::{CkaId, OperatorKey, PublicKey};
+use crate::core::id::{HsmName, KeyId};
+use crate::core::key::{KeyPlace, OperatorKey, PublicKey};
 use crate::core::permit::{Permit, RawSignature};
-use crate::hsm::fault::unavailable;
-use crate::hsm::module::{Login, Module};
-use crate::hsm::object::enumerate;
+use crate::hsm::line::Line;
+use crate::hsm::module::Module;
 use crate::hsm::pin::read_pin;
-use crate::hsm::watch::{SLOW, STUCK, Watch};
-use crate::hsm::worker::{Answer, Job, Shared, Worker};
+use crate::hsm::worker::Job;
 use crate::ports::signer::{Signer, SignerError};
 use async_trait::async_trait;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
-use std::convert::Infallible;
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::sync::oneshot;
-
-/// How long a caller waits for an answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(15);
-/// How long dropping an [`Hsm`] waits for its threads.
-const DROP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Where the token is, and how much is asked of it at once.
 #[derive(Clone, Debug)]
 pub struct HsmConfig {
+    /// What the configuration calls this token.
+    pub name: HsmName,
     /// The PKCS#11 module, a shared library.
     pub module: PathBuf,
     /// The label of the one token to use.
@@ -62,7 +57,7 @@ pub struct HsmConfig {
 }
 
 impl HsmConfig {
-    /// Two sessions and a queue of 64.
+    /// Named `default`, with two sessions and a queue of 64.
     #[must_use]
     pub fn new(
         module: impl Into<PathBuf>,
@@ -70,6 +65,7 @@ impl HsmConfig {
         pin_file: impl Into<PathBuf>,
     ) -> Self {
         Self {
+            name: HsmName::default(),
             module: module.into(),
             token_label: token_label.into(),
             pin_file: pin_file.into(),
@@ -79,149 +75,110 @@ impl HsmConfig {
     }
 }
 
-/// The HSM. One per process and module.
+/// The HSMs: one token or several, of one module or several. One per process.
 ///
-/// Dropping it takes no more work, does what was taken, closes the sessions and finalises the module,
-/// and waits for that (five seconds at most): a process that exits while a thread is still inside the
-/// module can crash there. [`Self::close`] says whether it was enough.
+/// Dropping it takes no more work, does what was taken, closes the sessions and finalises the modules,
+/// and waits for that (five seconds for each token at most): a process that exits while a thread is still
+/// inside a module can crash there. [`Self::close`] says whether it was enough.
 pub struct Hsm {
-    /// `None` once it has ended.
-    queue: Option<Sender<Job>>,
-    watch: Arc<Watch>,
-    ended: Receiver<Infallible>,
-    threads: Vec<JoinHandle<()>>,
+    lines: Vec<Line>,
+    /// The line of each key that has been enrolled.
+    homes: RwLock<HashMap<KeyId, usize>>,
 }
 
 impl Hsm {
-    /// Loads the module, logs in once, finds all keys once, starts the threads. Blocks. No key may
-    /// sign yet: each is to be enrolled.
+    /// Loads each module once, logs in to each token once, finds all keys once, starts the threads. Blocks.
+    /// No key may sign yet: each is to be enrolled.
     ///
     /// # Errors
-    /// When the PIN file or the settings are not as [`HsmConfig`] says, or the module, the token or
-    /// the login is not there. After a wrong PIN there is no second try.
-    pub fn open(config: HsmConfig) -> Result<Self, SignerError> {
-        if !(1..=64).contains(&config.sessions) || !(1..=65_536).contains(&config.queue) {
-            let why = "sessions must be 1 to 64 and queue 1 to 65536";
-            return Err(SignerError::Unavailable(why.to_owned()));
+    /// When there is no token or two have one name, when a PIN file or the settings are not as [`HsmConfig`]
+    /// says, or a module, a token or a login is not there. After a wrong PIN there is no second try.
+    pub fn open(configs: Vec<HsmConfig>) -> Result<Self, SignerError> {
+        let refuse = |why: String| Err(SignerError::Unavailable(why));
+        if configs.is_empty() {
+            return refuse("no token is configured".to_owned());
         }
-        let login = Login::new(read_pin(&config.pin_file)?);
-        let module = Module::start(&config.module)?;
-        let slot = module.slot_of(&config.token_label)?;
-        let shared = Arc::new(Shared::new(module, slot, login, config.sessions));
-        let told = |error| unavailable(&error);
-        let first = shared.module.open(slot).map_err(told)?;
-        shared.login.ensure(&shared.module, slot, first.get())?;
-        shared.keyring.replace(enumerate(first.get()).map_err(told)?);
-        let mut sessions = vec![first];
-        for _ in 1..config.sessions {
-            sessions.push(shared.module.open(slot).map_err(told)?);
+        let mut modules: HashMap<PathBuf, Arc<Module>> = HashMap::new();
+        let mut lines: Vec<Line> = Vec::with_capacity(configs.len());
+        for config in configs {
+            if !(1..=64).contains(&config.sessions) || !(1..=65_536).contains(&config.queue) {
+                return refuse("sessions must be 1 to 64 and queue 1 to 65536".to_owned());
+            }
+            if lines.iter().any(|line| *line.name() == config.name) {
+                return refuse(format!("two tokens are named {}", config.name));
+            }
+            let pin = read_pin(&config.pin_file)?;
+            let module = match modules.get(&config.module) {
+                Some(module) => Arc::clone(module),
+                None => Arc::new(Module::start(&config.module)?),
+            };
+            modules.insert(config.module.clone(), Arc::clone(&module));
+            lines.push(Line::open(&config, module, pin)?);
         }
-        let (queue, jobs) = bounded(config.queue);
-        let (running, ended) = bounded(1);
-        let mut threads = Vec::with_capacity(config.sessions);
-        for (index, session) in sessions.into_iter().enumerate() {
-            let worker = Worker::new(session, Arc::clone(&shared), index, running.clone());
-            let jobs = jobs.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("hsm-{index}"))
-                .spawn(move || worker.run(&jobs))
-                .map_err(|error| SignerError::Unavailable(format!("no HSM thread: {error}")))?;
-            threads.push(thread);
-        }
-        Ok(Self { queue: Some(queue), watch: Arc::clone(&shared.watch), ended, threads })
+        Ok(Self { lines, homes: RwLock::default() })
     }
 
-    /// What each HSM thread is doing. A call into a module cannot be cancelled; one that hangs is
-    /// seen here.
+    /// What each thread is doing, token by token. A call into a module cannot be cancelled; one that hangs
+    /// is seen here.
     #[must_use]
     pub fn activities(&self) -> Vec<Activity> {
-        self.watch.activities()
+        self.lines.iter().flat_map(Line::activities).collect()
     }
 
-    /// Ends as dropping does, within `limit`; answers whether that was enough. Blocks.
+    /// Ends as dropping does, within `limit` for each token; answers whether that was enough. Blocks.
     #[must_use]
-    pub fn close(mut self, limit: Duration) -> bool {
-        self.end(limit)
+    pub fn close(self, limit: Duration) -> bool {
+        let ended: Vec<bool> = self.lines.into_iter().map(|line| line.close(limit)).collect();
+        ended.into_iter().all(|in_time| in_time)
     }
 
-    fn end(&mut self, limit: Duration) -> bool {
-        self.queue = None;
-        let in_time = self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Disconnected);
-        if in_time {
-            // They have left the module for good; only what the system keeps per thread is left.
-            for thread in self.threads.drain(..) {
-                drop(thread.join());
-            }
-        }
-        in_time
+    fn line(&self, hsm: &HsmName) -> Result<(usize, &Line), SignerError> {
+        let found = self.lines.iter().enumerate().find(|(_, line)| line.name() == hsm);
+        found.ok_or_else(|| SignerError::KeyUnusable(format!("no token is configured as `{hsm}`")))
     }
 
-    async fn ask<T: Send>(
-        &self,
-        job: impl FnOnce(Answer<T>) -> Job + Send,
-    ) -> Result<T, SignerError> {
-        if self.watch.all_busy_for(STUCK) {
-            return Err(self.stuck());
-        }
-        let (answer, answered) = oneshot::channel();
-        let Some(queue) = &self.queue else {
-            return Err(self.stuck());
-        };
-        queue.try_send(job(answer)).map_err(|error| match error {
-            TrySendError::Full(_) => SignerError::Overloaded,
-            TrySendError::Disconnected(_) => self.stuck(),
-        })?;
-        let ended = || SignerError::Unavailable("the HSM thread ended".to_owned());
-        // The call itself cannot be cancelled; its caller need not wait for ever. A signature that
-        // comes too late is thrown away.
-        match tokio::time::timeout(ANSWER_LIMIT, answered).await {
-            Ok(answer) => answer.unwrap_or_else(|_| Err(ended())),
-            Err(_) => Err(SignerError::Unavailable("the HSM has not answered in time".to_owned())),
-        }
-    }
-
-    fn stuck(&self) -> SignerError {
-        let threads = self.activities();
-        SignerError::Unavailable(format!("no HSM thread comes back: {threads:?}"))
-    }
-}
-
-impl Drop for Hsm {
-    fn drop(&mut self) {
-        if self.queue.is_some() && !self.end(DROP_LIMIT) {
-            tracing::error!(threads = ?self.activities(), "HSM threads did not end");
-        }
+    fn home(&self, key: KeyId) -> Option<&Line> {
+        let homes = self.homes.read().unwrap_or_else(PoisonError::into_inner);
+        self.lines.get(*homes.get(&key)?)
     }
 }
 
 #[async_trait]
 impl Signer for Hsm {
+    fn hsms(&self) -> Vec<HsmName> {
+        self.lines.iter().map(|line| line.name().clone()).collect()
+    }
+
     async fn sign(&self, permit: Permit) -> Result<RawSignature, SignerError> {
-        self.ask(|answer| Job::Sign(permit, answer)).await
+        let not_enrolled = || SignerError::KeyUnusable(format!("{} is not enrolled", permit.key()));
+        let line = self.home(permit.key()).ok_or_else(not_enrolled)?;
+        line.ask(|answer| Job::Sign(permit, answer)).await
     }
 
-    async fn create_key(&self, cka_id: &CkaId, label: &str) -> Result<PublicKey, SignerError> {
-        self.ask(|answer| Job::Create(cka_id.clone(), label.to_owned(), answer)).await
+    async fn create_key(&self, place: &KeyPlace, label: &str) -> Result<PublicKey, SignerError> {
+        let (_, line) = self.line(&place.hsm)?;
+        line.ask(|answer| Job::Create(place.cka_id.clone(), label.to_owned(), answer)).await
     }
 
-    async fn find_key(&self, cka_id: &CkaId) -> Result<Option<PublicKey>, SignerError> {
-        self.ask(|answer| Job::Find(cka_id.clone(), answer)).await
+    async fn find_key(&self, place: &KeyPlace) -> Result<Option<PublicKey>, SignerError> {
+        let (_, line) = self.line(&place.hsm)?;
+        line.ask(|answer| Job::Find(place.cka_id.clone(), answer)).await
     }
 
     async fn enroll(&self, key: &OperatorKey) -> Result<(), SignerError> {
-        self.ask(|answer| Job::Enroll(key.clone(), answer)).await
+        let (index, line) = self.line(&key.hsm)?;
+        line.ask(|answer| Job::Enroll(key.clone(), answer)).await?;
+        let mut homes = self.homes.write().unwrap_or_else(PoisonError::into_inner);
+        homes.insert(key.id, index);
+        Ok(())
     }
 
     async fn health(&self) -> Result<String, SignerError> {
-        if self.watch.all_busy_for(SLOW) {
-            return Err(self.stuck());
+        let mut told = Vec::with_capacity(self.lines.len());
+        for line in &self.lines {
+            told.push(line.health().await?);
         }
-        let token = self.ask(Job::Health).await?;
-        let waiting = self.queue.as_ref().map_or(0, Sender::len);
-        let threads = self.activities();
-        let gone = threads.iter().filter(|thread| **thread == Activity::Gone).count();
-        let running = threads.len().saturating_sub(gone);
-        Ok(format!("{token}; {running} of {} threads run, {waiting} jobs wait", threads.len()))
+        Ok(told.join("; "))
     }
 }
 

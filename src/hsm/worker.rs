@@ -47,7 +47,7 @@ pub(super) enum Job {
 
 /// What all HSM threads share.
 pub(super) struct Shared {
-    pub(super) module: Module,
+    pub(super) module: Arc<Module>,
     pub(super) slot: Slot,
     pub(super) login: Login,
     pub(super) keyring: Keyring,
@@ -59,7 +59,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(module: Module, slot: Slot, login: Login, threads: usize) -> Self {
+    pub(super) fn new(module: Arc<Module>, slot: Slot, login: Login, threads: usize) -> Self {
         Self {
             module,
             slot,

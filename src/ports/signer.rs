@@ -1,6 +1,7 @@
 //! The HSM, as the use cases see it.
 
-use crate::core::key::{CkaId, OperatorKey, PublicKey};
+use crate::core::id::HsmName;
+use crate::core::key::{KeyPlace, OperatorKey, PublicKey};
 use crate::core::permit::{Permit, RawSignature};
 use async_trait::async_trait;
 
@@ -24,6 +25,9 @@ pub enum SignerError {
 /// The only way to a key.
 #[async_trait]
 pub trait Signer: Send + Sync {
+    /// The configured tokens, in the order of the configuration.
+    fn hsms(&self) -> Vec<HsmName>;
+
     /// Signs the permit's bytes. The answer has been recovered and compared with the pinned public
     /// key, and its `s` is low. May be called concurrently; never blocks the caller's thread; never
     /// waits for room in the queue. A dropped future does not stop a signature under way, which is
@@ -32,11 +36,11 @@ pub trait Signer: Send + Sync {
 
     /// Makes a key pair inside the HSM and answers its public key. Durable in the token on return. The
     /// new key signs nothing until it is enrolled.
-    async fn create_key(&self, cka_id: &CkaId, label: &str) -> Result<PublicKey, SignerError>;
+    async fn create_key(&self, place: &KeyPlace, label: &str) -> Result<PublicKey, SignerError>;
 
     /// The public key of an existing pair, if the token has it. Used to finish a creation that a
     /// crash interrupted.
-    async fn find_key(&self, cka_id: &CkaId) -> Result<Option<PublicKey>, SignerError>;
+    async fn find_key(&self, place: &KeyPlace) -> Result<Option<PublicKey>, SignerError>;
 
     /// Makes a key usable: found by its id, public key equal to the pinned one, private part sensitive
     /// and not extractable, and a proof of possession over fixed-prefix bytes signed and verified.

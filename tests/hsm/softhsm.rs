@@ -2,8 +2,8 @@
 
 use alloy::primitives::keccak256;
 use claviger::core::evm::message::message_bytes;
-use claviger::core::id::{KeyId, RequestId};
-use claviger::core::key::{CkaId, KeyState, NonceMode, OperatorKey, PublicKey};
+use claviger::core::id::{HsmName, KeyId, RequestId};
+use claviger::core::key::{CkaId, Custody, KeyPlace, KeyState, NonceMode, OperatorKey, PublicKey};
 use claviger::core::permit::{DecisionRecord, PayloadKind, Permit};
 use claviger::core::time::Timestamp;
 use claviger::hsm::{Hsm, HsmConfig, init_token};
@@ -91,7 +91,7 @@ impl Token {
     }
 
     pub fn open(&self, sessions: usize, queue: usize) -> Hsm {
-        Hsm::open(HsmConfig { sessions, queue, ..self.config() }).unwrap()
+        Hsm::open(vec![HsmConfig { sessions, queue, ..self.config() }]).unwrap()
     }
 
     /// The value of a counter or gauge; 0 if it was never touched.
@@ -138,17 +138,24 @@ impl Outsider {
 /// Creates and enrolls a key.
 pub async fn new_key(hsm: &Hsm, number: u8) -> OperatorKey {
     let cka_id = CkaId::new(vec![number; 16]);
-    let public_key = hsm.create_key(&cka_id, &format!("key {number}")).await.unwrap();
+    let public_key = hsm.create_key(&place(&cka_id), &format!("key {number}")).await.unwrap();
     let key = operator_key(cka_id, number, public_key);
     hsm.enroll(&key).await.unwrap();
     key
+}
+
+/// Where a key of the one token is.
+pub fn place(cka_id: &CkaId) -> KeyPlace {
+    KeyPlace { hsm: HsmName::default(), cka_id: cka_id.clone() }
 }
 
 /// A key as the database would pin it.
 pub fn operator_key(cka_id: CkaId, number: u8, public_key: PublicKey) -> OperatorKey {
     OperatorKey {
         id: KeyId::new(Uuid::from_u128(u128::from(number))),
+        hsm: HsmName::default(),
         cka_id,
+        custody: Custody::Token,
         label: format!("key {number}"),
         group: None,
         mode: NonceMode::Managed,

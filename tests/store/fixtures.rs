@@ -3,7 +3,7 @@
 use crate::support::services::Postgres;
 use alloy::primitives::{Address, B256};
 use claviger::core::amount::Amount;
-use claviger::core::id::{ChainId, ChainName, GroupName, KeyId, RequestId};
+use claviger::core::id::{ChainId, ChainName, GroupName, HsmName, KeyId, RequestId};
 use claviger::core::intent::{ChainRef, FeeAsk, Fees, TransactionIntent, TxType};
 use claviger::core::key::{CkaId, NonceMode, PublicKey};
 use claviger::core::principal::Principal;
@@ -138,6 +138,7 @@ pub fn public_key(n: u8) -> PublicKey {
 pub fn new_key(n: u8) -> NewKey {
     NewKey {
         id: key_id(u128::from(n)),
+        hsm: HsmName::default(),
         cka_id: CkaId::new(vec![n; 16]),
         label: format!("key {n}"),
         group: Some(GroupName::new("hot")),

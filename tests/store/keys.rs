@@ -1,8 +1,8 @@
 //! Operator keys and pinned chains.
 
 use crate::fixtures::{CHAIN, OTHER_CHAIN, at, hash, key_id, new_key, public_key};
-use claviger::core::id::GroupName;
-use claviger::core::key::{CkaId, KeyState, NonceMode, OperatorKey};
+use claviger::core::id::{GroupName, HsmName};
+use claviger::core::key::{CkaId, Custody, KeyState, NonceMode, OperatorKey};
 use claviger::ports::store::{NewKey, Store, StoreError};
 use std::sync::Arc;
 
@@ -39,6 +39,8 @@ async fn a_key_is_unfinished_until_it_is_pinned(store: Arc<dyn Store>) {
     assert_eq!(read!(store, [], |unit| unit.unfinished_keys().await?), [new_key(2)]);
     let expected = OperatorKey {
         id: key_id(1),
+        hsm: HsmName::default(),
+        custody: Custody::Token,
         cka_id: alone.cka_id,
         label: alone.label,
         group: None,

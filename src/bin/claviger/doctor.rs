@@ -76,7 +76,9 @@ async fn check(path: &Path, config: &ServerConfig, findings: &mut Findings) {
         format!("{} {:#x}, {} case(s) pass", bundle.version(), bundle.hash(), bundle.cases().len())
     });
     add(findings, "policy bundle", bundle.map_err(|e| e.to_string()));
-    add(findings, "PIN file", private(&config.hsm.pin_file));
+    for hsm in &config.hsm {
+        add(findings, format!("PIN file of {}", hsm.name), private(&hsm.pin_file));
+    }
     if let Some(development) = &config.auth.development {
         add(findings, "development issuer", private(&development.key_file));
     }

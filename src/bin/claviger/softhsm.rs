@@ -14,7 +14,7 @@ pub const VARIABLE: &str = "SOFTHSM2_CONF";
 /// # Errors
 /// When this program cannot be started again.
 pub fn with_its_environment(config: &ServerConfig) -> Result<(), Failure> {
-    let Some(wanted) = &config.hsm.softhsm_conf else {
+    let Some(wanted) = config.hsm.iter().find_map(|hsm| hsm.softhsm_conf.as_ref()) else {
         return Ok(());
     };
     if std::env::var_os(VARIABLE).is_some_and(|set| set == wanted.as_os_str()) {

@@ -4,6 +4,7 @@ use claviger::app::lease::Leases;
 use claviger::app::{App, ChainRuntime, ChainSettings};
 use claviger::chain::evm::{EvmChain, EvmConfig, Finality};
 use claviger::cli::Failure;
+use claviger::config::hsm::HsmSection;
 use claviger::config::server::{ChainSection, FinalitySetting, OverBalance, ServerConfig, gwei};
 use claviger::core::id::{ChainId, ChainName, GroupName, HolderId};
 use claviger::core::intent::{Fees, TxType};
@@ -50,23 +51,25 @@ pub async fn store(config: &ServerConfig) -> Result<Arc<dyn Store>, Failure> {
 
 /// What the HSM room needs.
 #[must_use]
-pub fn hsm_config(config: &ServerConfig) -> HsmConfig {
-    HsmConfig {
-        module: config.hsm.module.clone(),
-        token_label: config.hsm.token_label.clone(),
-        pin_file: config.hsm.pin_file.clone(),
-        sessions: config.hsm.sessions,
-        queue: config.hsm.queue,
-    }
+pub fn hsm_configs(config: &ServerConfig) -> Vec<HsmConfig> {
+    let read = |section: &HsmSection| HsmConfig {
+        name: section.name.clone(),
+        module: section.module.clone(),
+        token_label: section.token_label.clone(),
+        pin_file: section.pin_file.clone(),
+        sessions: section.sessions,
+        queue: section.queue,
+    };
+    config.hsm.iter().map(read).collect()
 }
 
-/// The HSM, with its threads.
+/// The HSMs, with their threads.
 ///
 /// # Errors
-/// When module, token or PIN are not as configured.
+/// When a module, a token or a PIN is not as configured.
 pub async fn hsm(config: &ServerConfig) -> Result<Arc<Hsm>, Failure> {
-    let config = hsm_config(config);
-    tokio::task::spawn_blocking(move || Hsm::open(config))
+    let configs = hsm_configs(config);
+    tokio::task::spawn_blocking(move || Hsm::open(configs))
         .await
         .map_err(|e| Failure::of("hsm", e))?
         .map(Arc::new)

@@ -3,7 +3,7 @@
 use crate::app::create_key::{CreateKey, create as create_key};
 use crate::app::read as reading;
 use crate::core::access::Action;
-use crate::core::id::GroupName;
+use crate::core::id::{GroupName, HsmName};
 use crate::core::key::NonceMode;
 use crate::http::body::JsonBody;
 use crate::http::caller::Caller;
@@ -24,6 +24,7 @@ pub struct CreateBody {
     label: String,
     group: Option<String>,
     mode: Option<String>,
+    hsm: Option<String>,
 }
 
 /// `POST /admin/v1/keys`: makes a key pair inside the HSM.
@@ -46,6 +47,7 @@ pub async fn create(
         label: body.value.label,
         group: body.value.group.map(GroupName::new),
         mode,
+        hsm: body.value.hsm.map(HsmName::new).unwrap_or_default(),
     };
     let app = Arc::clone(&state.app);
     let key = tokio::spawn(async move { create_key(&app, command).await })

@@ -170,6 +170,7 @@ pub fn key(key: &OperatorKey) -> Value {
     json!({
         "id": key.id.to_string(),
         "label": key.label,
+        "hsm": key.hsm.as_str(),
         "group": key.group.as_ref().map(|group| group.as_str()),
         "mode": key.mode.name(),
         "state": key.state.name(),

@@ -2,9 +2,9 @@
 
 use super::Wait;
 use crate::core::amount::Amount;
-use crate::core::id::{ChainId, ChainName, GroupName, HolderId, KeyId, RequestId};
+use crate::core::id::{ChainId, ChainName, GroupName, HolderId, HsmName, KeyId, RequestId};
 use crate::core::intent::{Fees, TransactionIntent};
-use crate::core::key::{CkaId, NonceMode};
+use crate::core::key::{CkaId, KeyPlace, NonceMode};
 use crate::core::permit::{PayloadKind, RawSignature};
 use crate::core::policy::LimitId;
 use crate::core::principal::Principal;
@@ -437,6 +437,8 @@ pub struct LimitNow {
 pub struct NewKey {
     /// Our id.
     pub id: KeyId,
+    /// The configured token that it is to be in.
+    pub hsm: HsmName,
     /// The HSM's id.
     pub cka_id: CkaId,
     /// What people call it.
@@ -449,6 +451,14 @@ pub struct NewKey {
     pub principal: Principal,
     /// Now.
     pub at: Timestamp,
+}
+
+impl NewKey {
+    /// Where the pair is to be.
+    #[must_use]
+    pub fn place(&self) -> KeyPlace {
+        KeyPlace { hsm: self.hsm.clone(), cka_id: self.cka_id.clone() }
+    }
 }
 
 /// A leaf that waits for the log.

@@ -2,8 +2,8 @@
 
 use super::column::{address, corrupt, hash, parsed, to_i64};
 use super::statement::{Tx, values};
-use crate::core::id::{ChainId, GroupName, KeyId};
-use crate::core::key::{CkaId, KeyState, NonceMode, OperatorKey, PublicKey};
+use crate::core::id::{ChainId, GroupName, HsmName, KeyId};
+use crate::core::key::{CkaId, Custody, KeyState, NonceMode, OperatorKey, PublicKey, WrappedKey};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::ports::store::{NewKey, StoreError};
@@ -12,8 +12,8 @@ use sqlx::FromRow;
 
 statements! {
     BEGIN_KEY = "INSERT INTO operator_keys \
-        (id, cka_id, label, group_name, mode, state, iss, sub, created_at) \
-        VALUES ($1, $2, $3, $4, $5, 'creating', $6, $7, $8) ON CONFLICT DO NOTHING";
+        (id, cka_id, label, group_name, mode, state, iss, sub, created_at, hsm) \
+        VALUES ($1, $2, $3, $4, $5, 'creating', $6, $7, $8, $9) ON CONFLICT DO NOTHING";
     PIN_KEY = "UPDATE operator_keys SET state = 'active', public_key = $2, address = $3 \
         WHERE id = $1 AND state = 'creating'";
     UNFINISHED_KEYS = "SELECT * FROM operator_keys WHERE state = 'creating' \
@@ -39,6 +39,9 @@ struct KeyColumns {
     iss: String,
     sub: String,
     created_at: i64,
+    hsm: String,
+    wrapped: Option<Vec<u8>>,
+    wrapped_under: Option<Vec<u8>>,
 }
 
 #[derive(FromRow)]
@@ -64,6 +67,8 @@ impl KeyColumns {
         }
         Ok(OperatorKey {
             id: parsed(&self.id)?,
+            custody: custody(self.wrapped.clone(), self.wrapped_under.clone())?,
+            hsm: HsmName::new(self.hsm.clone()),
             mode: self.mode()?,
             group: self.group(),
             cka_id: CkaId::new(self.cka_id),
@@ -78,6 +83,7 @@ impl KeyColumns {
     fn unfinished(self) -> Result<NewKey, StoreError> {
         Ok(NewKey {
             id: parsed(&self.id)?,
+            hsm: HsmName::new(self.hsm.clone()),
             mode: self.mode()?,
             group: self.group(),
             cka_id: CkaId::new(self.cka_id),
@@ -85,6 +91,16 @@ impl KeyColumns {
             principal: Principal { iss: self.iss, sub: self.sub },
             at: Timestamp::from_millis(self.created_at),
         })
+    }
+}
+
+fn custody(blob: Option<Vec<u8>>, under: Option<Vec<u8>>) -> Result<Custody, StoreError> {
+    match (blob, under) {
+        (None, None) => Ok(Custody::Token),
+        (Some(blob), Some(under)) => {
+            Ok(Custody::Wrapped(WrappedKey { blob, under: CkaId::new(under) }))
+        }
+        _ => Err(corrupt("a wrapped key")),
     }
 }
 
@@ -98,6 +114,7 @@ pub(super) async fn begin_key(tx: &mut Tx, key: &NewKey) -> Result<bool, StoreEr
         key.principal.iss.as_str(),
         key.principal.sub.as_str(),
         key.at.millis(),
+        key.hsm.as_str(),
     ];
     Ok(tx.execute(BEGIN_KEY, values).await? == 1)
 }

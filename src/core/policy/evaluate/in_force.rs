@@ -175,13 +175,16 @@ mod tests {
     use super::super::evaluate;
     use super::super::fixtures::*;
     use super::*;
-    use crate::core::key::{CkaId, KeyState, NonceMode, PublicKey};
+    use crate::core::id::HsmName;
+    use crate::core::key::{CkaId, Custody, KeyState, NonceMode, PublicKey};
     use alloy::primitives::Address;
 
     fn key(id: u128, group: Option<&str>, address: Address) -> OperatorKey {
         OperatorKey {
             id: KeyId::new(Uuid::from_u128(id)),
+            hsm: HsmName::default(),
             cka_id: CkaId::new(vec![]),
+            custody: Custody::Token,
             label: String::new(),
             group: group.map(GroupName::new),
             mode: NonceMode::Managed,

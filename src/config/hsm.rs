@@ -1,0 +1,132 @@
+//! `[hsm]` and `[[hsm]]`: the tokens.
+
+use crate::core::id::HsmName;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
+
+/// `[hsm]`, or `[[hsm]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HsmSection {
+    /// What keys say of their token; `default` if not given. It must not change while it has keys.
+    #[serde(default)]
+    pub name: HsmName,
+    /// The PKCS#11 module (a shared library).
+    pub module: PathBuf,
+    /// `CKA_LABEL` of the token.
+    pub token_label: String,
+    /// A file with the user PIN, readable by the server only.
+    pub pin_file: PathBuf,
+    /// Sessions, one thread each.
+    #[serde(default = "default_sessions")]
+    pub sessions: usize,
+    /// Requests that may wait for a session before callers get 503.
+    #[serde(default = "default_queue")]
+    pub queue: usize,
+    /// SoftHSM only: its configuration file. The server sets `SOFTHSM2_CONF` to it.
+    pub softhsm_conf: Option<PathBuf>,
+}
+
+fn default_sessions() -> usize {
+    2
+}
+fn default_queue() -> usize {
+    64
+}
+
+/// `[hsm]` is one token, `[[hsm]]` are several.
+pub(super) fn one_or_several<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Vec<HsmSection>, D::Error> {
+    struct Sections;
+    impl<'de> Visitor<'de> for Sections {
+        type Value = Vec<HsmSection>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("one section `[hsm]`, or several `[[hsm]]`")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+            HsmSection::deserialize(MapAccessDeserializer::new(map)).map(|one| vec![one])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(seq))
+        }
+    }
+    from.deserialize_any(Sections)
+}
+
+/// What types alone cannot say.
+pub(super) fn findings(sections: &[HsmSection], say: &mut impl FnMut(String)) {
+    if sections.is_empty() {
+        say("[[hsm]] is missing: no key could sign".to_owned());
+    }
+    let (mut names, mut tokens, mut confs) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for section in sections {
+        let name = &section.name;
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if !(1..=32).contains(&name.as_str().len()) || !name.as_str().chars().all(fits) {
+            say(format!("[[hsm]] name `{name}` must be 1 to 32 of A-Z a-z 0-9 . _ -"));
+        }
+        if !names.insert(name) {
+            say(format!("[[hsm]] two are named `{name}`: give each a name of its own"));
+        }
+        if !tokens.insert((&section.module, &section.token_label)) {
+            say(format!("[[hsm]] `{name}` is the token of another one"));
+        }
+        if !(1..=64).contains(&section.sessions) || !(1..=65_536).contains(&section.queue) {
+            say(format!("[[hsm]] `{name}`: sessions must be 1 to 64 and queue 1 to 65536"));
+        }
+        confs.extend(&section.softhsm_conf);
+    }
+    if confs.len() > 1 {
+        say("[[hsm]] softhsm_conf must be one file: SoftHSM has one in a process".to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Part {
+        #[serde(deserialize_with = "one_or_several")]
+        hsm: Vec<HsmSection>,
+    }
+
+    fn told(text: &str) -> Result<(Vec<String>, Vec<String>), String> {
+        let part: Part = toml::from_str(text).map_err(|error| error.to_string())?;
+        let mut found = Vec::new();
+        findings(&part.hsm, &mut |text| found.push(text));
+        Ok((part.hsm.iter().map(|hsm| hsm.name.to_string()).collect(), found))
+    }
+
+    const TOKEN: &str = "module = 'm.so'\ntoken_label = 't'\npin_file = 'pin'\n";
+
+    #[test]
+    fn one_section_has_a_name_of_its_own_and_several_need_one_each() {
+        let (names, found) = told(&format!("[hsm]\n{TOKEN}")).unwrap();
+        assert_eq!((names, found.len()), (vec!["default".to_owned()], 0));
+        let two = format!("[[hsm]]\nname = 'a'\n{TOKEN}[[hsm]]\nname = 'b'\n{TOKEN}");
+        let (names, found) = told(&two.replacen("'t'", "'u'", 1)).unwrap();
+        assert_eq!((names, found.len()), (vec!["a".to_owned(), "b".to_owned()], 0));
+        assert!(told(&two).unwrap().1[0].contains("the token of another one"));
+        let unnamed = two.replacen("'t'", "'u'", 1).replace("name = 'b'", "name = 'a'");
+        assert!(told(&unnamed).unwrap().1[0].contains("two are named `a`"));
+        assert!(told("hsm = []").unwrap().1[0].contains("missing"));
+        assert!(told("hsm = 'x'").unwrap_err().contains("several `[[hsm]]`"));
+    }
+
+    #[test]
+    fn a_key_that_is_unknown_is_refused_with_its_line() {
+        let error = told(&format!("[hsm]\n{TOKEN}colour = 'red'\n")).unwrap_err();
+        assert!(error.contains("colour") && error.contains("line 5"), "{error}");
+    }
+}
