@@ -1,4 +1,4 @@
-//! `claviger key create|list`
+//! `claviger key create|import|list`
 
 use crate::cli::args::KeyCommand;
 use crate::cli::client::{Door, Remote};
@@ -22,6 +22,15 @@ pub async fn run(
             let server = Remote::new(remote, Role::Operator, clock, entropy)?;
             let body = json!({ "label": label, "group": group, "mode": mode, "hsm": hsm });
             let key = server.call(Door::Admin, Method::POST, "/admin/v1/keys", Some(&body)).await?;
+            show(&[key], remote.json);
+        }
+        KeyCommand::Import { remote, cka_id, label, group, mode, hsm } => {
+            let server = Remote::new(remote, Role::Operator, clock, entropy)?;
+            let body = json!({
+                "cka_id": cka_id, "label": label, "group": group, "mode": mode, "hsm": hsm,
+            });
+            let path = "/admin/v1/keys/import";
+            let key = server.call(Door::Admin, Method::POST, path, Some(&body)).await?;
             show(&[key], remote.json);
         }
         KeyCommand::List { remote } => {

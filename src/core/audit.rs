@@ -46,6 +46,10 @@ pub enum LeafKind {
     Settled,
     /// An operator key was made and pinned.
     KeyCreated,
+    /// A key that the HSM had already was looked at, proved and pinned.
+    KeyImported,
+    /// A key ceremony was begun, or has ended: its plan, or its signed record.
+    KeyCeremony,
     /// Something that a person must look at: a lane stopped, a key missing.
     Alarm,
     /// An operator compared a restored or halted database with the chain: what was found, what was made of
@@ -55,13 +59,15 @@ pub enum LeafKind {
 
 impl LeafKind {
     /// All kinds.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Decided,
         Self::Signed,
         Self::Denied,
         Self::Instructed,
         Self::Settled,
         Self::KeyCreated,
+        Self::KeyImported,
+        Self::KeyCeremony,
         Self::Alarm,
         Self::Reconciled,
     ];
@@ -82,6 +88,8 @@ impl LeafKind {
             Self::Instructed => "INSTRUCTED",
             Self::Settled => "SETTLED",
             Self::KeyCreated => "KEY_CREATED",
+            Self::KeyImported => "KEY_IMPORTED",
+            Self::KeyCeremony => "KEY_CEREMONY",
             Self::Alarm => "ALARM",
             Self::Reconciled => "RECONCILED",
         }

@@ -12,6 +12,7 @@ pub mod evm;
 pub mod id;
 pub mod intent;
 pub mod key;
+pub mod key_report;
 pub mod permit;
 pub mod policy;
 pub mod principal;

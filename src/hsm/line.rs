@@ -47,7 +47,9 @@ impl Line {
     ) -> Result<Self, SignerError> {
         let login = Login::new(pin);
         let slot = module.slot_of(&config.token_label)?;
-        let shared = Arc::new(Shared::new(module, slot, login, config.sessions));
+        let exceptions = config.exceptions.clone();
+        let shared = Shared::new(module, slot, login, config.sessions, exceptions);
+        let shared = Arc::new(shared);
         let told = |error| unavailable(&error);
         let first = shared.module.open(slot).map_err(told)?;
         shared.login.ensure(&shared.module, slot, first.get())?;

@@ -27,6 +27,7 @@ pub use watch::Activity;
 
 use crate::core::id::{HsmName, KeyId};
 use crate::core::key::{KeyPlace, OperatorKey, PublicKey};
+use crate::core::key_report::{KeyException, KeyReport, TokenReport};
 use crate::core::permit::{Permit, RawSignature};
 use crate::hsm::line::Line;
 use crate::hsm::module::Module;
@@ -54,6 +55,8 @@ pub struct HsmConfig {
     pub sessions: usize,
     /// How many jobs may wait; 1 to 65,536. Beyond that callers are told to come again.
     pub queue: usize,
+    /// Keys whose attributes may be otherwise than they should be.
+    pub exceptions: Vec<KeyException>,
 }
 
 impl HsmConfig {
@@ -71,6 +74,7 @@ impl HsmConfig {
             pin_file: pin_file.into(),
             sessions: 2,
             queue: 64,
+            exceptions: Vec::new(),
         }
     }
 }
@@ -163,6 +167,16 @@ impl Signer for Hsm {
     async fn find_key(&self, place: &KeyPlace) -> Result<Option<PublicKey>, SignerError> {
         let (_, line) = self.line(&place.hsm)?;
         line.ask(|answer| Job::Find(place.cka_id.clone(), answer)).await
+    }
+
+    async fn describe_key(&self, place: &KeyPlace) -> Result<Option<KeyReport>, SignerError> {
+        let (_, line) = self.line(&place.hsm)?;
+        line.ask(|answer| Job::Describe(place.cka_id.clone(), answer)).await
+    }
+
+    async fn describe_token(&self, hsm: &HsmName) -> Result<TokenReport, SignerError> {
+        let (_, line) = self.line(hsm)?;
+        line.ask(Job::Survey).await
     }
 
     async fn enroll(&self, key: &OperatorKey) -> Result<(), SignerError> {

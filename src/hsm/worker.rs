@@ -1,13 +1,14 @@
 //! An HSM thread: one session, one job at a time, and the first rungs of the recovery ladder.
 
 use crate::core::key::{CkaId, OperatorKey, PublicKey};
+use crate::core::key_report::{KeyException, KeyReport, TokenReport};
 use crate::core::permit::{OpenPermit, Permit, RawSignature};
 use crate::hsm::fault::{Fault, describe, handles_lost, is_curable, unavailable, unusable};
 use crate::hsm::finish::finish;
 use crate::hsm::keyring::Keyring;
 use crate::hsm::lock;
 use crate::hsm::module::{Login, Module, OpenSession, is_logged_in};
-use crate::hsm::object::{checked, enumerate, generate, search};
+use crate::hsm::object::{checked, describe_pair, enumerate, generate, names, search};
 use crate::hsm::watch::Watch;
 use crate::ports::signer::SignerError;
 use alloy::primitives::{B256, keccak256};
@@ -39,6 +40,10 @@ pub(super) enum Job {
     Create(CkaId, String, Answer<PublicKey>),
     /// See [`crate::ports::signer::Signer::find_key`].
     Find(CkaId, Answer<Option<PublicKey>>),
+    /// See [`crate::ports::signer::Signer::describe_key`].
+    Describe(CkaId, Answer<Option<KeyReport>>),
+    /// See [`crate::ports::signer::Signer::describe_token`].
+    Survey(Answer<TokenReport>),
     /// See [`crate::ports::signer::Signer::enroll`].
     Enroll(OperatorKey, Answer<()>),
     /// See [`crate::ports::signer::Signer::health`].
@@ -59,12 +64,18 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(module: Arc<Module>, slot: Slot, login: Login, threads: usize) -> Self {
+    pub(super) fn new(
+        module: Arc<Module>,
+        slot: Slot,
+        login: Login,
+        threads: usize,
+        exceptions: Vec<KeyException>,
+    ) -> Self {
         Self {
             module,
             slot,
             login,
-            keyring: Keyring::default(),
+            keyring: Keyring::new(exceptions),
             watch: Arc::new(Watch::new(threads)),
             renewing: Mutex::new(()),
             creating: Mutex::new(()),
@@ -114,6 +125,8 @@ impl Worker {
             Job::Sign(permit, answer) => drop(answer.send(self.sign(permit))),
             Job::Create(id, label, answer) => drop(answer.send(self.create(&id, &label))),
             Job::Find(id, answer) => drop(answer.send(self.find(&id))),
+            Job::Describe(id, answer) => drop(answer.send(self.describe(&id))),
+            Job::Survey(answer) => drop(answer.send(self.attempt(survey))),
             Job::Enroll(key, answer) => drop(answer.send(self.enroll(&key))),
             Job::Health(answer) => drop(answer.send(self.attempt(health))),
         }
@@ -145,19 +158,30 @@ impl Worker {
         writable
             .and_then(|session| generate(&session, id, label))
             .map_err(|error| unavailable(&error))?;
-        self.attempt(|_, session| {
-            let (_, public_key) = checked(session, &search(session, id)?)?;
+        self.attempt(|shared, session| {
+            let exception = shared.keyring.exception(id);
+            let (_, public_key) = checked(session, &search(session, id)?, exception)?;
             Ok(public_key)
         })
     }
 
-    fn find(&mut self, id: &CkaId) -> Result<Option<PublicKey>, SignerError> {
-        self.attempt(|_, session| {
+    fn describe(&mut self, id: &CkaId) -> Result<Option<KeyReport>, SignerError> {
+        self.attempt(|shared, session| {
             let found = search(session, id)?;
             if found.is_empty() {
                 return Ok(None);
             }
-            let (_, public_key) = checked(session, &found)?;
+            describe_pair(session, &found, shared.keyring.exception(id)).map(Some)
+        })
+    }
+
+    fn find(&mut self, id: &CkaId) -> Result<Option<PublicKey>, SignerError> {
+        self.attempt(|shared, session| {
+            let found = search(session, id)?;
+            if found.is_empty() {
+                return Ok(None);
+            }
+            let (_, public_key) = checked(session, &found, shared.keyring.exception(id))?;
             Ok(Some(public_key))
         })
     }
@@ -262,7 +286,27 @@ fn enroll(shared: &Shared, session: &Session, key: &OperatorKey) -> Result<(), F
     let proof = keccak256([PROOF_PREFIX, key.cka_id.as_bytes()].concat());
     sign_digest(session, located.0, &proof, &key.public_key)?;
     shared.keyring.enroll(key.id, key.cka_id.clone(), key.public_key, located);
+    if let Some(exception) = shared.keyring.exception(&key.cka_id) {
+        let (allows, reason) = (exception.names().join(", "), exception.reason.as_str());
+        tracing::warn!(key = %key.id, label = key.label, allows, reason, "a key is used by exception");
+    }
     Ok(())
+}
+
+/// What the token says of itself, and the names of what lies in it.
+fn survey(shared: &Shared, session: &Session) -> Result<TokenReport, Fault> {
+    let token = shared.module.pkcs11().get_token_info(shared.slot)?;
+    let (labels, ids) = names(session)?;
+    let firmware = token.firmware_version();
+    Ok(TokenReport {
+        label: token.label().to_owned(),
+        manufacturer: token.manufacturer_id().to_owned(),
+        model: token.model().to_owned(),
+        serial: token.serial_number().to_owned(),
+        firmware: format!("{}.{}", firmware.major(), firmware.minor()),
+        labels,
+        ids,
+    })
 }
 
 /// Token and session state (PKCS#11 v3.1, sections 5.5.3 and 5.6.4) in a sentence.

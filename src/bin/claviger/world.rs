@@ -59,6 +59,8 @@ pub fn hsm_configs(config: &ServerConfig) -> Vec<HsmConfig> {
         pin_file: section.pin_file.clone(),
         sessions: section.sessions,
         queue: section.queue,
+        // What is wrong with one was found when the configuration was read.
+        exceptions: section.exceptions.iter().filter_map(|one| one.read().ok()).collect(),
     };
     config.hsm.iter().map(read).collect()
 }

@@ -4,12 +4,14 @@
 //! start (a serialisation failure), so the closure has no effects outside. Whatever fails inside it, the
 //! first error is kept and nothing is stored. Nobody can hold a unit across a wait for the network.
 
+mod ceremonies;
 mod reconcile;
 mod replication;
 mod rows;
 mod run;
 mod work;
 
+pub use ceremonies::{KeyBook, OpenCeremony};
 pub use reconcile::*;
 pub use replication::Replication;
 pub use rows::*;
@@ -101,7 +103,7 @@ pub trait Store: Send + Sync {
 /// One open transaction. Every method is atomic with the rest of the unit. Locks are taken in one
 /// order: idempotency, lease, lane, limits by id.
 #[async_trait]
-pub trait Unit: Send {
+pub trait Unit: KeyBook {
     // -- requests -----------------------------------------------------------------------------------
 
     /// Binds an idempotency key to a request, or says to what it is bound already. Waits for another
