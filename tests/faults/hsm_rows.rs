@@ -14,6 +14,7 @@ use crate::support::pkcs11_faults::Pkcs11Faults;
 use crate::support::server::{LIMIT, PAYEE, Server, payout_grants};
 use crate::support::services::poll_until;
 use crate::support::signing_load::{Load, MESSAGE_GRANT, SMALL, Tally, sender_of};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A server over a module that fails when it is told to, two keys with money, and nobody who asks yet.
 pub struct Rows {
@@ -23,6 +24,8 @@ pub struct Rows {
     /// The addresses of the keys.
     pub keys: [String; 2],
     payee_before: u128,
+    /// How many payouts were settled.
+    settled: AtomicU64,
 }
 
 impl Rows {
@@ -35,15 +38,16 @@ impl Rows {
         let first = server.funded_key(&stage.anvil, "op-1").await;
         let second = server.funded_key(&stage.anvil, "op-2").await;
         let payee_before = stage.anvil.balance(PAYEE).await;
-        Self { stage, faults, server, keys: [first, second], payee_before }
+        let keys = [first, second];
+        Self { stage, faults, server, keys, payee_before, settled: AtomicU64::new(0) }
     }
 
-    /// The same set-up with another server, started again.
-    pub async fn restart(self, envs: &[(&str, &str)]) -> Self {
-        let Self { stage, faults, server, keys, payee_before } = self;
-        server.stop().await;
-        let server = stage.setup.start(&[&faults.envs(), envs].concat()).await;
-        Self { stage, faults, server, keys, payee_before }
+    /// Ends the server, and starts another one on the same set-up; in between something may be done to it.
+    pub async fn restart(self, envs: &[(&str, &str)], meanwhile: impl FnOnce()) -> Self {
+        self.server.stop().await;
+        meanwhile();
+        let server = self.stage.setup.start(&[&self.faults.envs(), envs].concat()).await;
+        Self { server, ..self }
     }
 
     /// So many callers who ask both keys for messages until they are stopped.
@@ -86,7 +90,8 @@ impl Rows {
             }
         }
         let paid = self.stage.anvil.balance(PAYEE).await - self.payee_before;
-        assert_eq!(paid, ids.len() as u128 * SMALL, "each payout once");
+        let all = self.settled.fetch_add(ids.len() as u64, Ordering::Relaxed) + ids.len() as u64;
+        assert_eq!(paid, u128::from(all) * SMALL, "each payout once");
         self.stage.check().await;
     }
 

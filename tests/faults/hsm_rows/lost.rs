@@ -25,7 +25,7 @@ async fn one_login_each(row: &str, fault: &str) {
         let more = rows.logins().await - before;
         assert!((more - 1.0).abs() < 0.5, "one login for all that wait: {more}");
     }
-    assert_eq!(rows.faults.count_of("C_Sign"), 6);
+    assert_eq!(rows.faults.count(), 6);
     let (messages, payouts) = rows.stop(row, messages, payouts).await;
     Rows::assert_unnoticed(&messages);
     Rows::assert_unnoticed(&payouts);
@@ -104,7 +104,7 @@ async fn h3_a_pin_that_was_changed_meanwhile_is_tried_once_and_never_again() {
     let refused = rows.server.metric("claviger_hsm_logins_total", &[("outcome", "refused")]).await;
     assert!((refused - 1.0).abs() < 0.5, "{refused}");
     drop((messages, payouts));
-    let rows = rows.restart(&[]).await;
+    let rows = rows.restart(&[], || ()).await;
     let (messages, payouts) = (rows.messages(8), rows.payouts(2));
     messages.until_released(50).await;
     let (messages, _) = messages.stop().await;

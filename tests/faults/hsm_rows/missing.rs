@@ -43,15 +43,12 @@ async fn h6_a_key_that_is_missing_at_start_is_an_alarm_and_the_others_serve() {
     let aside = rows.stage.setup.dir().join("aside");
     std::fs::create_dir(&aside).unwrap();
     let kept = |file: &PathBuf| aside.join(file.file_name().unwrap());
-    rows.faults.set("C_FindObjectsInit LOG");
-    let Rows { stage, faults, server, keys, .. } = rows;
-    server.stop().await;
-    its_files.iter().for_each(|file| std::fs::rename(file, kept(file)).unwrap());
-    let server = stage.setup.start(&faults.envs()).await;
-    let payee_before = stage.anvil.balance(crate::support::server::PAYEE).await;
-    rows = Rows { stage, faults, server, keys, payee_before };
+    rows = rows
+        .restart(&[], || its_files.iter().for_each(|it| std::fs::rename(it, kept(it)).unwrap()))
+        .await;
     let log = rows.server.program.stderr();
-    let alarm = |line: &&str| line.contains("\"level\":\"ERROR\"") && line.contains(&lost);
+    let alarm =
+        |line: &&str| line.contains("\"level\":\"ERROR\"") && line.to_lowercase().contains(&lost);
     assert!(log.lines().any(|line| alarm(&line)), "{log}");
 
     // The record is kept.
@@ -74,18 +71,17 @@ async fn h6_a_key_that_is_missing_at_start_is_an_alarm_and_the_others_serve() {
     Rows::assert_unnoticed(&payouts);
 
     // It is put back: found, and what was decided is signed.
-    let Rows { stage, faults, server, .. } = rows;
-    server.stop().await;
-    its_files.iter().for_each(|file| std::fs::rename(kept(file), file).unwrap());
-    let server = stage.setup.start(&faults.envs()).await;
-    let caller = Caller::of(&server);
+    rows = rows
+        .restart(&[], || its_files.iter().for_each(|it| std::fs::rename(kept(it), it).unwrap()))
+        .await;
+    let caller = Caller::of(&rows.server);
     let said = poll_until(LIMIT, "it signs again", async || {
         let said = caller.post("/v1/signatures", "h6-1", &hello(&lost, text)).await?;
         (said.status == 201).then_some(said)
     })
     .await;
     assert_eq!(signer_of(text, &said.body).as_ref(), Ok(&lost));
-    let load = Load::messages(&server, &[&lost], 4, 50);
+    let load = Load::messages(&rows.server, &[&lost], 4, 50);
     let (tally, _) = load.end().await;
     println!("h6, when it is back: {tally}");
     Rows::assert_unnoticed(&tally);

@@ -24,7 +24,7 @@ async fn h7_a_raw_point_gives_the_right_address_at_creation_and_at_start() {
         let (messages, payouts) = rows.stop("h7 point", messages, payouts).await;
         Rows::assert_unnoticed(&messages);
         Rows::assert_unnoticed(&payouts);
-        rows = rows.restart(&[]).await;
+        rows = rows.restart(&[], || ()).await;
     }
 }
 
@@ -37,7 +37,7 @@ async fn h7_leading_zeros_and_a_high_s_leave_as_right_signatures() {
         let high = rows.signatures("high_s").await;
         rows.faults.set(&format!("C_Sign {fault}"));
         for number in 0..8 {
-            let (text, key) = (format!("{fault} {number}"), &rows.keys[number % 2]);
+            let (text, key) = (format!("{fault}-{number}"), &rows.keys[number % 2]);
             let said = caller.post("/v1/signatures", &text, &hello(key, &text)).await.unwrap();
             assert_eq!(said.status, 201, "{}", said.body);
             assert_eq!(signer_of(&text, &said.body).as_ref(), Ok(key));

@@ -15,7 +15,7 @@ async fn h4_a_wrong_signature_is_caught_told_and_never_released() {
     for fault in ["WRONG", "OTHER_KEY", "RANDOM", "SHORT"] {
         rows.faults.set(&format!("C_Sign {fault} {EACH}"));
         expected += EACH;
-        poll_until(LIMIT, "each was caught", async || {
+        poll_until(LIMIT, &format!("each {fault} is caught"), async || {
             (rows.signatures("wrong").await > expected as f64 - 0.5).then_some(())
         })
         .await;
