@@ -47,14 +47,29 @@ const VALUES: &[&str] = &[
 /// So long without a signature, and the weather is not to blame.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// What there is. Each comes once before any comes again.
+const KINDS: &[&str] = &[
+    "wrong signatures",
+    "rare signatures",
+    "lost",
+    "gone",
+    "refused",
+    "hangs",
+    "raw points",
+    "lost",
+    "refused",
+];
+
 pub struct Weather<'a> {
     faults: &'a Pkcs11Faults,
     random: Random,
+    /// The kinds that are still to come.
+    deck: Vec<&'static str>,
 }
 
 impl<'a> Weather<'a> {
     pub const fn new(faults: &'a Pkcs11Faults, random: Random) -> Self {
-        Self { faults, random }
+        Self { faults, random, deck: Vec::new() }
     }
 
     /// Changes until so many are released; answers how often each fault came, and how many calls it met.
@@ -92,23 +107,26 @@ impl<'a> Weather<'a> {
 
     /// A kind of fault, and its line.
     fn next(&mut self) -> (&'static str, String) {
-        let count = 1 + self.random.below(4);
-        let random = &mut self.random;
-        let mut one_of = |from: &'static [&'static str]| *random.pick(from).unwrap();
-        match one_of(&[
-            "spoilt", "rare", "lost", "lost", "gone", "refused", "refused", "hangs", "raw",
-        ]) {
-            "spoilt" => ("wrong signatures", format!("C_Sign {} {count}", one_of(SPOILT))),
-            "rare" => ("rare signatures", format!("C_Sign {} {count}", one_of(RARE))),
-            "lost" => ("lost", format!("{} {} 1", one_of(&["C_Sign", "C_SignInit"]), one_of(LOST))),
-            "gone" => ("gone", one_of(GONE).to_owned()),
-            "refused" => ("refused", format!("{} {} {count}", one_of(FUNCTIONS), one_of(VALUES))),
-            "hangs" => {
-                let function = one_of(&["C_Sign", "C_SignInit", "C_GetSessionInfo"]);
-                ("hangs", format!("{function} WAIT {count}"))
-            }
-            _ => ("raw points", "C_GetAttributeValue RAW_POINT".to_owned()),
+        if self.deck.is_empty() {
+            self.deck = KINDS.to_vec();
         }
+        let random = &mut self.random;
+        let place = usize::try_from(random.below(self.deck.len() as u64)).unwrap();
+        let kind = self.deck.swap_remove(place);
+        let count = 1 + random.below(4);
+        let mut one_of = |from: &'static [&'static str]| *random.pick(from).unwrap();
+        let line = match kind {
+            "wrong signatures" => format!("C_Sign {} {count}", one_of(SPOILT)),
+            "rare signatures" => format!("C_Sign {} {count}", one_of(RARE)),
+            "lost" => format!("{} {} 1", one_of(&["C_Sign", "C_SignInit"]), one_of(LOST)),
+            "gone" => one_of(GONE).to_owned(),
+            "refused" => format!("{} {} {count}", one_of(FUNCTIONS), one_of(VALUES)),
+            "hangs" => {
+                format!("{} WAIT {count}", one_of(&["C_Sign", "C_SignInit", "C_GetSessionInfo"]))
+            }
+            _ => "C_GetAttributeValue RAW_POINT".to_owned(),
+        };
+        (kind, line)
     }
 }
 
