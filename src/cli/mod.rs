@@ -14,10 +14,18 @@ pub mod reconcile;
 pub mod token;
 pub mod tx;
 
+use crate::ports::store::StoreError;
+
 /// A command that failed, in a sentence for people.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Failure(String);
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 impl Failure {
     /// A failure.

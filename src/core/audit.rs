@@ -244,6 +244,8 @@ mod tests {
                 | LeafKind::Instructed
                 | LeafKind::Settled
                 | LeafKind::KeyCreated
+                | LeafKind::KeyImported
+                | LeafKind::KeyCeremony
                 | LeafKind::Alarm
                 | LeafKind::Reconciled => {}
             }
