@@ -7,6 +7,7 @@
 pub mod accept;
 pub mod adopt;
 pub mod cancel;
+pub mod ceremony;
 pub mod chains;
 pub mod create_key;
 pub mod error;

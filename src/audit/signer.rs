@@ -272,6 +272,14 @@ impl CheckpointSigner {
         blocking(move || memory.write(&path)).await
     }
 
+    /// A signed record of a key ceremony.
+    ///
+    /// # Errors
+    /// When the body cannot be that of a note.
+    pub fn attest(&self, body: &str) -> Result<String, SignerError> {
+        Ok(self.key.attest(body)?)
+    }
+
     /// The checkpoint that was signed last.
     #[must_use]
     pub fn last(&self) -> Checkpoint {

@@ -1,6 +1,7 @@
 //! The command line of `claviger`.
 
 use crate::cli::audit::AuditCommand;
+use crate::cli::ceremony::{CeremonyArgs, CeremonyVerifyArgs};
 use crate::cli::reconcile::ReconcileArgs;
 use crate::core::id::DEFAULT_HSM;
 use clap::{Args, Parser, Subcommand};
@@ -38,7 +39,7 @@ pub enum Command {
     /// Tokens of the development issuer.
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Operator keys, over the admin API.
+    /// Operator keys, over the admin API; and key ceremonies.
     #[command(subcommand)]
     Key(KeyCommand),
     /// Transactions, over the client API.
@@ -236,6 +237,10 @@ pub enum KeyCommand {
         #[arg(long, default_value = DEFAULT_HSM)]
         hsm: String,
     },
+    /// Make the keys of a reviewed plan, directly on HSM and database, and sign a record of it.
+    Ceremony(CeremonyArgs),
+    /// Check the record of a ceremony, offline.
+    CeremonyVerify(CeremonyVerifyArgs),
     /// List keys.
     #[command(after_help = "Example:\n  claviger key list --config ./dev/claviger.toml")]
     List {

@@ -3,6 +3,7 @@
 
 pub mod args;
 pub mod audit;
+pub mod ceremony;
 pub mod client;
 pub mod config_check;
 pub mod key;

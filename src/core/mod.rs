@@ -7,6 +7,7 @@ pub mod access;
 pub mod agreement;
 pub mod amount;
 pub mod audit;
+pub mod ceremony;
 pub mod chain_view;
 pub mod evm;
 pub mod id;
