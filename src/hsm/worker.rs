@@ -1,6 +1,6 @@
 //! An HSM thread: one session, one job at a time, and the first rungs of the recovery ladder.
 
-use crate::core::key::{CkaId, OperatorKey, PublicKey};
+use crate::core::key::{CkaId, Custody, OperatorKey, PublicKey, WrappedKey};
 use crate::core::permit::{OpenPermit, Permit, RawSignature};
 use crate::hsm::fault::{Fault, describe, handles_lost, is_curable, unavailable, unusable};
 use crate::hsm::finish::finish;
@@ -8,7 +8,9 @@ use crate::hsm::keyring::Keyring;
 use crate::hsm::lock;
 use crate::hsm::module::{Login, Module, OpenSession, is_logged_in};
 use crate::hsm::object::{checked, enumerate, generate, search};
+use crate::hsm::unwrapped as wrapped;
 use crate::hsm::watch::Watch;
+use crate::hsm::wrapping::Wrapping;
 use crate::ports::signer::SignerError;
 use alloy::primitives::{B256, keccak256};
 use crossbeam_channel::{Receiver, Sender};
@@ -37,6 +39,8 @@ pub(super) enum Job {
     Sign(Permit, Answer<RawSignature>),
     /// See [`crate::ports::signer::Signer::create_key`].
     Create(CkaId, String, Answer<PublicKey>),
+    /// See [`crate::ports::signer::Signer::create_wrapped`].
+    CreateWrapped(Answer<(PublicKey, WrappedKey)>),
     /// See [`crate::ports::signer::Signer::find_key`].
     Find(CkaId, Answer<Option<PublicKey>>),
     /// See [`crate::ports::signer::Signer::enroll`].
@@ -51,6 +55,9 @@ pub(super) struct Shared {
     pub(super) slot: Slot,
     pub(super) login: Login,
     pub(super) keyring: Keyring,
+    pub(super) wrapping: Wrapping,
+    /// How many unwrapped keys a session keeps.
+    pub(super) wrapped_cache: usize,
     pub(super) watch: Arc<Watch>,
     /// Held while a session is renewed: one login and one enumeration for all that wait.
     renewing: Mutex<()>,
@@ -65,6 +72,8 @@ impl Shared {
             slot,
             login,
             keyring: Keyring::default(),
+            wrapping: Wrapping::new(None),
+            wrapped_cache: 0,
             watch: Arc::new(Watch::new(threads)),
             renewing: Mutex::new(()),
             creating: Mutex::new(()),
@@ -111,8 +120,10 @@ impl Worker {
         match job {
             Job::Sign(_, answer) if answer.is_closed() => {}
             Job::Create(_, _, answer) if answer.is_closed() => {}
+            Job::CreateWrapped(answer) if answer.is_closed() => {}
             Job::Sign(permit, answer) => drop(answer.send(self.sign(permit))),
             Job::Create(id, label, answer) => drop(answer.send(self.create(&id, &label))),
+            Job::CreateWrapped(answer) => drop(answer.send(self.attempt(wrapped::create))),
             Job::Find(id, answer) => drop(answer.send(self.find(&id))),
             Job::Enroll(key, answer) => drop(answer.send(self.enroll(&key))),
             Job::Health(answer) => drop(answer.send(self.attempt(health))),
@@ -177,7 +188,7 @@ impl Worker {
     /// in it.
     fn attempt<T>(
         &mut self,
-        job: impl Fn(&Shared, &Session) -> Result<T, Fault>,
+        job: impl Fn(&Shared, &OpenSession) -> Result<T, Fault>,
     ) -> Result<T, SignerError> {
         let shared = Arc::clone(&self.shared);
         let mut lost_handles = false;
@@ -189,7 +200,7 @@ impl Worker {
                 None => self.renew(lost_handles, generation)?,
             };
             generation = shared.keyring.generation();
-            match job(&shared, session.get()) {
+            match job(&shared, &session) {
                 Ok(done) => {
                     self.session = Some(session);
                     return Ok(done);
@@ -228,13 +239,20 @@ impl Worker {
     }
 }
 
-fn sign(shared: &Shared, session: &Session, permit: &OpenPermit) -> Result<RawSignature, Fault> {
+fn sign(
+    shared: &Shared,
+    session: &OpenSession,
+    permit: &OpenPermit,
+) -> Result<RawSignature, Fault> {
+    if let Custody::Wrapped(key) = &permit.custody {
+        return wrapped::sign(shared, session, key, (&permit.digest, &permit.public_key));
+    }
     let handle = shared.keyring.usable(session, permit.key, &permit.public_key)?;
     sign_digest(session, handle, &permit.digest, &permit.public_key)
 }
 
 /// `CKM_ECDSA` over the 32-byte digest (PKCS#11 v3.1, sections 5.13.1, 5.13.2 and 6.3), finished.
-fn sign_digest(
+pub(super) fn sign_digest(
     session: &Session,
     handle: ObjectHandle,
     digest: &B256,
@@ -254,9 +272,12 @@ fn sign_digest(
     Ok(finished.signature)
 }
 
-fn enroll(shared: &Shared, session: &Session, key: &OperatorKey) -> Result<(), Fault> {
+fn enroll(shared: &Shared, session: &OpenSession, key: &OperatorKey) -> Result<(), Fault> {
     if key.address != key.public_key.address() {
         return Err(unusable("the pinned address is not the pinned public key's"));
+    }
+    if let Custody::Wrapped(wrapped) = &key.custody {
+        return wrapped::prove(shared, session, wrapped, &key.public_key);
     }
     let located = shared.keyring.locate(session, &key.cka_id, &key.public_key)?;
     let proof = keccak256([PROOF_PREFIX, key.cka_id.as_bytes()].concat());
@@ -266,7 +287,7 @@ fn enroll(shared: &Shared, session: &Session, key: &OperatorKey) -> Result<(), F
 }
 
 /// Token and session state (PKCS#11 v3.1, sections 5.5.3 and 5.6.4) in a sentence.
-fn health(shared: &Shared, session: &Session) -> Result<String, Fault> {
+fn health(shared: &Shared, session: &OpenSession) -> Result<String, Fault> {
     let token = shared.module.pkcs11().get_token_info(shared.slot)?;
     if !is_logged_in(session)? {
         return Err(Error::Pkcs11(RvError::UserNotLoggedIn, Function::GetSessionInfo).into());
