@@ -5,6 +5,7 @@
 //! - `worker` is an HSM thread: jobs, and the first rungs of the recovery ladder.
 //! - `keyring` knows which keys may sign and where they are; `object` reads and makes them.
 //! - `point` and `finish` take apart what comes out of the module, and believe none of it.
+//! - `wrapping` makes and checks the key that wraps others; `unwrapped` makes, wraps, unwraps and uses these.
 //! - `token` initialises a new token; `pin` reads PINs; `watch` sees a stuck call.
 //!
 //! No private key and no PIN is ever in an error, a log line or a `Debug` text here.
@@ -18,15 +19,20 @@ mod object;
 mod pin;
 mod point;
 mod token;
+mod unwrapped;
 mod watch;
 mod worker;
+mod wrapping;
 
 pub use finish::is_signed_by;
 pub use token::init_token;
 pub use watch::Activity;
+pub use wrapping::{
+    Exceptions, MAY_BE_EXCEPTED, MadeWrappingKey, WrappingConfig, make_wrapping_key,
+};
 
 use crate::core::id::{HsmName, KeyId};
-use crate::core::key::{KeyPlace, OperatorKey, PublicKey};
+use crate::core::key::{CkaId, Custody, KeyPlace, OperatorKey, PublicKey, WrappedKey};
 use crate::core::key_report::{KeyException, KeyReport, TokenReport};
 use crate::core::permit::{Permit, RawSignature};
 use crate::hsm::line::Line;
@@ -57,6 +63,11 @@ pub struct HsmConfig {
     pub queue: usize,
     /// Keys whose attributes may be otherwise than they should be.
     pub exceptions: Vec<KeyException>,
+    /// The key that wraps others. Without one, the token has no wrapped keys.
+    pub wrapping: Option<WrappingConfig>,
+    /// How many unwrapped keys each session keeps; 0 to 65,536. Beyond that, the one that was not used for
+    /// longest is destroyed.
+    pub wrapped_cache: usize,
 }
 
 impl HsmConfig {
@@ -75,6 +86,8 @@ impl HsmConfig {
             sessions: 2,
             queue: 64,
             exceptions: Vec::new(),
+            wrapping: None,
+            wrapped_cache: 64,
         }
     }
 }
@@ -153,7 +166,16 @@ impl Signer for Hsm {
         self.lines.iter().map(|line| line.name().clone()).collect()
     }
 
+    fn wrapping_key(&self, hsm: &HsmName) -> Option<CkaId> {
+        self.line(hsm).ok()?.1.wrapping_key()
+    }
+
     async fn sign(&self, permit: Permit) -> Result<RawSignature, SignerError> {
+        if matches!(permit.custody(), Custody::Wrapped(_)) {
+            // It needs no enrolment: all that it takes is in the permit.
+            let (_, line) = self.line(permit.hsm())?;
+            return line.ask(|answer| Job::Sign(permit, answer)).await;
+        }
         let not_enrolled = || SignerError::KeyUnusable(format!("{} is not enrolled", permit.key()));
         let line = self.home(permit.key()).ok_or_else(not_enrolled)?;
         line.ask(|answer| Job::Sign(permit, answer)).await
@@ -162,6 +184,11 @@ impl Signer for Hsm {
     async fn create_key(&self, place: &KeyPlace, label: &str) -> Result<PublicKey, SignerError> {
         let (_, line) = self.line(&place.hsm)?;
         line.ask(|answer| Job::Create(place.cka_id.clone(), label.to_owned(), answer)).await
+    }
+
+    async fn create_wrapped(&self, hsm: &HsmName) -> Result<(PublicKey, WrappedKey), SignerError> {
+        let (_, line) = self.line(hsm)?;
+        line.ask(Job::CreateWrapped).await
     }
 
     async fn find_key(&self, place: &KeyPlace) -> Result<Option<PublicKey>, SignerError> {
@@ -182,6 +209,9 @@ impl Signer for Hsm {
     async fn enroll(&self, key: &OperatorKey) -> Result<(), SignerError> {
         let (index, line) = self.line(&key.hsm)?;
         line.ask(|answer| Job::Enroll(key.clone(), answer)).await?;
+        if matches!(key.custody, Custody::Wrapped(_)) {
+            return Ok(());
+        }
         let mut homes = self.homes.write().unwrap_or_else(PoisonError::into_inner);
         homes.insert(key.id, index);
         Ok(())
