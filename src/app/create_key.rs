@@ -40,6 +40,7 @@ pub async fn create(app: &App, command: CreateKey) -> Result<OperatorKey, AppErr
     if !(1..=64).contains(&command.label.len()) || !command.label.chars().all(fits) {
         return Err(AppError::invalid("label", "must be 1 to 64 of A-Z a-z 0-9 . _ -"));
     }
+    app.signer.is_up(&command.hsm)?;
     let key = NewKey {
         id: KeyId::new(app.entropy.uuid()),
         hsm: command.hsm,

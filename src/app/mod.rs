@@ -13,6 +13,7 @@ pub mod error;
 pub mod evaluate;
 pub mod finality;
 pub mod follow;
+pub mod hsm_events;
 pub mod inclusion;
 pub mod lane;
 pub mod lease;

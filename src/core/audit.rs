@@ -48,6 +48,10 @@ pub enum LeafKind {
     KeyCreated,
     /// Something that a person must look at: a lane stopped, a key missing.
     Alarm,
+    /// A token does not answer any more: one for each outage and server.
+    HsmDown,
+    /// It answers again.
+    HsmUp,
     /// An operator compared a restored or halted database with the chain: what was found, what was made of
     /// it, and the signed checkpoint that the log does not continue, if there is one.
     Reconciled,
@@ -55,7 +59,7 @@ pub enum LeafKind {
 
 impl LeafKind {
     /// All kinds.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Decided,
         Self::Signed,
         Self::Denied,
@@ -63,6 +67,8 @@ impl LeafKind {
         Self::Settled,
         Self::KeyCreated,
         Self::Alarm,
+        Self::HsmDown,
+        Self::HsmUp,
         Self::Reconciled,
     ];
 
@@ -83,6 +89,8 @@ impl LeafKind {
             Self::Settled => "SETTLED",
             Self::KeyCreated => "KEY_CREATED",
             Self::Alarm => "ALARM",
+            Self::HsmDown => "HSM_DOWN",
+            Self::HsmUp => "HSM_UP",
             Self::Reconciled => "RECONCILED",
         }
     }
@@ -237,6 +245,8 @@ mod tests {
                 | LeafKind::Settled
                 | LeafKind::KeyCreated
                 | LeafKind::Alarm
+                | LeafKind::HsmDown
+                | LeafKind::HsmUp
                 | LeafKind::Reconciled => {}
             }
         }

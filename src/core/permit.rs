@@ -77,6 +77,7 @@ pub enum PermitError {
 /// The right to sign. Not `Clone`, not `Copy`; spent by [`Permit::open`].
 #[derive(Debug)]
 pub struct Permit {
+    request: RequestId,
     key: KeyId,
     public_key: PublicKey,
     bytes: Vec<u8>,
@@ -85,6 +86,8 @@ pub struct Permit {
 /// What the HSM room needs: which key, and the digest computed from the permit's own bytes.
 #[derive(Debug)]
 pub struct OpenPermit {
+    /// Whose request; for alarms.
+    pub request: RequestId,
     /// The key.
     pub key: KeyId,
     /// The public key that the signature must recover to.
@@ -112,7 +115,12 @@ impl Permit {
         if !fits {
             return Err(PermitError::WrongKind(record.request, record.kind.name()));
         }
-        Ok(Self { key: record.key, public_key: record.public_key, bytes: record.bytes })
+        Ok(Self {
+            request: record.request,
+            key: record.key,
+            public_key: record.public_key,
+            bytes: record.bytes,
+        })
     }
 
     /// Which key it is for; for queues and logs.
@@ -124,7 +132,12 @@ impl Permit {
     /// Spends the permit.
     #[must_use]
     pub fn open(self) -> OpenPermit {
-        OpenPermit { key: self.key, public_key: self.public_key, digest: keccak256(&self.bytes) }
+        OpenPermit {
+            request: self.request,
+            key: self.key,
+            public_key: self.public_key,
+            digest: keccak256(&self.bytes),
+        }
     }
 }
 
