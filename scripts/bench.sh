@@ -9,28 +9,14 @@
 #   BENCH_ONLY      only messages, external or transactions
 set -euo pipefail
 
-case "${1:-}" in
-    "") ;;
-    -h | --help)
-        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
-        exit 0
-        ;;
-    *)
-        echo "usage: [BENCH_SECONDS=N] [BENCH_ONLY=KIND] scripts/bench.sh" >&2
-        exit 2
-        ;;
-esac
-
 cd "$(dirname "$0")/.."
 . scripts/env.sh
+claviger_no_arguments "[BENCH_SECONDS=N] [BENCH_ONLY=KIND] scripts/bench.sh" "$@"
+
 scripts/setup.sh demo
 . scripts/env.sh
 
-# Settings of other set-ups, and proxies, do not concern it.
-for variable in $(compgen -v CLAVIGER__); do
-    unset "$variable"
-done
-export NO_PROXY="127.0.0.1,localhost" no_proxy="127.0.0.1,localhost"
+claviger_clear_environment
 export BENCH_JSON="$PWD/target/bench.json"
 
 echo "building for release; the first time takes some minutes"

@@ -14,17 +14,9 @@
 #   CLAVIGER_BIN, CLAVIGER_WATCHER_BIN    programs to use; without them they are built
 set -euo pipefail
 
-case "${1:-}" in
-    "") ;;
-    -h | --help)
-        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
-        exit 0
-        ;;
-    *)
-        echo "usage: [BUS=rabbitmq] [KEEP=1] [BREAK=watcher|policy] scripts/demo.sh" >&2
-        exit 2
-        ;;
-esac
+cd "$(dirname "$0")/.."
+. scripts/env.sh
+claviger_no_arguments "[BUS=rabbitmq] [KEEP=1] [BREAK=watcher|policy] scripts/demo.sh" "$@"
 case "${BREAK:=}" in
     "" | watcher | policy) ;;
     *)
@@ -41,8 +33,6 @@ case "${BUS:=embedded}" in
         ;;
 esac
 
-cd "$(dirname "$0")/.."
-. scripts/env.sh
 . scripts/demo/lib.sh
 . scripts/demo/chain.sh
 . scripts/demo/broker.sh
@@ -52,11 +42,7 @@ cd "$(dirname "$0")/.."
 . scripts/demo/summary.sh
 . scripts/demo/keep.sh
 
-# Settings of other set-ups, and proxies, do not concern the demo.
-for variable in $(compgen -v CLAVIGER__); do
-    unset "$variable"
-done
-export NO_PROXY="127.0.0.1,localhost" no_proxy="127.0.0.1,localhost"
+claviger_clear_environment
 
 mkdir -p .run
 run="$(mktemp -d "$PWD/.run/demo.XXXXXX")"

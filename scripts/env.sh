@@ -26,6 +26,30 @@ claviger_first_file() { # candidate paths
     done
 }
 
+# For a script that takes no arguments: --help prints the comment at its head, anything else how it is used.
+claviger_no_arguments() { # usage, arguments of the script…
+    case "${2:-}" in
+        "") ;;
+        -h | --help)
+            sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$CLAVIGER_ROOT/scripts/${0##*/}"
+            exit 0
+            ;;
+        *)
+            echo "usage: $1" >&2
+            exit 2
+            ;;
+    esac
+}
+
+# Settings of other set-ups, and proxies, do not concern what a script runs in private.
+claviger_clear_environment() {
+    local variable
+    for variable in $(compgen -v CLAVIGER__); do
+        unset "$variable"
+    done
+    export NO_PROXY="127.0.0.1,localhost" no_proxy="127.0.0.1,localhost"
+}
+
 case "$(uname -m)" in
     aarch64 | arm64) CLAVIGER_ANVIL_PACKAGE="@foundry-rs/anvil-linux-arm64" ;;
     *) CLAVIGER_ANVIL_PACKAGE="@foundry-rs/anvil-linux-amd64" ;;

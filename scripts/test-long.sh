@@ -8,20 +8,9 @@
 #   CLAVIGER_SEED    runs this seed alone, and prints what happens in it
 set -euo pipefail
 
-case "${1:-}" in
-    "") ;;
-    -h | --help)
-        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
-        exit 0
-        ;;
-    *)
-        echo "usage: [CLAVIGER_SEEDS=N | CLAVIGER_SEED=N] scripts/test-long.sh" >&2
-        exit 2
-        ;;
-esac
-
 cd "$(dirname "$0")/.."
 . scripts/env.sh
+claviger_no_arguments "[CLAVIGER_SEEDS=N | CLAVIGER_SEED=N] scripts/test-long.sh" "$@"
 
 export CLAVIGER_SEEDS="${CLAVIGER_SEEDS:-200000}"
 # An empty one is none.

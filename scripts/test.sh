@@ -71,7 +71,7 @@ phase build build
 
 started="$SECONDS"
 status=0
-cargo test --locked --features failpoints --no-fail-fast "$@" -- --test-threads="$threads" \
+cargo test --locked --workspace --features failpoints --no-fail-fast "$@" -- --test-threads="$threads" \
     2>&1 </dev/null | tee "$log" || status=$?
 printf '%-10s %4d s\n' tests "$((SECONDS - started))"
 

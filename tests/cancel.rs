@@ -20,7 +20,7 @@ use claviger::core::access::Role;
 use claviger::core::id::RequestId;
 use claviger::core::time::Timestamp;
 use claviger::ports::clock::Clock;
-use claviger::ports::store::{LimitRow, look};
+use claviger::ports::store::{LimitNow, look};
 use claviger::system::SystemClock;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -68,9 +68,13 @@ async fn sent(server: &Server, id: &str, count: usize) -> Value {
     .await
 }
 
-async fn limits(setup: &SetUp) -> Vec<LimitRow> {
+async fn limits(setup: &SetUp) -> Vec<LimitNow> {
     let store = setup.store().await;
-    look(&*store, "limits", |unit| Box::pin(async move { unit.limits().await })).await.unwrap()
+    look(&*store, "limits", |unit| {
+        Box::pin(async move { unit.limits_now(Timestamp::from_millis(0)).await })
+    })
+    .await
+    .unwrap()
 }
 
 /// The kinds of events that were told of a request, and of leaves that were written, in order.

@@ -254,7 +254,14 @@ fn keys_made_carelessly_elsewhere_are_refused() {
         make(5, &SECP256K1, &signing);
         let (_, private) = make(6, &SECP256K1, &signing);
         session.destroy_object(private).unwrap();
-        let why = ["Extractable", "Derive", "Sign", "curve", "several private", "no private key"];
+        let why = [
+            "CKA_EXTRACTABLE",
+            "CKA_DERIVE",
+            "CKA_SIGN",
+            "curve",
+            "several private",
+            "no private key",
+        ];
         for (id, why) in (1_u8..).zip(why) {
             let id = CkaId::new(vec![id; 16]);
             let told = unusable(hsm.find_key(&place(&id)).await);

@@ -17,6 +17,7 @@ mod support {
 }
 
 use claviger::core::access::Role;
+use claviger::core::time::Timestamp;
 use claviger::ports::store::look;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -381,7 +382,10 @@ async fn windows_are_shown_as_of_now_to_whom_they_concern(store_url: Option<Stri
     // Only the answer forgot: the stored sum waits for the next charge.
     server.stop().await;
     let store = setup.store().await;
-    let rows = look(&*store, "limits", |unit| Box::pin(async move { unit.limits().await })).await;
+    let rows = look(&*store, "limits", |unit| {
+        Box::pin(async move { unit.limits_now(Timestamp::from_millis(0)).await })
+    })
+    .await;
     let short = rows.unwrap().into_iter().find(|row| row.label.contains("in 4s")).unwrap();
     assert!(!short.spent.is_zero());
 }

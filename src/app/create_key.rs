@@ -1,9 +1,11 @@
 //! Make an operator key: intention first, then the HSM, then the pinned public key.
 
+use crate::app::key_leaf::PinnedKey;
 use crate::app::{App, AppError};
-use crate::core::audit::{Leaf, LeafKind};
+use crate::core::audit::LeafKind;
 use crate::core::id::{GroupName, HsmName, KeyId};
 use crate::core::key::{CkaId, Custody, KeyState, NonceMode, OperatorKey, PublicKey};
+use crate::core::key_report::token_label;
 use crate::core::principal::Principal;
 use crate::ports::store::{End, NewKey, StoreError, look, unit};
 use std::sync::Arc;
@@ -28,18 +30,7 @@ pub struct CreateKey {
 /// # Errors
 /// An unknown group, a bad label, or the HSM or the store not answering.
 pub async fn create(app: &App, command: CreateKey) -> Result<OperatorKey, AppError> {
-    if let Some(group) = &command.group
-        && !app.groups.contains(group)
-    {
-        return Err(AppError::invalid("group", "is not configured here"));
-    }
-    if !app.signer.hsms().contains(&command.hsm) {
-        return Err(AppError::invalid("hsm", "is not configured here"));
-    }
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if !(1..=64).contains(&command.label.len()) || !command.label.chars().all(fits) {
-        return Err(AppError::invalid("label", "must be 1 to 64 of A-Z a-z 0-9 . _ -"));
-    }
+    check_asked(app, command.group.as_ref(), &command.hsm, &command.label)?;
     app.signer.is_up(&command.hsm)?;
     let key = NewKey {
         id: KeyId::new(app.entropy.uuid()),
@@ -61,25 +52,46 @@ pub async fn create(app: &App, command: CreateKey) -> Result<OperatorKey, AppErr
         return Err(AppError::internal("a new key's id is taken"));
     }
     crate::failpoint!("create_key.after_begin");
-    let public_key = app.signer.create_key(&key.place(), &key.label).await?;
+    let public_key = app.signer.create_key(&key.place(), &token_label(&key.label)).await?;
     crate::failpoint!("create_key.after_hsm");
     finish(app, key, public_key).await
 }
 
+/// Whether group, token and name can be.
+pub(super) fn check_asked(
+    app: &App,
+    group: Option<&GroupName>,
+    hsm: &HsmName,
+    label: &str,
+) -> Result<(), AppError> {
+    if group.is_some_and(|group| !app.groups.contains(group)) {
+        return Err(AppError::invalid("group", "is not configured here"));
+    }
+    if !app.signer.hsms().contains(hsm) {
+        return Err(AppError::invalid("hsm", "is not configured here"));
+    }
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if !(1..=64).contains(&label.len()) || !label.chars().all(fits) {
+        return Err(AppError::invalid("label", "must be 1 to 64 of A-Z a-z 0-9 . _ -"));
+    }
+    Ok(())
+}
+
 /// Pins the public key and makes the key usable.
 async fn finish(app: &App, key: NewKey, public_key: PublicKey) -> Result<OperatorKey, AppError> {
-    let leaf = Leaf::new(LeafKind::KeyCreated, key.id, app.clock.now())
-        .with("label", &key.label)
-        .with("group", key.group.as_ref().map_or("", |group| group.as_str()))
-        .with("mode", key.mode.name())
-        .with("iss", &key.principal.iss)
-        .with("sub", &key.principal.sub)
-        .with("hsm", &key.hsm)
-        .with_hex("cka_id", key.cka_id.as_bytes())
-        .with_hex("public_key", public_key.as_bytes())
-        .with("address", format!("{:#x}", public_key.address()))
-        .encode()
-        .map_err(AppError::internal)?;
+    let place = key.place();
+    let report = app.signer.describe_key(&place).await?;
+    let pinned = PinnedKey {
+        id: key.id,
+        place: &place,
+        label: &key.label,
+        group: key.group.as_ref(),
+        mode: key.mode,
+        principal: &key.principal,
+        public_key,
+        report: report.as_ref(),
+    };
+    let leaf = pinned.leaf(LeafKind::KeyCreated, app.clock.now()).map_err(AppError::internal)?;
     let leaf = Arc::new(leaf);
     let id = key.id;
     unit(&*app.store, "pin_key", move |unit| {
@@ -124,7 +136,7 @@ pub async fn finish_begun(app: &App) -> Result<(), AppError> {
         let id = key.id;
         let finished = match app.signer.find_key(&key.place()).await {
             Ok(Some(found)) => finish(app, key, found).await.map(|_| ()),
-            Ok(None) => match app.signer.create_key(&key.place(), &key.label).await {
+            Ok(None) => match app.signer.create_key(&key.place(), &token_label(&key.label)).await {
                 Ok(made) => finish(app, key, made).await.map(|_| ()),
                 Err(error) => Err(error.into()),
             },

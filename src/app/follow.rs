@@ -7,18 +7,18 @@ use crate::app::{
     App, AppError, ChainRuntime, ChainSettings, chains, finality, lease, read, record, send,
     waiting,
 };
-use crate::core::amount::Amount;
 use crate::core::id::RequestId;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::core::tx::step::{
     AttemptView, ChainLook, Step, TransactionView, ending, sendable, step,
 };
-use crate::ports::chain::{BlockId, Claim, Found, Receipt, Sought};
+use crate::ports::chain::{Claim, Found, Receipt, Sought};
 use crate::ports::store::{
     AttemptRow, End, Lease, MinedRow, Sent, Settlement, StatusChange, TransactionRow, Wait,
     is_no_op, look,
 };
+use alloy::primitives::Address;
 use std::sync::Arc;
 
 /// How long the chain must say that somebody else used a nonce of ours before we believe it: its nodes may
@@ -58,11 +58,11 @@ pub async fn follow(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<()
     // All below the lowest nonce that is open has come to its end.
     let final_below = sought.iter().map(|one| one.nonce).min().unwrap_or(0);
     let looks = inclusion::of_account(chain, address, &sought, final_below).await?;
-    for ((row, attempts), look) in open.iter().zip(looks) {
+    for (((row, attempts), sought), look) in open.iter().zip(&sought).zip(looks) {
         if !lease::is_kept(app, chain, lease).await? {
             return Ok(());
         }
-        if let Err(error) = follow_one(app, chain, lease, (row, attempts), look).await {
+        if let Err(error) = follow_one(app, chain, lease, (row, attempts), sought, look).await {
             // One that cannot be read now must not keep the others waiting.
             tracing::warn!(request = %row.new.id, %error, "could not follow");
         }
@@ -106,10 +106,11 @@ pub(crate) async fn follow_up(app: &App, id: RequestId) -> Result<(), AppError> 
     };
     chains::verify(app, chain).await?;
     let (row, attempts) = (&found.row, found.attempts.as_slice());
-    let sought = [inclusion::sought(row, attempts)];
-    let mut looks = inclusion::of_account(chain, row.new.address, &sought, 0).await?;
+    let sought = inclusion::sought(row, attempts);
+    let one = std::slice::from_ref(&sought);
+    let mut looks = inclusion::of_account(chain, row.new.address, one, 0).await?;
     match looks.pop() {
-        Some(look) => follow_one(app, chain, &lease, (row, attempts), look).await,
+        Some(look) => follow_one(app, chain, &lease, (row, attempts), &sought, look).await,
         None => Ok(()),
     }
 }
@@ -119,6 +120,7 @@ async fn follow_one(
     chain: &ChainRuntime,
     lease: &Lease,
     (row, attempts): (&TransactionRow, &[AttemptRow]),
+    sought: &Sought,
     mut look: RowLook,
 ) -> Result<(), AppError> {
     let now = app.clock.now();
@@ -133,8 +135,7 @@ async fn follow_one(
     let is_due = |latest: u64| ends || (latest == nonce && waited(pace.resend_after_ms));
     let mut due = is_due(look.nonce_latest);
     if look.found == Found::Nothing && (due || look.nonce_latest > nonce) {
-        let sought = inclusion::sought(row, attempts);
-        match inclusion::elsewhere(chain, row.new.address, &sought, &look).await {
+        match inclusion::elsewhere(chain, row.new.address, sought, &look).await {
             Elsewhere::Nothing => {}
             // A node that is alone with what it says holds nothing up for ever.
             Elsewhere::Wait => due &= waited(pace.resend_after_ms.saturating_add(ELSEWHERE_MS)),
@@ -156,7 +157,7 @@ async fn follow_one(
         market,
     };
     let due = step(now, &view, &chain_look, pace);
-    let due = believed(app, chain, (row, attempts), &look, due).await?;
+    let due = believed(app, chain, (row.new.address, sought), &look, due).await?;
     if due != Step::ForeignNonce {
         chain.not_foreign(row.new.id);
     }
@@ -168,7 +169,7 @@ async fn follow_one(
 async fn believed(
     app: &App,
     chain: &ChainRuntime,
-    (row, attempts): (&TransactionRow, &[AttemptRow]),
+    (address, sought): (Address, &Sought),
     look: &RowLook,
     due: Step,
 ) -> Result<Step, AppError> {
@@ -183,8 +184,8 @@ async fn believed(
         },
         Step::ForeignNonce => {
             let claim = Claim::Foreign {
-                address: row.new.address,
-                sought: inclusion::sought(row, attempts),
+                address,
+                sought: sought.clone(),
                 final_number: look.last_final.map_or(0, |block| block.number),
             };
             finality::is_agreed(app, chain, &claim, look.node).await
@@ -307,9 +308,7 @@ async fn change(
     if !row.status.may_become(status) {
         return Err(AppError::Internal(format!("{} cannot become {status}", row.status)));
     }
-    let fee_paid = receipt.as_ref().and_then(|receipt| {
-        Amount::from(receipt.gas_used).checked_mul(Amount::from(receipt.effective_gas_price))
-    });
+    let fee_paid = receipt.as_ref().and_then(Receipt::fee_paid);
     // A no-op moves nothing but its fee.
     let no_op =
         receipt.as_ref().is_some_and(|receipt| is_no_op(attempts, receipt.transaction_hash));
@@ -349,10 +348,7 @@ async fn change(
                 return Ok(End::Rollback(false));
             }
             if let Some(leaf) = leaf {
-                let block = change
-                    .mined
-                    .as_ref()
-                    .map(|mined| BlockId { number: mined.block_number, hash: mined.block_hash });
+                let block = change.mined.as_ref().map(MinedRow::block);
                 if !finality::anchor_end(unit, chain, block).await? {
                     return Ok(End::Rollback(false));
                 }

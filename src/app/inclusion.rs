@@ -5,7 +5,7 @@ use crate::app::ChainRuntime;
 use crate::core::tx::state::Status;
 use crate::core::tx::step::Inclusion;
 use crate::ports::chain::{AccountLook, BlockId, ChainError, Claim, Found, Receipt, Seen, Sought};
-use crate::ports::store::{AttemptRow, TransactionRow};
+use crate::ports::store::{AttemptRow, TransactionRow, is_no_op};
 use alloy::primitives::Address;
 
 /// One node's word about one transaction.
@@ -36,6 +36,18 @@ pub(crate) enum Elsewhere {
 }
 
 impl RowLook {
+    /// A node's word about each of the transactions that it was asked about, in their order.
+    fn each(look: AccountLook) -> impl Iterator<Item = Self> {
+        let AccountLook { node, nonce_latest, last_final, nonce_final, found } = look;
+        found.into_iter().map(move |found| Self {
+            node,
+            nonce_latest,
+            nonce_final,
+            last_final,
+            found,
+        })
+    }
+
     /// The receipt, if it was read.
     pub(crate) const fn receipt(&self) -> Option<&Receipt> {
         match &self.found {
@@ -68,12 +80,11 @@ impl RowLook {
 /// or where its status does not say yet that it is mined.
 pub(crate) fn sought(row: &TransactionRow, attempts: &[AttemptRow]) -> Sought {
     let seen = row.mined.as_ref().map(|mined| {
-        let no_op =
-            attempts.iter().any(|it| it.is_no_op() && it.hash == Some(mined.transaction_hash));
+        let no_op = is_no_op(attempts, mined.transaction_hash);
         let told = if no_op { Status::Cancelling } else { Status::Mined };
         Seen {
             transaction_hash: mined.transaction_hash,
-            block: BlockId { number: mined.block_number, hash: mined.block_hash },
+            block: mined.block(),
             receipt_wanted: row.status != told,
         }
     });
@@ -99,14 +110,7 @@ pub(crate) async fn of_account(
 ) -> Result<Vec<RowLook>, ChainError> {
     let look = first_look(chain, address, sought, final_below).await?;
     let mut looks = Vec::with_capacity(sought.len());
-    for (one, found) in sought.iter().zip(look.found) {
-        let first = RowLook {
-            node: look.node,
-            nonce_latest: look.nonce_latest,
-            nonce_final: look.nonce_final,
-            last_final: look.last_final,
-            found,
-        };
+    for (one, first) in sought.iter().zip(RowLook::each(look)) {
         let known = if first.found == Found::Unknown {
             others(chain, address, one, first.node)
                 .await
@@ -155,22 +159,9 @@ async fn others(
     let one = std::slice::from_ref(one);
     while let Ok(Some(look)) = chain.port.look(address, one, &passed_over).await {
         passed_over.push(look.node);
-        looks.extend(look.found.into_iter().next().map(|found| RowLook {
-            node: look.node,
-            nonce_latest: look.nonce_latest,
-            nonce_final: look.nonce_final,
-            last_final: look.last_final,
-            found,
-        }));
+        looks.extend(RowLook::each(look).next());
     }
     looks
-}
-
-/// Whether a node has the block of this receipt: one that holds the transaction, if the node does not say
-/// otherwise; then it withholds the receipt.
-async fn has_block(chain: &ChainRuntime, receipt: &Receipt, node: usize) -> bool {
-    let block = BlockId { number: receipt.block_number, hash: receipt.block_hash };
-    chain.port.agreement(&Claim::Canonical(block), None).await.agree.contains(&node)
 }
 
 /// Whether another node has a transaction mined of which `first` has nothing. In a block in whose place the
@@ -190,7 +181,10 @@ pub(crate) async fn elsewhere(
         let claim = Claim::Mined { receipt: Box::new(receipt.clone()), must_be_final: false };
         let said = chain.port.agreement(&claim, Some(other.node)).await;
         let is_contradicted = said.contradict.contains(&first.node);
-        if said.is_carried() || (!is_contradicted && has_block(chain, receipt, first.node).await) {
+        // A node that has the block, and does not say that it lacks the transaction, withholds the receipt.
+        let counts = said.is_carried()
+            || (!is_contradicted && chain.port.has_block(receipt.block(), first.node).await);
+        if counts {
             tracing::warn!(node = first.node, "a node does not show what most others have mined");
             return Elsewhere::Overruled(Box::new(other.clone()));
         }

@@ -110,7 +110,9 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
     if let Some(reason) = finality::stands_still(app, chain).await? {
         return Ok(Allocated::Idle(Idle::Halted(reason)));
     }
-    let (now, in_flight_max) = (app.clock.now(), chain.settings.in_flight_max);
+    let now = app.clock.now();
+    // Forgotten after a while, so that a lane which looks full is not taken for full for ever.
+    let in_flight_max = chain.known_in_flight_max(address, now);
     let (suspension, first, has_work) = look(&*app.store, "next_queued", move |unit| {
         Box::pin(async move {
             let first = unit.next_queued(id, address).await?;
@@ -255,14 +257,11 @@ async fn check_lane(
         let reason = "the nonces of this account are given by its callers".to_owned();
         return Ok(Some(End::Rollback(Allocated::Idle(Idle::Halted(reason)))));
     }
-    let Some(mined) = readings.chain_nonce.filter(|mined| *mined > lane.next_nonce) else {
+    let Some(mined) = readings.chain_nonce else {
         return Ok(None);
     };
-    let reason = suspension::ahead(mined, lane.next_nonce);
-    unit.halt_lane(lane.chain, lane.address, &reason).await?;
-    let account = format!("{}:{:#x}", lane.chain, lane.address);
-    unit.append_leaf(&record::alarm(account, &reason, now)?).await?;
-    Ok(Some(End::Commit(Allocated::Idle(Idle::Halted(reason)))))
+    let halted = suspension::halt_if_ahead(unit, lane, mined, now).await?;
+    Ok(halted.map(|reason| End::Commit(Allocated::Idle(Idle::Halted(reason)))))
 }
 
 /// `not_after` passed before a nonce was given: it ends, and what was held is free.

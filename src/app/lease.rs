@@ -9,15 +9,12 @@ use crate::app::{App, AppError, ChainRuntime};
 use crate::core::id::{ChainId, HolderId};
 use crate::core::time::Timestamp;
 use crate::ports::signer::SignerError;
-use crate::ports::store::{End, Lease, LeaseRow, StoreError, Unit, look, unit};
+use crate::ports::store::{CLOCKS_DIFFER_MS, End, Lease, LeaseRow, StoreError, Unit, look, unit};
 use alloy::primitives::Address;
 use futures::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Clocks that differ by more are wrong, and a lease by such a clock is none, in milliseconds.
-const CLOCKS_DIFFER_MS: i64 = 3_600_000;
 
 /// A lane, by its chain and account.
 type LaneName = (ChainId, Address);

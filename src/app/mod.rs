@@ -7,6 +7,7 @@
 pub mod accept;
 pub mod adopt;
 pub mod cancel;
+pub mod ceremony;
 pub mod chains;
 pub mod create_key;
 pub mod error;
@@ -14,7 +15,9 @@ pub mod evaluate;
 pub mod finality;
 pub mod follow;
 pub mod hsm_events;
+pub mod import_key;
 pub mod inclusion;
+pub mod key_leaf;
 pub mod lane;
 pub mod lease;
 pub mod outbid;

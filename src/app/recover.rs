@@ -86,6 +86,12 @@ async fn enroll_again(app: &App, request: RequestId, number: i64) -> Result<bool
 /// When the store does not answer.
 pub async fn keys(app: &App) -> Result<(), AppError> {
     create_key::finish_begun(app).await?;
+    let open = look(&*app.store, "open_ceremony", |unit| {
+        Box::pin(async move { unit.open_ceremony().await })
+    });
+    if let Some(open) = open.await? {
+        tracing::warn!(id = %open.id, title = open.title, "a key ceremony was begun and has not ended");
+    }
     let keys = look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?;
     for key in keys {
         if let Err(error) = app.signer.enroll(&key).await {

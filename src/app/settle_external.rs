@@ -2,7 +2,6 @@
 
 use crate::app::inclusion::{self, RowLook};
 use crate::app::{App, AppError, ChainRuntime, chains, finality, record};
-use crate::core::amount::Amount;
 use crate::ports::chain::{BlockId, Claim, Found, Sought};
 use crate::ports::store::{End, Settlement, SignatureRow, look, unit};
 use alloy::primitives::Address;
@@ -82,9 +81,8 @@ async fn ended(
     };
     match &look.found {
         Found::Mined(receipt) if receipt.block_number <= last_final.number => {
-            let block = BlockId { number: receipt.block_number, hash: receipt.block_hash };
             let may_end = finality::may_end(app, chain, receipt, look.node).await?;
-            Ok(may_end.then_some(Some(block)))
+            Ok(may_end.then(|| Some(receipt.block())))
         }
         Found::Nothing if look.nonce_final.is_some_and(|used| used > sought.nonce) => {
             let final_number = last_final.number;
@@ -119,8 +117,7 @@ async fn settle_one(
         Some(receipt) => (
             Settlement {
                 value_moved: receipt.success,
-                fee_paid: Amount::from(receipt.gas_used)
-                    .checked_mul(Amount::from(receipt.effective_gas_price)),
+                fee_paid: receipt.fee_paid(),
                 fee_from_value: false,
             },
             if receipt.success { "finalized" } else { "reverted" },

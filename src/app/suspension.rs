@@ -7,7 +7,8 @@ use crate::core::key::NonceMode;
 use crate::core::time::Timestamp;
 use crate::ports::chain::BlockAt;
 use crate::ports::store::{
-    DATABASE_IDENTITY, End, LaneKey, Store, StoreError, Suspension, look, other_copy, unit,
+    DATABASE_IDENTITY, End, Lane, LaneKey, Store, StoreError, Suspension, Unit, known_identity,
+    look, other_copy, unit,
 };
 use std::sync::Arc;
 
@@ -19,12 +20,31 @@ const TOLD: &str = "database_identity_told";
 /// # Errors
 /// When the store does not answer.
 pub async fn suspend(store: &dyn Store, reason: &str, now: Timestamp) -> Result<bool, StoreError> {
+    suspend_and_tell(store, reason, None, now).await
+}
+
+/// As [`suspend`]. Where it is for another copy of the database, a connection of the store that met it may have
+/// had the server wait already, without a leaf: the alarm is in the log once for each copy.
+async fn suspend_and_tell(
+    store: &dyn Store,
+    reason: &str,
+    copy: Option<&str>,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
     let why = Arc::new(Suspension { reason: reason.to_owned(), since: now });
     let leaf = Arc::new(record::alarm("database", reason, now)?);
+    let copy: Option<Arc<str>> = copy.map(Arc::from);
     let new = unit(store, "suspend", move |unit| {
-        let (why, leaf) = (why.clone(), leaf.clone());
+        let (why, leaf, copy) = (why.clone(), leaf.clone(), copy.clone());
         Box::pin(async move {
-            if !unit.suspend(&why).await? {
+            let mut is_news = unit.suspend(&why).await?;
+            if let Some(copy) = copy {
+                is_news |= unit.meta(TOLD).await?.as_deref() != Some(&*copy);
+                if is_news {
+                    unit.set_meta(TOLD, &copy).await?;
+                }
+            }
+            if !is_news {
                 return Ok(End::Rollback(false));
             }
             unit.append_leaf(&leaf).await?;
@@ -73,51 +93,9 @@ pub async fn check_identity(store: &dyn Store, now: Timestamp) -> Result<(), Sto
         Some(known) if known == found => Ok(()),
         Some(other) => {
             let reason = other_copy(&found, &other);
-            suspend_other_copy(store, &found, &reason, now).await
+            suspend_and_tell(store, &reason, Some(&found), now).await.map(|_| ())
         }
     }
-}
-
-/// Which copy of the database was served last, by its own word.
-///
-/// # Errors
-/// When the store does not answer.
-pub async fn known_identity(store: &dyn Store) -> Result<Option<String>, StoreError> {
-    look(store, "database_identity", |unit| {
-        Box::pin(async move { unit.meta(DATABASE_IDENTITY).await })
-    })
-    .await
-}
-
-/// Has the server wait, if a connection of the store that met the other copy has not done it already, without
-/// a leaf. The alarm is in the log once for each copy.
-async fn suspend_other_copy(
-    store: &dyn Store,
-    found: &str,
-    reason: &str,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    let why = Arc::new(Suspension { reason: reason.to_owned(), since: now });
-    let leaf = Arc::new(record::alarm("database", reason, now)?);
-    let found: Arc<str> = found.into();
-    let new = unit(store, "suspend_other_copy", move |unit| {
-        let (why, leaf, found) = (why.clone(), leaf.clone(), found.clone());
-        Box::pin(async move {
-            let new = unit.suspend(&why).await?;
-            if !new && unit.meta(TOLD).await?.as_deref() == Some(&*found) {
-                return Ok(End::Rollback(false));
-            }
-            unit.set_meta(TOLD, &found).await?;
-            unit.append_leaf(&leaf).await?;
-            Ok(End::Commit(true))
-        })
-    })
-    .await?;
-    if new {
-        tracing::error!(reason, "ALARM: nothing is signed until `claviger reconcile` has run");
-    }
-    crate::failpoint!("suspension.after_suspend");
-    Ok(())
 }
 
 async fn remember_identity(store: &dyn Store, found: String) -> Result<(), StoreError> {
@@ -206,15 +184,10 @@ async fn check_lane(app: &App, open: LaneKey, mined: u64) -> Result<(), AppError
         let open = open.clone();
         Box::pin(async move {
             let lane = unit.lock_lane(&open).await?;
-            let is_ahead = lane.mode == NonceMode::Managed && mined > lane.next_nonce;
-            if lane.halted.is_some() || !is_ahead {
-                return Ok(End::Rollback(None));
-            }
-            let reason = ahead(mined, lane.next_nonce);
-            unit.halt_lane(lane.chain, lane.address, &reason).await?;
-            let account = format!("{}:{:#x}", lane.chain, lane.address);
-            unit.append_leaf(&record::alarm(account, &reason, now)?).await?;
-            Ok(End::Commit(Some(reason)))
+            Ok(match halt_if_ahead(unit, &lane, mined, now).await? {
+                Some(reason) => End::Commit(Some(reason)),
+                None => End::Rollback(None),
+            })
         })
     })
     .await?;
@@ -224,9 +197,24 @@ async fn check_lane(app: &App, open: LaneKey, mined: u64) -> Result<(), AppError
     Ok(())
 }
 
-/// What is wrong with a lane whose account is ahead of it.
-pub(crate) fn ahead(mined: u64, given: u64) -> String {
-    format!(
-        "the chain has mined {mined} transactions of this account, but only {given} nonces were given"
-    )
+/// Halts a managed lane whose account has more mined transactions than nonces were given, if it does not stand
+/// still already. Answers why.
+pub(crate) async fn halt_if_ahead(
+    unit: &mut dyn Unit,
+    lane: &Lane,
+    mined: u64,
+    now: Timestamp,
+) -> Result<Option<String>, StoreError> {
+    let is_ahead = lane.mode == NonceMode::Managed && mined > lane.next_nonce;
+    if lane.halted.is_some() || !is_ahead {
+        return Ok(None);
+    }
+    let reason = format!(
+        "the chain has mined {mined} transactions of this account, but only {} nonces were given",
+        lane.next_nonce
+    );
+    unit.halt_lane(lane.chain, lane.address, &reason).await?;
+    let account = format!("{}:{:#x}", lane.chain, lane.address);
+    unit.append_leaf(&record::alarm(account, &reason, now)?).await?;
+    Ok(Some(reason))
 }

@@ -64,6 +64,11 @@ impl Verifier {
         self.0.name()
     }
 
+    /// The one key whose signatures count.
+    pub(super) fn known(&self) -> VerifierList {
+        VerifierList::new(vec![Box::new(self.0.clone())])
+    }
+
     /// Reads a checkpoint of this log. Signatures of other keys, such as witnesses', are let be.
     ///
     /// # Errors
@@ -78,8 +83,7 @@ impl Verifier {
                 expected: self.name().to_owned(),
             });
         }
-        let known = VerifierList::new(vec![Box::new(self.0.clone())]);
-        match signed.verify(&known) {
+        match signed.verify(&self.known()) {
             Ok(_) => {}
             Err(NoteError::UnverifiedNote) => {
                 return Err(NotACheckpoint::Unsigned(self.name().to_owned()));

@@ -1,9 +1,10 @@
-//! The log's key: Ed25519, in a file, for checkpoints only.
+//! The log's key: Ed25519, in a file, for checkpoints and the records of key ceremonies only.
 //!
 //! Private half: `PRIVATE+KEY+NAME+ID+KEY`, as golang.org/x/mod/sumdb/note writes it. Public half: a C2SP
 //! verifier key, `NAME+ID+KEY`, in the file beside it with the extension `vkey`. The name is the log's
 //! origin.
 
+use crate::audit::ceremony;
 use crate::audit::checkpoint::{NotACheckpoint, Verifier};
 use crate::audit::record::{self, RecordError};
 use aws_lc_rs::encoding::{AsBigEndian, Curve25519SeedBin};
@@ -141,7 +142,19 @@ impl CheckpointKey {
     pub(super) fn sign(&self, size: u64, root: [u8; 32]) -> Result<String, KeyError> {
         let body = tlog_tiles::Checkpoint::new(self.signer.name(), size, Hash(root), "")
             .map_err(|_| KeyError::Broken)?;
-        let mut note = Note::new(&body.to_bytes(), &[]).map_err(|_| KeyError::Broken)?;
+        self.note(&body.to_bytes())
+    }
+
+    /// A signed record of a key ceremony, which can be taken for nothing else: see [`super::ceremony`].
+    ///
+    /// # Errors
+    /// When the body has control characters other than line ends, or does not end with one.
+    pub fn attest(&self, body: &str) -> Result<String, KeyError> {
+        self.note(ceremony::text(self.signer.name(), body).as_bytes())
+    }
+
+    fn note(&self, text: &[u8]) -> Result<String, KeyError> {
+        let mut note = Note::new(text, &[]).map_err(|_| KeyError::Broken)?;
         note.add_sigs(&[&self.signer]).map_err(|_| KeyError::Broken)?;
         String::from_utf8(note.to_bytes()).map_err(|_| KeyError::Broken)
     }

@@ -10,7 +10,7 @@
 
 use crate::audit::record::{self, RecordError};
 use crate::core::id::ChainId;
-use crate::ports::store::{DATABASE_IDENTITY, Store, StoreError, look, other_copy};
+use crate::ports::store::{Store, StoreError, look, other_copy};
 use alloy::primitives::Address;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -68,17 +68,6 @@ impl Memory {
         // copy, on an operator's word, takes it over.
         let (before, now) = (self.copy.as_deref()?, found.copy.as_deref()?);
         (before != now && known != Some(now)).then(|| other_copy(now, before))
-    }
-
-    /// Which copy the database says itself to be.
-    ///
-    /// # Errors
-    /// When the store does not answer.
-    pub async fn known_copy(store: &dyn Store) -> Result<Option<String>, StoreError> {
-        look(store, "database_identity", |unit| {
-            Box::pin(async move { unit.meta(DATABASE_IDENTITY).await })
-        })
-        .await
     }
 
     /// Reads the memory beside a record; an empty one if there is none yet.

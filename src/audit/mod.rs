@@ -2,6 +2,7 @@
 //! checkpoints of it, an export writes it down, and a verifier needs nothing but that and a public key.
 //! `docs/AUDIT.md` has the formats.
 
+pub mod ceremony;
 pub mod checkpoint;
 pub mod export;
 pub mod key;

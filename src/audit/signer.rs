@@ -10,7 +10,9 @@ use crate::audit::key::{CheckpointKey, KeyError};
 use crate::audit::memory::Memory;
 use crate::audit::record::{self, RecordError};
 use crate::audit::tree::{Consistency, consistency};
-use crate::ports::store::{End, LogHead, SignedCheckpoint, Store, StoreError, Unit, look, unit};
+use crate::ports::store::{
+    End, LogHead, SignedCheckpoint, Store, StoreError, Unit, known_identity, look, unit,
+};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -255,7 +257,7 @@ impl CheckpointSigner {
         // The file first: what another process of this host writes meanwhile is not ahead of the database then.
         let path = self.record_file.clone();
         let before = blocking(move || Memory::read(&path)).await?;
-        let known = Memory::known_copy(store).await?;
+        let known = known_identity(store).await?;
         let found = Memory::of(store).await?;
         match before.forgotten(&found, known.as_deref()) {
             Some(what) => Err(SignerError::Forgotten(what)),
@@ -268,6 +270,14 @@ impl CheckpointSigner {
     async fn write_memory(&self, memory: Memory) -> Result<(), SignerError> {
         let path = self.record_file.clone();
         blocking(move || memory.write(&path)).await
+    }
+
+    /// A signed record of a key ceremony.
+    ///
+    /// # Errors
+    /// When the body cannot be that of a note.
+    pub fn attest(&self, body: &str) -> Result<String, SignerError> {
+        Ok(self.key.attest(body)?)
     }
 
     /// The checkpoint that was signed last.

@@ -11,8 +11,8 @@ use super::wire::{self, WireReceipt};
 use crate::core::agreement::Agreement;
 use crate::core::id::ChainId;
 use crate::ports::chain::{
-    AccountLook, Block, BlockAt, Broadcast, CallRequest, Chain, ChainError, Claim, FeeMarket, Log,
-    Mined, MinedTransaction, Receipt, Sought,
+    AccountLook, Block, BlockAt, BlockId, Broadcast, CallRequest, Chain, ChainError, Claim,
+    FeeMarket, Log, Mined, MinedTransaction, Receipt, Sought,
 };
 use alloy::eips::BlockNumberOrTag;
 use alloy::primitives::{Address, B256, Bytes, U64, U256};
@@ -294,6 +294,10 @@ impl Chain for EvmChain {
 
     async fn agreement(&self, claim: &Claim, by: Option<usize>) -> Agreement {
         self.nodes.agreement(claim, by).await
+    }
+
+    async fn has_block(&self, block: BlockId, node: usize) -> bool {
+        self.nodes.has_block(block, node).await
     }
 
     async fn logs(&self, block: B256, addresses: &[Address]) -> Result<Vec<Log>, ChainError> {

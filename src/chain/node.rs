@@ -74,7 +74,13 @@ impl Fault {
                 None if error.is_unknown_block() => ChainError::UnknownBlock,
                 None => {
                     let text = bounded(&error.message);
-                    ChainError::Unavailable(format!("node {node}: error {}: {text}", error.code))
+                    let told = format!("node {node}: error {}: {text}", error.code);
+                    // One that is short of time or quota says nothing about what was asked.
+                    if error.is_busy() {
+                        ChainError::Unavailable(told)
+                    } else {
+                        ChainError::Refused(told)
+                    }
                 }
             },
             Self::Silent { detail, .. } | Self::Unreadable(detail) => {
@@ -223,5 +229,29 @@ fn first_string(value: &serde_json::Value, depth: u8) -> Option<String> {
             members.values().find_map(|member| first_string(member, deeper))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_no_answer_and_a_refusal_in_words_is_one() {
+        let said = |code, text: &str| {
+            Fault::Said(NodeError { code, message: text.to_owned(), data: None }).into_error(2)
+        };
+        let refused = said(-32000, "state is pruned");
+        assert!(matches!(refused, ChainError::Refused(_)), "{refused:?}");
+        assert_eq!(refused.to_string(), "no node answered: node 2: error -32000: state is pruned");
+        assert!(matches!(said(-32000, "header not found"), ChainError::UnknownBlock));
+        for silence in [
+            said(-32005, "Rate limit exceeded"),
+            said(-32000, "request timed out"),
+            said(429, "slow down"),
+            Fault::unreadable("an answer that is too long").into_error(2),
+        ] {
+            assert!(matches!(silence, ChainError::Unavailable(_)), "{silence:?}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use super::evm::Finality;
 use super::look::{self, Word};
 use super::node::{Fault, Node};
 use crate::core::agreement::Agreement;
-use crate::ports::chain::{AccountLook, Broadcast, ChainError, Claim, Mined, Sought};
+use crate::ports::chain::{AccountLook, BlockId, Broadcast, ChainError, Claim, Mined, Sought};
 use alloy::primitives::{Address, B256, Bytes};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::BTreeMap;
@@ -164,6 +164,16 @@ impl Nodes {
             said.contradict.iter().for_each(|place| self.outvoted(*place));
         }
         said
+    }
+
+    pub(super) async fn has_block(&self, block: BlockId, place: usize) -> bool {
+        match self.node(place).filter(|it| it.health.pause_left(Instant::now()).is_none()) {
+            Some(node) => {
+                let claim = Claim::Canonical(block);
+                look::word(node, self.finality, &claim).await == Word::Agrees
+            }
+            None => false,
+        }
     }
 
     fn outvoted(&self, node: usize) {

@@ -1,6 +1,7 @@
 //! The command line of `claviger`.
 
 use crate::cli::audit::AuditCommand;
+use crate::cli::ceremony::{CeremonyArgs, CeremonyVerifyArgs};
 use crate::cli::reconcile::ReconcileArgs;
 use crate::core::id::DEFAULT_HSM;
 use clap::{Args, Parser, Subcommand};
@@ -38,7 +39,7 @@ pub enum Command {
     /// Tokens of the development issuer.
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Operator keys, over the admin API.
+    /// Operator keys, over the admin API; and key ceremonies.
     #[command(subcommand)]
     Key(KeyCommand),
     /// Transactions, over the client API.
@@ -206,6 +207,40 @@ pub enum KeyCommand {
         #[arg(long, default_value = DEFAULT_HSM)]
         hsm: String,
     },
+    /// Take over a key pair that the HSM has already, by its CKA_ID.
+    #[command(
+        after_help = "The pair must be one of secp256k1 whose private half is sensitive, never was and never will be \
+                      extractable, and only signs; `[[hsm.exception]]` in the configuration lets in another one, with \
+                      the reason. The server looks at it, has it sign a proof, and pins its public key.\n\n\
+                      Nobody else may send transactions from a managed account from then on: the server gives its \
+                      nonces, beginning at the chain's count when it is first used, and stops the account when it \
+                      sees a stranger's. Where somebody else goes on using it, import it as external.\n\n\
+                      Example:\n  claviger key import --config ./dev/claviger.toml --cka-id 0a0b0c0d --label treasury"
+    )]
+    Import {
+        /// How to reach the server.
+        #[command(flatten)]
+        remote: RemoteArgs,
+        /// The key's CKA_ID, in hex.
+        #[arg(long)]
+        cka_id: String,
+        /// What people call it.
+        #[arg(long)]
+        label: String,
+        /// The group that will use it.
+        #[arg(long)]
+        group: Option<String>,
+        /// Who gives its nonces, for ever: managed or external.
+        #[arg(long, default_value = "managed")]
+        mode: String,
+        /// The configured token that it is in.
+        #[arg(long, default_value = DEFAULT_HSM)]
+        hsm: String,
+    },
+    /// Make the keys of a reviewed plan, directly on HSM and database, and sign a record of it.
+    Ceremony(CeremonyArgs),
+    /// Check the record of a ceremony, offline.
+    CeremonyVerify(CeremonyVerifyArgs),
     /// List keys.
     #[command(after_help = "Example:\n  claviger key list --config ./dev/claviger.toml")]
     List {

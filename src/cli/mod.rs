@@ -3,6 +3,7 @@
 
 pub mod args;
 pub mod audit;
+pub mod ceremony;
 pub mod client;
 pub mod config_check;
 pub mod key;
@@ -12,6 +13,8 @@ pub mod print;
 pub mod reconcile;
 pub mod token;
 pub mod tx;
+
+use crate::ports::store::StoreError;
 
 /// A command that failed, in a sentence for people.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +26,12 @@ pub struct Failure {
 
 /// `EX_CONFIG` of sysexits.h.
 const FOR_GOOD: u8 = 78;
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::new(error.to_string())
+    }
+}
 
 impl Failure {
     /// A failure.

@@ -1,12 +1,17 @@
 //! `[hsm]` and `[[hsm]]`: the tokens.
 
 use crate::core::id::HsmName;
+use crate::core::key::CkaId;
+use crate::core::key_report::{KeyException, KeyFlag};
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
+
+/// The longest reason of an exception.
+const REASON_CHARS_MAX: usize = 500;
 
 /// `[hsm]`, or `[[hsm]]`
 #[derive(Debug, Clone, Deserialize)]
@@ -34,6 +39,53 @@ pub struct HsmSection {
     pub read_write_sessions: bool,
     /// SoftHSM only: its configuration file. The server sets `SOFTHSM2_CONF` to it.
     pub softhsm_conf: Option<PathBuf>,
+    /// Keys of this token that may be used although their attributes are not as they should be.
+    #[serde(default, rename = "exception")]
+    pub exceptions: Vec<ExceptionSection>,
+}
+
+/// `[[hsm.exception]]`: one key, what may be wrong with it, and why. It is told at each start, by `doctor`,
+/// and in the audit log where the key is made or imported.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExceptionSection {
+    /// The key's `CKA_ID`, in hex.
+    pub cka_id: String,
+    /// What may be wrong with it: any of `not-sensitive`, `extractable`, `not-always-sensitive`,
+    /// `not-never-extractable`, `not-private`, `decrypt`, `unwrap`, `derive`.
+    pub allows: Vec<String>,
+    /// Why, for those who read the log: 1 to 500 characters.
+    pub reason: String,
+}
+
+impl ExceptionSection {
+    /// The exception.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(&self) -> Result<KeyException, String> {
+        let id = hex::decode(self.cka_id.strip_prefix("0x").unwrap_or(&self.cka_id))
+            .ok()
+            .filter(|id| !id.is_empty())
+            .ok_or_else(|| format!("cka_id `{}` is not hex", self.cka_id))?;
+        let reason = self.reason.trim();
+        if reason.is_empty() || reason.chars().count() > REASON_CHARS_MAX {
+            return Err(format!(
+                "`{}`: reason must be 1 to {REASON_CHARS_MAX} characters",
+                self.cka_id
+            ));
+        }
+        if self.allows.is_empty() {
+            return Err(format!("`{}`: allows names nothing", self.cka_id));
+        }
+        let allows = self.allows.iter().map(|name| KeyFlag::from_exception(name));
+        let allows = allows.collect::<Result<_, _>>();
+        Ok(KeyException {
+            cka_id: CkaId::new(id),
+            allows: allows.map_err(|error| format!("`{}`: {error}", self.cka_id))?,
+            reason: reason.to_owned(),
+        })
+    }
 }
 
 fn default_sessions() -> usize {
@@ -91,6 +143,19 @@ pub(super) fn findings(sections: &[HsmSection], say: &mut impl FnMut(String)) {
             stands_by(section, home, sections, say);
         }
         confs.extend(&section.softhsm_conf);
+        let mut excepted = BTreeSet::new();
+        for exception in &section.exceptions {
+            match exception.read() {
+                Ok(read) if !excepted.insert(read.cka_id.as_bytes().to_vec()) => {
+                    say(format!(
+                        "[[hsm.exception]] of `{name}`: `{}` is there twice",
+                        exception.cka_id
+                    ));
+                }
+                Ok(_) => {}
+                Err(error) => say(format!("[[hsm.exception]] of `{name}`: {error}")),
+            }
+        }
     }
     if confs.len() > 1 {
         say("[[hsm]] softhsm_conf must be one file: SoftHSM has one in a process".to_owned());
@@ -169,6 +234,30 @@ mod tests {
         assert!(chain[0].contains("stands by for another one"), "{chain:?}");
         let two = three("", "standby_for = 'a'", "standby_for = 'a'");
         assert!(two.len() == 2 && two[0].contains("another standby"), "{two:?}");
+    }
+
+    #[test]
+    fn an_exception_says_which_key_what_and_why() {
+        let with = |exception: &str| format!("[hsm]\n{TOKEN}[[hsm.exception]]\n{exception}");
+        let good = "cka_id = '0x0a0b'\nallows = ['extractable', 'not-sensitive']\nreason = 'why'\n";
+        assert!(told(&with(good)).unwrap().1.is_empty());
+        let in_list = format!("[[hsm]]\nname = 'a'\n{TOKEN}[[hsm.exception]]\n{good}");
+        assert!(told(&in_list).unwrap().1.is_empty());
+        for (from, to, says) in [
+            ("0x0a0b", "xyz", "is not hex"),
+            ("0x0a0b", "", "is not hex"),
+            ("'why'", "'  '", "reason must be"),
+            ("'extractable', 'not-sensitive'", "", "allows names nothing"),
+            ("'extractable'", "'export'", "unknown attribute `export`; known: not-sensitive"),
+        ] {
+            let found = told(&with(&good.replace(from, to))).unwrap().1;
+            assert!(found.len() == 1 && found[0].contains(says), "{found:?}");
+        }
+        let twice = format!("{}[[hsm.exception]]\n{}", with(good), good.replace("0x0a0b", "0A0B"));
+        assert!(told(&twice).unwrap().1[0].contains("is there twice"));
+        assert!(
+            told(&with("cka_id = '01'\nallows = ['derive']\n")).unwrap_err().contains("reason")
+        );
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Configuration files: one per program.
 
+#[cfg(feature = "server")]
+pub mod ceremony;
 pub mod file;
 #[cfg(feature = "server")]
 pub mod hsm;

@@ -46,6 +46,10 @@ pub enum LeafKind {
     Settled,
     /// An operator key was made and pinned.
     KeyCreated,
+    /// A key that the HSM had already was looked at, proved and pinned.
+    KeyImported,
+    /// A key ceremony was begun, or has ended: its plan, or its signed record.
+    KeyCeremony,
     /// Something that a person must look at: a lane stopped, a key missing.
     Alarm,
     /// A token does not answer any more: one for each outage and server.
@@ -59,13 +63,15 @@ pub enum LeafKind {
 
 impl LeafKind {
     /// All kinds.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Decided,
         Self::Signed,
         Self::Denied,
         Self::Instructed,
         Self::Settled,
         Self::KeyCreated,
+        Self::KeyImported,
+        Self::KeyCeremony,
         Self::Alarm,
         Self::HsmDown,
         Self::HsmUp,
@@ -88,6 +94,8 @@ impl LeafKind {
             Self::Instructed => "INSTRUCTED",
             Self::Settled => "SETTLED",
             Self::KeyCreated => "KEY_CREATED",
+            Self::KeyImported => "KEY_IMPORTED",
+            Self::KeyCeremony => "KEY_CEREMONY",
             Self::Alarm => "ALARM",
             Self::HsmDown => "HSM_DOWN",
             Self::HsmUp => "HSM_UP",
@@ -244,6 +252,8 @@ mod tests {
                 | LeafKind::Instructed
                 | LeafKind::Settled
                 | LeafKind::KeyCreated
+                | LeafKind::KeyImported
+                | LeafKind::KeyCeremony
                 | LeafKind::Alarm
                 | LeafKind::HsmDown
                 | LeafKind::HsmUp

@@ -2,6 +2,7 @@
 
 use crate::core::id::KeyId;
 use crate::core::key::{CkaId, PublicKey};
+use crate::core::key_report::KeyException;
 use crate::hsm::fault::{Fault, unusable};
 use crate::hsm::object::{Found, checked, search};
 use cryptoki::object::ObjectHandle;
@@ -11,8 +12,10 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Shared by the HSM threads. Handles come from one enumeration; when they are lost, another one
 /// begins a new generation, and each enrolled key is checked once more before it signs in it.
-#[derive(Default)]
-pub(super) struct Keyring(RwLock<Inner>);
+pub(super) struct Keyring {
+    inner: RwLock<Inner>,
+    exceptions: Vec<KeyException>,
+}
 
 #[derive(Default)]
 struct Inner {
@@ -30,6 +33,16 @@ struct Enrolled {
 }
 
 impl Keyring {
+    /// An empty one; of these keys the attributes may be wrong as it is said there.
+    pub(super) fn new(exceptions: Vec<KeyException>) -> Self {
+        Self { inner: RwLock::default(), exceptions }
+    }
+
+    /// What the operator has allowed a key, if anything.
+    pub(super) fn exception(&self, cka_id: &CkaId) -> Option<&KeyException> {
+        self.exceptions.iter().find(|exception| exception.cka_id == *cka_id)
+    }
+
     /// How often the handles have been found anew.
     pub(super) fn generation(&self) -> u64 {
         self.read().generation
@@ -106,7 +119,7 @@ impl Keyring {
             Some(found) => found,
             None => search(session, cka_id)?,
         };
-        let (handle, public_key) = checked(session, &found)?;
+        let (handle, public_key) = checked(session, &found, self.exception(cka_id))?;
         if public_key != *pinned {
             return Err(unusable("its public key in the token is not the pinned one"));
         }
@@ -131,10 +144,10 @@ impl Keyring {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Inner> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

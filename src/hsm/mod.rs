@@ -41,6 +41,7 @@ pub use watch::Activity;
 
 use crate::core::id::{HsmName, KeyId};
 use crate::core::key::{KeyPlace, OperatorKey, PublicKey};
+use crate::core::key_report::{KeyException, KeyReport, TokenReport};
 use crate::core::permit::{OpenPermit, Permit, RawSignature};
 use crate::hsm::errors::Class;
 use crate::hsm::fault::{class, describe};
@@ -78,6 +79,8 @@ pub struct HsmConfig {
     pub standby_for: Option<HsmName>,
     /// All sessions may write: some modules have no others.
     pub read_write_sessions: bool,
+    /// Keys whose attributes may be otherwise than they should be.
+    pub exceptions: Vec<KeyException>,
     /// How long is long.
     pub limits: Limits,
 }
@@ -122,6 +125,7 @@ impl HsmConfig {
             standby_for: None,
             read_write_sessions: false,
             limits: Limits::default(),
+            exceptions: Vec::new(),
         }
     }
 }
@@ -279,6 +283,16 @@ impl Signer for Hsm {
     async fn find_key(&self, place: &KeyPlace) -> Result<Option<PublicKey>, SignerError> {
         let (_, line) = self.line(&place.hsm)?;
         line.ask(|answer| Job::Find(place.cka_id.clone(), answer)).await
+    }
+
+    async fn describe_key(&self, place: &KeyPlace) -> Result<Option<KeyReport>, SignerError> {
+        let (_, line) = self.line(&place.hsm)?;
+        line.ask(|answer| Job::Describe(place.cka_id.clone(), answer)).await
+    }
+
+    async fn describe_token(&self, hsm: &HsmName) -> Result<TokenReport, SignerError> {
+        let (_, line) = self.line(hsm)?;
+        line.ask(Job::Survey).await
     }
 
     async fn enroll(&self, key: &OperatorKey) -> Result<(), SignerError> {

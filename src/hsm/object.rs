@@ -1,6 +1,7 @@
 //! Key objects in the token: made, found, and checked to be what we pinned.
 
 use crate::core::key::{CkaId, PublicKey};
+use crate::core::key_report::{KeyException, KeyFlag, KeyReport, refused, tell};
 use crate::hsm::fault::{Fault, unusable};
 use crate::hsm::login::is_logged_in;
 use crate::hsm::point::{SECP256K1_OID, public_key};
@@ -9,7 +10,7 @@ use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The token objects with one `CKA_ID`. Handles are the application's: all its sessions share them.
 #[derive(Clone, Default)]
@@ -25,6 +26,21 @@ impl Found {
             Some(ObjectClass::PRIVATE_KEY) => self.private.push(handle),
             Some(ObjectClass::PUBLIC_KEY) => self.public.push(handle),
             _ => self.others = self.others.saturating_add(1),
+        }
+    }
+
+    /// The private object, and the one that knows the point: some modules keep no public objects, and there
+    /// it is the private one too.
+    fn pair(&self) -> Result<(ObjectHandle, ObjectHandle), Fault> {
+        let private = match self.private.as_slice() {
+            [one] => *one,
+            [] => return Err(unusable("the token has no private key with this id")),
+            _ => return Err(unusable("the token has several private keys with this id")),
+        };
+        match self.public.as_slice() {
+            [one] => Ok((private, *one)),
+            [] => Ok((private, private)),
+            _ => Err(unusable("the token has several public keys with this id")),
         }
     }
 
@@ -113,76 +129,112 @@ pub(super) fn generate(session: &Session, id: &CkaId, label: &str) -> Result<(),
 }
 
 /// The private key's handle and the public key of what was found, if it is exactly one pair that may
-/// sign and do nothing else, and whose private half never was and never will be readable.
+/// sign and do nothing else, and whose private half never was and never will be readable; or if the
+/// operator has said that this one may be otherwise.
 pub(super) fn checked(
     session: &Session,
     found: &Found,
+    exception: Option<&KeyException>,
 ) -> Result<(ObjectHandle, PublicKey), Fault> {
-    let private = match found.private.as_slice() {
-        [one] => *one,
-        [] => return Err(unusable("the token has no private key with this id")),
-        _ => return Err(unusable("the token has several private keys with this id")),
-    };
-    // Some modules keep no public objects; there the private one knows the point.
-    let with_point = match found.public.as_slice() {
-        [one] => *one,
-        [] => private,
-        _ => return Err(unusable("the token has several public keys with this id")),
-    };
-    check_private(session, private)?;
+    let (private, with_point) = found.pair()?;
+    let flags = flags(session, private)?;
+    let refused = refused(&flags, exception);
+    if !refused.is_empty() {
+        return Err(unusable(format!("its attributes are wrong: {}", tell(&flags, &refused))));
+    }
     Ok((private, read_public_key(session, with_point)?))
 }
 
-/// What the private object must say of itself (sections 4.9 and 4.4). Where an older module does not
-/// know the last two, generation inside the token stands for them.
-fn check_private(session: &Session, private: ObjectHandle) -> Result<(), Fault> {
-    use AttributeType::{
-        AlwaysSensitive, Decrypt, Derive, Extractable, NeverExtractable, Private, Sensitive, Sign,
-        Token, Unwrap,
-    };
-    let must =
-        [(Sensitive, true), (Extractable, false), (Private, true), (Token, true), (Sign, true)];
-    for (attribute, wanted) in must {
-        if flag(session, private, attribute)? != Some(wanted) {
-            return Err(unusable(format!("its attribute {attribute:?} is not {wanted}")));
+/// What the token tells of the pair, right or wrong.
+pub(super) fn describe_pair(
+    session: &Session,
+    found: &Found,
+    exception: Option<&KeyException>,
+) -> Result<KeyReport, Fault> {
+    let (private, with_point) = found.pair()?;
+    let (mut label, mut mechanisms) = (None, None);
+    for wanted in [AttributeType::Label, AttributeType::AllowedMechanisms] {
+        for attribute in session.get_attributes(private, &[wanted])? {
+            match attribute {
+                Attribute::Label(text) => label = Some(String::from_utf8_lossy(&text).into_owned()),
+                Attribute::AllowedMechanisms(list) if !list.is_empty() => {
+                    mechanisms = Some(list.iter().map(ToString::to_string).collect());
+                }
+                _ => {}
+            }
         }
     }
-    let must_if_told = [
-        (AlwaysSensitive, true),
-        (NeverExtractable, true),
-        (Decrypt, false),
-        (Unwrap, false),
-        (Derive, false),
-    ];
-    for (attribute, wanted) in must_if_told {
-        if flag(session, private, attribute)?.is_some_and(|value| value != wanted) {
-            return Err(unusable(format!("its attribute {attribute:?} is not {wanted}")));
-        }
-    }
-    Ok(())
+    Ok(KeyReport {
+        public_key: read_public_key(session, with_point)?,
+        label: label.filter(|label| !label.is_empty()),
+        flags: flags(session, private)?,
+        mechanisms,
+        exception: exception.cloned(),
+    })
 }
 
-/// One flag, asked for alone: in a template of several, a module that stops at the first attribute it
-/// does not know would leave the others looking false.
-fn flag(
+/// `CKA_LABEL` and `CKA_ID` of all objects of the token.
+pub(super) fn names(session: &Session) -> Result<(BTreeSet<String>, BTreeSet<Vec<u8>>), Error> {
+    let (mut labels, mut ids) = (BTreeSet::new(), BTreeSet::new());
+    for handle in session.find_objects(&[Attribute::Token(true)])? {
+        for wanted in [AttributeType::Label, AttributeType::Id] {
+            for attribute in session.get_attributes(handle, &[wanted])? {
+                match attribute {
+                    Attribute::Label(text) if !text.is_empty() => {
+                        labels.insert(String::from_utf8_lossy(&text).into_owned());
+                    }
+                    Attribute::Id(id) if !id.is_empty() => {
+                        ids.insert(id);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    must_be_logged_in(session)?;
+    Ok((labels, ids))
+}
+
+/// Every attribute that a key is judged by, each asked for alone: in a template of several, a module that
+/// stops at the first that it does not know would leave the others looking false.
+fn flags(
     session: &Session,
     object: ObjectHandle,
-    attribute: AttributeType,
-) -> Result<Option<bool>, Error> {
-    let value = session.get_attributes(object, &[attribute])?;
-    Ok(value.into_iter().next().and_then(|value| match value {
-        Attribute::Sensitive(flag)
-        | Attribute::Extractable(flag)
-        | Attribute::Private(flag)
-        | Attribute::Token(flag)
-        | Attribute::Sign(flag)
-        | Attribute::AlwaysSensitive(flag)
-        | Attribute::NeverExtractable(flag)
-        | Attribute::Decrypt(flag)
-        | Attribute::Unwrap(flag)
-        | Attribute::Derive(flag) => Some(flag),
-        _ => None,
-    }))
+) -> Result<BTreeMap<KeyFlag, Option<bool>>, Error> {
+    let mut flags = BTreeMap::new();
+    for flag in KeyFlag::ALL {
+        let value = session.get_attributes(object, &[attribute_of(flag)])?;
+        let value = value.into_iter().next().and_then(|value| match value {
+            Attribute::Sensitive(value)
+            | Attribute::Extractable(value)
+            | Attribute::Private(value)
+            | Attribute::Token(value)
+            | Attribute::Sign(value)
+            | Attribute::AlwaysSensitive(value)
+            | Attribute::NeverExtractable(value)
+            | Attribute::Decrypt(value)
+            | Attribute::Unwrap(value)
+            | Attribute::Derive(value) => Some(value),
+            _ => None,
+        });
+        flags.insert(flag, value);
+    }
+    Ok(flags)
+}
+
+const fn attribute_of(flag: KeyFlag) -> AttributeType {
+    match flag {
+        KeyFlag::Sensitive => AttributeType::Sensitive,
+        KeyFlag::Extractable => AttributeType::Extractable,
+        KeyFlag::Private => AttributeType::Private,
+        KeyFlag::Token => AttributeType::Token,
+        KeyFlag::Sign => AttributeType::Sign,
+        KeyFlag::AlwaysSensitive => AttributeType::AlwaysSensitive,
+        KeyFlag::NeverExtractable => AttributeType::NeverExtractable,
+        KeyFlag::Decrypt => AttributeType::Decrypt,
+        KeyFlag::Unwrap => AttributeType::Unwrap,
+        KeyFlag::Derive => AttributeType::Derive,
+    }
 }
 
 fn read_public_key(session: &Session, object: ObjectHandle) -> Result<PublicKey, Fault> {

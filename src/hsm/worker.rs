@@ -2,6 +2,7 @@
 
 use crate::core::id::{KeyId, RequestId};
 use crate::core::key::{CkaId, OperatorKey, PublicKey};
+use crate::core::key_report::{KeyReport, TokenReport};
 use crate::core::permit::{OpenPermit, RawSignature};
 use crate::hsm::HsmConfig;
 use crate::hsm::desk::Desk;
@@ -12,7 +13,7 @@ use crate::hsm::lock;
 use crate::hsm::login::{Login, Secret, is_logged_in};
 use crate::hsm::module::Module;
 use crate::hsm::news::News;
-use crate::hsm::object::{checked, generate, must_be_logged_in, search};
+use crate::hsm::object::{checked, describe_pair, generate, must_be_logged_in, names, search};
 use crate::hsm::standing::Standing;
 use crate::hsm::watch::Watch;
 use crate::ports::signer::{HsmNews, SignerError};
@@ -45,6 +46,10 @@ pub(super) enum Job {
     Create(CkaId, String, Answer<PublicKey>),
     /// See [`crate::ports::signer::Signer::find_key`].
     Find(CkaId, Answer<Option<PublicKey>>),
+    /// See [`crate::ports::signer::Signer::describe_key`].
+    Describe(CkaId, Answer<Option<KeyReport>>),
+    /// See [`crate::ports::signer::Signer::describe_token`].
+    Survey(Answer<TokenReport>),
     /// See [`crate::ports::signer::Signer::enroll`].
     Enroll(Arc<OperatorKey>, Answer<()>),
     /// See [`crate::ports::signer::Signer::health`].
@@ -58,6 +63,8 @@ impl Job {
             Self::Sign(_, answer) => drop(answer.send(Err(error))),
             Self::Create(_, _, answer) => drop(answer.send(Err(error))),
             Self::Find(_, answer) => drop(answer.send(Err(error))),
+            Self::Describe(_, answer) => drop(answer.send(Err(error))),
+            Self::Survey(answer) => drop(answer.send(Err(error))),
             Self::Enroll(_, answer) => drop(answer.send(Err(error))),
             Self::Health(answer) => drop(answer.send(Err(error))),
         }
@@ -69,6 +76,8 @@ impl Job {
             Self::Sign(_, answer) => answer.is_closed(),
             Self::Create(_, _, answer) => answer.is_closed(),
             Self::Find(_, answer) => answer.is_closed(),
+            Self::Describe(_, answer) => answer.is_closed(),
+            Self::Survey(answer) => answer.is_closed(),
             Self::Enroll(_, answer) => answer.is_closed(),
             Self::Health(answer) => answer.is_closed(),
         }
@@ -108,7 +117,7 @@ impl Shared {
             module,
             slot: Mutex::new(None),
             login: Login::new(secret),
-            keyring: Keyring::default(),
+            keyring: Keyring::new(config.exceptions.clone()),
             watch: Watch::new(config.sessions, seats),
             standing: Standing::new(config.name.clone(), news),
             config,
@@ -177,6 +186,10 @@ impl Worker {
             Job::Sign(permit, answer) => drop(answer.send(self.sign(&permit))),
             Job::Create(id, label, answer) => drop(answer.send(self.create(&id, &label))),
             Job::Find(id, answer) => drop(answer.send(self.find(&id))),
+            Job::Describe(id, answer) => drop(answer.send(self.describe(&id))),
+            Job::Survey(answer) => {
+                drop(answer.send(self.attempt(|shared, session| survey(shared, session))));
+            }
             Job::Enroll(key, answer) => drop(answer.send(self.enroll(&key))),
             Job::Health(answer) => {
                 drop(answer.send(self.attempt(|shared, session| health(shared, session))));
@@ -217,19 +230,30 @@ impl Worker {
             let writable = shared.module.pkcs11().open_rw_session(shared.slot()?)?;
             Ok(generate(&writable, id, label)?)
         })?;
-        self.attempt(|_, session| {
-            let (_, public_key) = checked(session, &search(session, id)?)?;
+        self.attempt(|shared, session| {
+            let exception = shared.keyring.exception(id);
+            let (_, public_key) = checked(session, &search(session, id)?, exception)?;
             Ok(public_key)
         })
     }
 
-    fn find(&mut self, id: &CkaId) -> Result<Option<PublicKey>, SignerError> {
-        self.attempt(|_, session| {
+    fn describe(&mut self, id: &CkaId) -> Result<Option<KeyReport>, SignerError> {
+        self.attempt(|shared, session| {
             let found = search(session, id)?;
             if found.is_empty() {
                 return Ok(None);
             }
-            let (_, public_key) = checked(session, &found)?;
+            describe_pair(session, &found, shared.keyring.exception(id)).map(Some)
+        })
+    }
+
+    fn find(&mut self, id: &CkaId) -> Result<Option<PublicKey>, SignerError> {
+        self.attempt(|shared, session| {
+            let found = search(session, id)?;
+            if found.is_empty() {
+                return Ok(None);
+            }
+            let (_, public_key) = checked(session, &found, shared.keyring.exception(id))?;
             Ok(Some(public_key))
         })
     }
@@ -281,6 +305,10 @@ fn enroll(shared: &Shared, session: &Session, key: &OperatorKey) -> Result<(), F
     let located = shared.keyring.locate(session, &key.cka_id, &key.public_key)?;
     prove(session, located.0, &key.cka_id, &key.public_key)?;
     shared.keyring.enroll(key.id, key.cka_id.clone(), key.public_key, located);
+    if let Some(exception) = shared.keyring.exception(&key.cka_id) {
+        let (allows, reason) = (exception.names().join(", "), exception.reason.as_str());
+        tracing::warn!(key = %key.id, label = key.label, allows, reason, "a key is used by exception");
+    }
     Ok(())
 }
 
@@ -293,6 +321,22 @@ pub(super) fn prove(
 ) -> Result<(), Fault> {
     let proof = keccak256([PROOF_PREFIX, cka_id.as_bytes()].concat());
     sign_digest(session, handle, &proof, pinned).map(drop)
+}
+
+/// What the token says of itself, and the names of what lies in it.
+fn survey(shared: &Shared, session: &Session) -> Result<TokenReport, Fault> {
+    let token = shared.module.pkcs11().get_token_info(shared.slot()?)?;
+    let (labels, ids) = names(session)?;
+    let firmware = token.firmware_version();
+    Ok(TokenReport {
+        label: token.label().to_owned(),
+        manufacturer: token.manufacturer_id().to_owned(),
+        model: token.model().to_owned(),
+        serial: token.serial_number().to_owned(),
+        firmware: format!("{}.{}", firmware.major(), firmware.minor()),
+        labels,
+        ids,
+    })
 }
 
 /// Token and session state (PKCS#11 v3.1, sections 5.5.3 and 5.6.4) in a sentence.

@@ -40,9 +40,11 @@ impl From<AppError> for Problem {
                 error @ (SignerError::KeyUnusable(_) | SignerError::WrongSignature),
             ) => Self::internal(error),
             AppError::Store(error) => Self::StoreUnavailable(Some(Cause::new(error))),
-            AppError::Chain(error @ (ChainError::Unavailable(_) | ChainError::UnknownBlock)) => {
-                Self::ChainUnavailable(Some(Cause::new(error)))
-            }
+            AppError::Chain(
+                error @ (ChainError::Unavailable(_)
+                | ChainError::Refused(_)
+                | ChainError::UnknownBlock),
+            ) => Self::ChainUnavailable(Some(Cause::new(error))),
             AppError::Chain(ChainError::Reverted(detail)) => Self::WouldRevert { detail },
             AppError::Internal(detail) => Self::internal(detail),
         }

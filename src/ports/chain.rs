@@ -2,6 +2,7 @@
 //! trusted beyond what each method says.
 
 use crate::core::agreement::Agreement;
+use crate::core::amount::Amount;
 use crate::core::id::ChainId;
 use alloy::primitives::{Address, B256, Bytes, U256};
 use async_trait::async_trait;
@@ -12,6 +13,10 @@ pub enum ChainError {
     /// No node answered, or the answer could not be read. Says nothing about the chain.
     #[error("no node answered: {0}")]
     Unavailable(String),
+    /// A node answered that it does not do what was asked, in words of its own: it has not got a state that is
+    /// so old, or has not got the method. Says nothing about the chain either.
+    #[error("no node answered: {0}")]
+    Refused(String),
     /// The node does not know the block that was asked for: retry, never "empty".
     #[error("the node does not know the block")]
     UnknownBlock,
@@ -86,6 +91,20 @@ pub struct Receipt {
     pub success: bool,
     /// Its logs.
     pub logs: Vec<Log>,
+}
+
+impl Receipt {
+    /// Its block.
+    #[must_use]
+    pub const fn block(&self) -> BlockId {
+        BlockId { number: self.block_number, hash: self.block_hash }
+    }
+
+    /// What it paid for its gas, in wei; `None` beyond 256 bits.
+    #[must_use]
+    pub fn fee_paid(&self) -> Option<Amount> {
+        Amount::from(self.gas_used).checked_mul(Amount::from(self.effective_gas_price))
+    }
 }
 
 /// What the fee market looks like.
@@ -294,6 +313,9 @@ pub trait Chain: Send + Sync {
     /// not to be asked now, is silent. `by` is asked after the others for a while if more than half of all
     /// contradict it.
     async fn agreement(&self, claim: &Claim, by: Option<usize>) -> Agreement;
+
+    /// Whether one node has this block on its canonical chain; `false` also where it does not say.
+    async fn has_block(&self, block: BlockId, node: usize) -> bool;
 
     /// All logs of one block that any of these addresses emitted, by block hash.
     async fn logs(&self, block: B256, addresses: &[Address]) -> Result<Vec<Log>, ChainError>;

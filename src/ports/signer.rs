@@ -2,6 +2,7 @@
 
 use crate::core::id::{HsmName, KeyId, RequestId};
 use crate::core::key::{KeyPlace, OperatorKey, PublicKey};
+use crate::core::key_report::{KeyReport, TokenReport};
 use crate::core::permit::{Permit, RawSignature};
 use async_trait::async_trait;
 use std::time::Duration;
@@ -102,8 +103,16 @@ pub trait Signer: Send + Sync {
     /// crash interrupted.
     async fn find_key(&self, place: &KeyPlace) -> Result<Option<PublicKey>, SignerError>;
 
+    /// What the token tells of an existing pair, whether it may be used or not; `None` if it has none with this
+    /// id. Nothing is signed.
+    async fn describe_key(&self, place: &KeyPlace) -> Result<Option<KeyReport>, SignerError>;
+
+    /// What a token tells of itself, with the names of all that lies in it. As slow as the token has objects:
+    /// for ceremonies and `doctor`.
+    async fn describe_token(&self, hsm: &HsmName) -> Result<TokenReport, SignerError>;
+
     /// Makes a key usable: found by its id, public key equal to the pinned one, private part sensitive
-    /// and not extractable, and a proof of possession over fixed-prefix bytes signed and verified.
+    /// and not extractable (or excepted in the configuration), and a proof of possession over fixed-prefix bytes signed and verified.
     async fn enroll(&self, key: &OperatorKey) -> Result<(), SignerError>;
 
     /// Whether a signature of this key may be asked for now: its token, or one that stands by for it, is not

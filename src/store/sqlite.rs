@@ -117,12 +117,7 @@ fn lock(path: &Path) -> Result<LockFile, StoreError> {
         .write(true)
         .open(&name)
         .map_err(|e| unavailable(&e))?;
-    file.try_lock().map_err(|_| {
-        StoreError::Unavailable(format!(
-            "another server is running on {}; SQLite serves one process",
-            path.display()
-        ))
-    })?;
+    file.try_lock().map_err(|_| StoreError::Held(path.display().to_string()))?;
     Ok(LockFile(file))
 }
 
@@ -162,11 +157,6 @@ impl Store for SqliteStore {
 
     fn is_alone(&self) -> bool {
         true
-    }
-
-    async fn identity(&self) -> Result<Option<String>, StoreError> {
-        // A file is what it is, whoever copied it.
-        Ok(None)
     }
 }
 
@@ -220,11 +210,6 @@ impl Store for SqliteReader {
 
     fn is_alone(&self) -> bool {
         false
-    }
-
-    async fn identity(&self) -> Result<Option<String>, StoreError> {
-        // A file is what it is, whoever copied it.
-        Ok(None)
     }
 }
 

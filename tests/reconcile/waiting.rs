@@ -6,6 +6,7 @@ use crate::support::server::{LIMIT, Server};
 use crate::support::services::poll_until;
 use claviger::app::suspension::suspend;
 use claviger::core::time::Timestamp;
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// Stops the server at a fail point with one payment in hand, and has the next one wait.
@@ -33,6 +34,17 @@ async fn goes_on(stage: &Stage, server: Server) {
     stage.check().await;
 }
 
+/// Nothing of the one request is with the nodes, once the server has said these words again and again.
+async fn nothing_is_sent(stage: &Stage, server: &Server, words: &str) -> Value {
+    poll_until(LIMIT, words, async || {
+        (server.program.stderr().matches(words).count() > 2).then_some(())
+    })
+    .await;
+    let all = server.list().await;
+    assert!(stage.proxy.sent().is_empty());
+    all[0].clone()
+}
+
 async fn new_stage() -> Stage {
     let stage = Stage::new().await;
     let (server, _) = stage.open(&[]).await;
@@ -44,14 +56,8 @@ async fn new_stage() -> Stage {
 async fn a_queued_request_is_given_no_nonce() {
     let stage = new_stage().await;
     let server = stopped(&stage, "accept.after_commit").await;
-    poll_until(LIMIT, "the lane was looked at", async || {
-        let told = server.program.stderr();
-        (told.matches("the lane is halted").count() > 2).then_some(())
-    })
-    .await;
-    let all = server.list().await;
-    assert!(is(&all[0], &["queued"]) && all[0]["nonce"].is_null(), "{all:#?}");
-    assert!(stage.proxy.sent().is_empty());
+    let asked = nothing_is_sent(&stage, &server, "the lane is halted").await;
+    assert!(is(&asked, &["queued"]) && asked["nonce"].is_null(), "{asked:#?}");
     goes_on(&stage, server).await;
 }
 
@@ -59,14 +65,8 @@ async fn a_queued_request_is_given_no_nonce() {
 async fn what_was_decided_is_not_signed() {
     let stage = new_stage().await;
     let server = stopped(&stage, "lane.after_decided").await;
-    poll_until(LIMIT, "it was taken up", async || {
-        let told = server.program.stderr();
-        (told.matches("not signed: the server waits").count() > 1).then_some(())
-    })
-    .await;
-    let all = server.list().await;
-    assert!(is(&all[0], &["submitted"]) && attempts(&all[0]).is_empty(), "{all:#?}");
-    assert!(stage.proxy.sent().is_empty());
+    let asked = nothing_is_sent(&stage, &server, "not signed: the server waits").await;
+    assert!(is(&asked, &["submitted"]) && attempts(&asked).is_empty(), "{asked:#?}");
     goes_on(&stage, server).await;
 }
 

@@ -403,7 +403,7 @@ async fn model(crowds: Vec<Vec<Step>>) {
                 Err(error) => assert!(error.is_panic()),
             }
         }
-        let rows = read!(store, [], |unit| unit.limits().await?);
+        let rows = read!(store, [], |unit| unit.limits_now(at(0)).await?);
         let sum: u64 =
             rows.iter().map(|row| (row.held.units() + row.spent.units()).to::<u64>()).sum();
         assert_eq!(sum, total, "held and spent is what was answered");

@@ -32,6 +32,7 @@ mod reconcile;
 mod requests;
 mod schema;
 mod signatures;
+mod silence;
 mod spend;
 mod spend_model;
 mod transactions;

@@ -54,9 +54,9 @@ fn count(n: u8, max: u64) -> Charge {
     charge(n, ChargeKind::Count, max, MINUTE)
 }
 
-/// Held and spent of limit `n`.
+/// Held and spent of limit `n`, as it is stored: at moment 0 nothing has left its span.
 pub async fn limit(store: &Arc<dyn Store>, n: u8) -> (u64, u64) {
-    let rows = read!(store, [], |unit| unit.limits().await?);
+    let rows = read!(store, [], |unit| unit.limits_now(at(0)).await?);
     let label = format!("limit {n}");
     let row = rows.iter().find(|row| row.label == label).expect("the limit was used");
     (row.held.units().to(), row.spent.units().to())
@@ -121,7 +121,7 @@ async fn a_limit_that_has_no_room_says_so_and_keeps_nothing(store: Arc<dyn Store
         max: Amount::from(10_u64),
     };
     assert_eq!(full, expected);
-    let limits = read!(store, [], |unit| unit.limits().await?);
+    let limits = read!(store, [], |unit| unit.limits_now(at(0)).await?);
     assert_eq!(limits.len(), 1, "the other limits were not opened: {limits:?}");
     assert_eq!(limit(&store, 2).await, (7, 0));
     release(&store, "b").await;
@@ -254,7 +254,7 @@ async fn a_limit_charged_twice_by_one_request_is_refused(store: Arc<dyn Store>) 
     let charges = [amount(1, 5, 0, 10), amount(2, 1, 0, 10), amount(1, 5, 0, 10)];
     let answer = reserve(&store, "a", &charges, 0).await;
     assert!(matches!(answer, Err(StoreError::Corrupt(_))), "{answer:?}");
-    assert!(read!(store, [], |unit| unit.limits().await?).is_empty());
+    assert!(read!(store, [], |unit| unit.limits_now(at(0)).await?).is_empty());
 }
 
 async fn sums_do_not_wrap(store: Arc<dyn Store>) {

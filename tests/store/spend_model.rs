@@ -184,7 +184,7 @@ impl Play {
     }
 
     async fn check(&self) -> Result<(), TestCaseError> {
-        let rows = read!(self.store, [], |unit| unit.limits().await?);
+        let rows = read!(self.store, [], |unit| unit.limits_now(at(0)).await?);
         for (limit, (_, max)) in LIMITS.into_iter().enumerate() {
             let label = self.label(limit);
             let row = rows.iter().find(|row| row.label == label);

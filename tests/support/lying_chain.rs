@@ -15,8 +15,8 @@ use claviger::core::agreement::Agreement;
 use claviger::core::id::ChainId;
 use claviger::ports::block_logs::BlockLogs;
 use claviger::ports::chain::{
-    AccountLook, Block, BlockAt, Broadcast, CallRequest, Chain, ChainError, Claim, FeeMarket, Log,
-    Mined, MinedTransaction, Receipt, Sought,
+    AccountLook, Block, BlockAt, BlockId, Broadcast, CallRequest, Chain, ChainError, Claim,
+    FeeMarket, Log, Mined, MinedTransaction, Receipt, Sought,
 };
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -201,6 +201,10 @@ impl Chain for LyingChain {
 
     async fn agreement(&self, _: &Claim, _: Option<usize>) -> Agreement {
         Agreement::default()
+    }
+
+    async fn has_block(&self, _: BlockId, _: usize) -> bool {
+        false
     }
 
     async fn logs(&self, _: B256, _: &[Address]) -> Result<Vec<Log>, ChainError> {

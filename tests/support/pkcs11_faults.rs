@@ -8,11 +8,11 @@
 )]
 #![allow(dead_code, reason = "each test crate uses a part of these helpers")]
 
-use super::server::BIN;
 use super::services::{repository, tool};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
 
 /// A module that forwards to SoftHSM, and its control file.
@@ -39,12 +39,15 @@ impl Pkcs11Faults {
         self.envs.iter().map(|(name, value)| (*name, value.as_str())).collect()
     }
 
-    /// From now on these calls fail: `C_Sign CKR_DEVICE_ERROR`, or with a count as third word.
+    /// From now on these calls fail: lines as the head of `tests/pkcs11-faults` explains them, such as
+    /// `C_Sign CKR_DEVICE_ERROR 3`. Counts begin anew, also with the same lines.
     pub fn set(&self, lines: &str) {
-        // Renamed into its place, so that no call reads a half of it.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        // A remark makes it another file; it is renamed into its place, so that no call reads a half of it.
+        let text = format!("{lines}\n# {}\n", COUNT.fetch_add(1, Ordering::Relaxed));
         let (written, control) =
             (self.folder.path().join("new"), self.folder.path().join("control"));
-        std::fs::write(&written, lines).unwrap();
+        std::fs::write(&written, text).unwrap();
         std::fs::rename(written, control).unwrap();
     }
 
@@ -53,19 +56,39 @@ impl Pkcs11Faults {
         self.set("");
     }
 
-    /// How many calls have failed.
+    /// How many calls a line has said something of.
     pub fn count(&self) -> usize {
-        let log = std::fs::read_to_string(self.folder.path().join("control.log"));
-        log.map_or(0, |log| log.lines().count())
+        self.log().lines().count()
+    }
+
+    /// As [`Self::count`], of one function.
+    pub fn count_of(&self, function: &str) -> usize {
+        let named = |line: &&str| line.split('\t').next() == Some(function);
+        self.log().lines().filter(named).count()
+    }
+
+    /// As [`Self::count`], of the lines that have one of these words.
+    pub fn count_with(&self, words: &[&str]) -> usize {
+        let has = |line: &&str| line.split_whitespace().any(|word| words.contains(&word));
+        self.log().lines().filter(has).count()
+    }
+
+    /// Whether the module was finalised while another call was in it, which may crash a real one.
+    pub fn was_finalized_during_a_call(&self) -> bool {
+        self.log().lines().any(|line| line == "C_Finalize\tOVERLAP")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("control.log")).unwrap_or_default()
     }
 }
 
 /// The module, built into the folder of the program under test: cargo builds no library of another package
 /// for a test by itself. What it needs is built already, for the program.
-fn module() -> &'static Path {
+pub fn module() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let programs = Path::new(BIN).parent().unwrap();
+        let programs = Path::new(env!("CARGO_BIN_EXE_claviger")).parent().unwrap();
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
         build.args(["build", "--offline", "--locked", "-p", "pkcs11-faults", "--target-dir"]);

@@ -14,9 +14,6 @@ const WALK_MAX: u64 = 20_000;
 const TRIES: u32 = 4;
 const BETWEEN: Duration = Duration::from_millis(1_500);
 
-/// Words of a node that is short of time or quota, which say nothing about the state.
-const BUSY: [&str; 5] = ["rate", "too many requests", "request limit", "timed out", "timeout"];
-
 /// Looks for the transactions of one account, and keeps what it has seen on the way.
 pub(super) struct Locator<'a> {
     port: &'a dyn Chain,
@@ -73,7 +70,9 @@ impl<'a> Locator<'a> {
                 Ok(used) if used > nonce && middle == 0 => return Ok(Some(0)),
                 Ok(used) if used > nonce => above = middle,
                 Ok(_) => below = Some(middle),
-                Err(error) if is_of_the_state(&error) => return Ok(None),
+                // The words for a state that is not kept are each client's own (`missing trie node`, `distance to
+                // target block exceeds maximum`, `state is pruned`), so any refusal is one.
+                Err(ChainError::UnknownBlock | ChainError::Refused(_)) => return Ok(None),
                 Err(error) => return Err(error),
             }
             step = step.saturating_mul(2);
@@ -111,44 +110,9 @@ where
 {
     for _ in 1..TRIES {
         match ask().await {
-            Err(error @ ChainError::Unavailable(_)) if !is_of_the_state(&error) => {
-                tokio::time::sleep(BETWEEN).await;
-            }
+            Err(ChainError::Unavailable(_)) => tokio::time::sleep(BETWEEN).await,
             answer => return answer,
         }
     }
     ask().await
-}
-
-/// Whether a node has said that it has not got the state, or refuses to look. The words for it are each
-/// client's own (`missing trie node`, `distance to target block exceeds maximum`, `state is pruned`), so any
-/// refusal in words is one, as a node's name and a code before it say.
-fn is_of_the_state(error: &ChainError) -> bool {
-    match error {
-        ChainError::UnknownBlock => true,
-        ChainError::Unavailable(text) => {
-            let text = text.to_lowercase();
-            text.contains(": error ") && !BUSY.iter().any(|busy| text.contains(busy))
-        }
-        ChainError::Reverted(_) => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn silence_is_no_answer_and_a_refusal_in_words_is_one() {
-        let unavailable = |text: &str| ChainError::Unavailable(text.to_owned());
-        assert!(is_of_the_state(&ChainError::UnknownBlock));
-        assert!(is_of_the_state(&unavailable("node 1: error -32000: state is pruned")));
-        for silence in [
-            "node 2: operation timed out",
-            "node 2: error -32005: Rate limit exceeded",
-            "every node failed lately and is left alone for a while; the first is asked again in 900 ms",
-        ] {
-            assert!(!is_of_the_state(&unavailable(silence)), "{silence}");
-        }
-    }
 }

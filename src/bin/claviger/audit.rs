@@ -1,6 +1,5 @@
 //! `claviger audit`: the log's signer, export and verifier, put together with the database.
 
-use crate::reconcile::compare_memory;
 use crate::world;
 use claviger::app::{AppError, suspension};
 use claviger::audit::checkpoint::{Checkpoint, Verifier};
@@ -120,6 +119,24 @@ impl Signing {
 
 async fn suspend(store: &dyn Store, wrong: &str) -> Result<(), StoreError> {
     suspension::suspend(store, wrong, SystemClock.now()).await.map(|_| ())
+}
+
+/// At the start of a server: whether this database is the one that was served before, by its own word and by
+/// the word of whoever remembers it outside.
+async fn compare_memory(
+    store: &dyn Store,
+    signer: Option<&CheckpointSigner>,
+) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::of("the database", error);
+    let now = SystemClock.now();
+    // The memory first: a database that does not know which copy it is would be believed afterwards.
+    if let Some(signer) = signer {
+        let forgotten = signer.compare_memory(store).await.map_err(|error| failed(&error))?;
+        if let Some(reason) = forgotten {
+            suspension::suspend(store, &reason, now).await.map_err(|error| failed(&error))?;
+        }
+    }
+    suspension::check_identity(store, now).await.map_err(|error| failed(&error))
 }
 
 /// What is wrong with the log's key, and what to do.

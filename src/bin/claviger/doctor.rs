@@ -9,7 +9,7 @@ use claviger::hsm::Hsm;
 use claviger::ports::chain::BlockAt;
 use claviger::ports::clock::Clock;
 use claviger::ports::signer::Signer;
-use claviger::ports::store::look;
+use claviger::ports::store::{StoreError, look};
 use claviger::system::SystemClock;
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt;
@@ -121,7 +121,7 @@ fn private(path: &Path) -> Result<String, String> {
 async fn database(config: &ServerConfig, hsm: Option<&Hsm>, findings: &mut Findings) {
     let store = match world::store(config).await {
         Ok(store) => store,
-        Err(error) if error.to_string().contains("another server is running") => {
+        Err(StoreError::Held(_)) => {
             let text = "in use by a running server; ask its /readyz, and list its keys with \
                         `claviger key list`";
             add(findings, "database", Ok(text.to_owned()));

@@ -1,6 +1,7 @@
 //! The server and the operator commands. The only place that names concrete edges.
 
 mod audit;
+mod ceremony;
 mod doctor;
 mod init;
 mod reconcile;
@@ -9,7 +10,7 @@ mod softhsm;
 mod world;
 
 use clap::Parser;
-use claviger::cli::args::{Cli, Command, ConfigCommand, PolicyCommand, TokenCommand};
+use claviger::cli::args::{Cli, Command, ConfigCommand, KeyCommand, PolicyCommand, TokenCommand};
 use claviger::cli::{Failure, config_check, key, policy, print, token, tx};
 use claviger::system::{SystemClock, SystemEntropy};
 use std::process::ExitCode;
@@ -34,6 +35,8 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Doctor(args) => doctor::run(args),
         Command::Config(ConfigCommand::Check { file }) => config_check::run(file),
         Command::Token(TokenCommand::Issue(args)) => token::run(args, &SystemClock, &SystemEntropy),
+        Command::Key(KeyCommand::Ceremony(args)) => ceremony::run(args),
+        Command::Key(KeyCommand::CeremonyVerify(args)) => ceremony::verify(args),
         Command::Key(command) => block_on(1, key::run(command, &SystemClock, &SystemEntropy)),
         Command::Tx(command) => block_on(1, tx::run(command, &SystemClock, &SystemEntropy)),
         Command::Audit(command) => block_on(1, audit::run(command)),

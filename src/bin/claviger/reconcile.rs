@@ -17,13 +17,9 @@ use claviger::core::id::{ChainId, ChainName};
 use claviger::core::intent::ChainRef;
 use claviger::hsm::is_signed_by;
 use claviger::ports::chain::Chain;
-use claviger::ports::clock::Clock;
-use claviger::ports::store::{Store, look};
+use claviger::ports::store::{Store, StoreError, look};
 use claviger::system::{SystemClock, SystemEntropy};
 use std::sync::Arc;
-
-/// The words of the store where a server holds an SQLite file.
-const HELD: &str = "another server is running";
 
 /// Said where the server's waiting, or the database itself, changed under the command.
 const CHANGED: &str = "the database changed meanwhile, or what the server waits for: nothing was lifted. Run \
@@ -42,18 +38,19 @@ pub async fn run(args: &ReconcileArgs) -> Result<(), Failure> {
         None => Remembered::new(),
     };
     let places = places(&config)?;
-    let world = World { args, store, signer, places, remembered };
+    let lease = config.server.lease;
+    let world = World { args, store, signer, places, remembered, lease };
     if args.apply { world.apply().await } else { world.tell().await }
 }
 
 async fn open(config: &ServerConfig, writes: bool) -> Result<Arc<dyn Store>, Failure> {
     match world::store(config).await {
-        Err(error) if writes && error.to_string().contains(HELD) => Err(Failure::new(
+        Err(StoreError::Held(_)) if writes => Err(Failure::new(
             "the server is running on this SQLite database: stop it first, then run this again",
         )),
         // Beside the server it is only read.
-        Err(error) if error.to_string().contains(HELD) => reader(config).await,
-        other => other,
+        Err(StoreError::Held(_)) => reader(config).await,
+        other => Ok(other?),
     }
 }
 
@@ -87,6 +84,8 @@ struct World<'a> {
     signer: Option<Signer>,
     places: Vec<Place>,
     remembered: Remembered,
+    /// How long a killed server's leases last, as it is configured.
+    lease: String,
 }
 
 impl World<'_> {
@@ -174,7 +173,9 @@ impl World<'_> {
         if servers > 0 {
             return Err(Failure::new(format!(
                 "{servers} lease(s) of servers on this database have not ended: stop all its servers first, \
-                 then run this again. Those of a server that was killed end by themselves within 15 seconds"
+                 then run this again. Those of a server that was killed end by themselves within {}, its \
+                 `[server] lease`",
+                self.lease
             )));
         }
         let before = self.standing().await?;
@@ -306,25 +307,4 @@ fn told(applied: Applied) -> String {
         Applied::Waits => "nothing was done: it has to wait".to_owned(),
         Applied::Moved => "nothing was done: it changed meanwhile; run this again".to_owned(),
     }
-}
-
-/// At the start of a server: whether this database is the one that was served before, by its own word and by
-/// the word of whoever remembers it outside.
-///
-/// # Errors
-/// When the database does not answer, or the memory cannot be read or written.
-pub async fn compare_memory(
-    store: &dyn Store,
-    signer: Option<&CheckpointSigner>,
-) -> Result<(), Failure> {
-    let failed = |error: &dyn std::fmt::Display| Failure::of("the database", error);
-    let now = SystemClock.now();
-    // The memory first: a database that does not know which copy it is would be believed afterwards.
-    if let Some(signer) = signer {
-        let forgotten = signer.compare_memory(store).await.map_err(|error| failed(&error))?;
-        if let Some(reason) = forgotten {
-            suspension::suspend(store, &reason, now).await.map_err(|error| failed(&error))?;
-        }
-    }
-    suspension::check_identity(store, now).await.map_err(|error| failed(&error))
 }

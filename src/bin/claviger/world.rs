@@ -16,7 +16,7 @@ use claviger::http::auth::{Authenticator, IssuerConfig};
 use claviger::ports::chain::Chain;
 use claviger::ports::clock::Entropy;
 use claviger::ports::signer::{Signer, SignerError};
-use claviger::ports::store::Store;
+use claviger::ports::store::{Store, StoreError};
 use claviger::store::{self, OpenMode};
 use claviger::system::{SystemClock, SystemEntropy};
 use std::collections::BTreeMap;
@@ -43,10 +43,10 @@ pub fn store_url(config: &ServerConfig) -> Result<String, Failure> {
 /// The database, which must be there.
 ///
 /// # Errors
-/// When it is not, or another server holds it.
-pub async fn store(config: &ServerConfig) -> Result<Arc<dyn Store>, Failure> {
-    let url = store_url(config)?;
-    store::open(&url, OpenMode::Existing).await.map_err(|e| Failure::new(e.to_string()))
+/// When it is not; `Held` when another server holds it.
+pub async fn store(config: &ServerConfig) -> Result<Arc<dyn Store>, StoreError> {
+    let url = store_url(config).map_err(|e| StoreError::Unavailable(e.to_string()))?;
+    store::open(&url, OpenMode::Existing).await
 }
 
 /// What the HSM room needs.
@@ -62,6 +62,8 @@ pub fn hsm_configs(config: &ServerConfig) -> Vec<HsmConfig> {
         standby_for: section.standby_for.clone(),
         read_write_sessions: section.read_write_sessions,
         limits: Limits::default(),
+        // What is wrong with one was found when the configuration was read.
+        exceptions: section.exceptions.iter().filter_map(|one| one.read().ok()).collect(),
     };
     config.hsm.iter().map(read).collect()
 }

@@ -4,12 +4,14 @@
 //! start (a serialisation failure), so the closure has no effects outside. Whatever fails inside it, the
 //! first error is kept and nothing is stored. Nobody can hold a unit across a wait for the network.
 
+mod ceremonies;
 mod reconcile;
 mod replication;
 mod rows;
 mod run;
 mod work;
 
+pub use ceremonies::{KeyBook, OpenCeremony};
 pub use reconcile::*;
 pub use replication::Replication;
 pub use rows::*;
@@ -36,6 +38,11 @@ pub enum StoreError {
     /// The database is not reachable, full, or locked for too long.
     #[error("the database is not available: {0}")]
     Unavailable(String),
+    /// Another server has this SQLite file.
+    #[error(
+        "the database is not available: another server is running on {0}; SQLite serves one process"
+    )]
+    Held(String),
     /// What was read breaks a rule of ours: a wrong row count, a value that cannot be.
     #[error("the database holds something it must not: {0}")]
     Corrupt(String),
@@ -87,14 +94,16 @@ pub trait Store: Send + Sync {
 
     /// Which copy of the database this is: PostgreSQL's system identifier and timeline, of which a restored
     /// cluster or a promoted replica has others. `None` where there is no such thing, or it may not be
-    /// read.
-    async fn identity(&self) -> Result<Option<String>, StoreError>;
+    /// read: a file is what it is, whoever copied it.
+    async fn identity(&self) -> Result<Option<String>, StoreError> {
+        Ok(None)
+    }
 }
 
 /// One open transaction. Every method is atomic with the rest of the unit. Locks are taken in one
 /// order: idempotency, lease, lane, limits by id.
 #[async_trait]
-pub trait Unit: Send {
+pub trait Unit: KeyBook {
     // -- requests -----------------------------------------------------------------------------------
 
     /// Binds an idempotency key to a request, or says to what it is bound already. Waits for another
@@ -262,9 +271,6 @@ pub trait Unit: Send {
 
     /// Gives back what `owner` holds: only for what was never signed.
     async fn release(&mut self, owner: &str) -> Result<(), StoreError>;
-
-    /// State of all limits.
-    async fn limits(&mut self) -> Result<Vec<LimitRow>, StoreError>;
 
     /// What [`Self::reserve`] would find for each of the charges, in their order. Changes nothing.
     async fn room(

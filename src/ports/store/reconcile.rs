@@ -1,5 +1,6 @@
 //! What a database holds that waits for an operator.
 
+use super::{Store, StoreError, look};
 use crate::core::amount::Amount;
 use crate::core::id::ChainId;
 use crate::core::time::Timestamp;
@@ -7,6 +8,17 @@ use alloy::primitives::{Address, B256, Bytes};
 
 /// Name of the row of `meta` that says which copy of the database was served last, see `Store::identity`.
 pub const DATABASE_IDENTITY: &str = "database_identity";
+
+/// Which copy of the database was served last, by its own word.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn known_identity(store: &dyn Store) -> Result<Option<String>, StoreError> {
+    look(store, "database_identity", |unit| {
+        Box::pin(async move { unit.meta(DATABASE_IDENTITY).await })
+    })
+    .await
+}
 
 /// Why a server waits whose database became another copy.
 #[must_use]

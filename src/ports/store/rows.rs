@@ -10,6 +10,7 @@ use crate::core::policy::LimitId;
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::{Ending, Status};
+use crate::ports::chain::BlockId;
 use alloy::primitives::{Address, B256, Bytes};
 
 /// An idempotency key and what it is bound to.
@@ -87,6 +88,14 @@ pub struct MinedRow {
     pub effective_gas_price: u128,
     /// Whether execution succeeded.
     pub success: bool,
+}
+
+impl MinedRow {
+    /// Its block.
+    #[must_use]
+    pub const fn block(&self) -> BlockId {
+        BlockId { number: self.block_number, hash: self.block_hash }
+    }
 }
 
 /// Why a transaction will not happen.
@@ -389,19 +398,6 @@ pub struct Settlement {
     /// Whether a fee above what was held for fees counts against what was held for the value: a no-op's
     /// cap is its own.
     pub fee_from_value: bool,
-}
-
-/// A limit's state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LimitRow {
-    /// In words.
-    pub label: String,
-    /// Held by what is not final.
-    pub held: Amount,
-    /// Spent within the span, as of the last change.
-    pub spent: Amount,
-    /// The span, in milliseconds.
-    pub span_ms: i64,
 }
 
 /// What a charge would find in its limit.

@@ -16,6 +16,9 @@ pub struct Anchor {
     pub broken: Option<String>,
 }
 
+/// Clocks of servers that differ by more are wrong, and a lease by such a clock is none, in milliseconds.
+pub const CLOCKS_DIFFER_MS: i64 = 3_600_000;
+
 /// The right to work an account's lane. Its token is what a late worker is recognised by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {

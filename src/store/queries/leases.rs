@@ -5,7 +5,7 @@ use super::column::{address, parsed, to_i64, to_u64};
 use super::statement::{Tx, Value, values};
 use crate::core::id::{ChainId, HolderId};
 use crate::core::time::Timestamp;
-use crate::ports::store::{Lease, LeaseRow, StoreError};
+use crate::ports::store::{CLOCKS_DIFFER_MS, Lease, LeaseRow, StoreError};
 use alloy::primitives::Address;
 use sqlx::FromRow;
 
@@ -29,9 +29,6 @@ statements! {
     RELEASE_LEASES = "UPDATE leases SET until = 0 WHERE holder = $1";
     END_LEASES = "UPDATE leases SET until = 0";
 }
-
-/// As the use case has it: a lease by a clock that is wrong by more is none.
-const CLOCKS_DIFFER_MS: i64 = 3_600_000;
 
 #[derive(FromRow)]
 struct Token {

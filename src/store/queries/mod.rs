@@ -6,6 +6,7 @@
 mod anchors;
 mod attempts;
 mod audit;
+mod ceremonies;
 mod column;
 mod keys;
 mod lanes;
@@ -31,6 +32,7 @@ pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
         anchors::ALL,
         attempts::ALL,
         audit::ALL,
+        ceremonies::ALL,
         keys::ALL,
         lanes::ALL,
         leases::ALL,

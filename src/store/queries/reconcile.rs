@@ -5,12 +5,15 @@ use super::rows::TransactionColumns;
 use super::statement::{Tx, values};
 use crate::core::id::{ChainId, RequestId};
 use crate::core::time::Timestamp;
-use crate::ports::store::{Lane, Orphan, Payment, StoreError, Suspension, TransactionRow};
+use crate::ports::store::{
+    CLOCKS_DIFFER_MS, Lane, Orphan, Payment, StoreError, Suspension, TransactionRow,
+};
 use alloy::primitives::{Address, B256};
 use sqlx::FromRow;
 
-/// No lease of a clock that is right ends later, in milliseconds.
-const LEASE_MS_MAX: i64 = 2 * 3_600_000;
+/// No lease of a clock that is right ends later, in milliseconds: a lease of
+/// an hour, by a clock that is an hour ahead.
+const LEASE_MS_MAX: i64 = 2 * CLOCKS_DIFFER_MS;
 
 statements! {
     SUSPENSION = "SELECT reason, since FROM suspension WHERE only_row = 1";

@@ -9,7 +9,7 @@ use super::statement::{Tx, values};
 use crate::core::amount::Amount;
 use crate::core::policy::{Charge, ChargeKind, LimitId};
 use crate::core::time::Timestamp;
-use crate::ports::store::{LimitExceeded, LimitNow, LimitRow, LimitUse, Settlement, StoreError};
+use crate::ports::store::{LimitExceeded, LimitNow, LimitUse, Settlement, StoreError};
 use sqlx::FromRow;
 
 statements! {
@@ -378,20 +378,6 @@ async fn take_held(
         None => return Err(tx.corrupt("a limit holds less than its entries")),
     }
     Ok(Some((sums, entry)))
-}
-
-pub(super) async fn limits(tx: &mut Tx) -> Result<Vec<LimitRow>, StoreError> {
-    let rows = tx.all::<LimitColumns>(ALL_LIMITS, values![]).await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(LimitRow {
-                held: amount(&row.held)?,
-                spent: amount(&row.spent)?,
-                label: row.label,
-                span_ms: row.span_ms,
-            })
-        })
-        .collect()
 }
 
 pub(super) async fn limits_now(tx: &mut Tx, now: Timestamp) -> Result<Vec<LimitNow>, StoreError> {

@@ -15,9 +15,9 @@ use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::ports::store::{
     Anchor, AttemptRow, Bound, DecisionSummary, Filter, KeyBinding, Lane, LaneAge, LaneKey,
-    LaneLoad, Lease, LeaseRow, LimitExceeded, LimitNow, LimitRow, LimitUse, LogBatch, LogHead,
-    LogLeaf, NewAttempt, NewEvent, NewKey, NewSignatureRequest, NewTransaction, Orphan, Owed,
-    Payment, Place, Sent, Settlement, SignatureRow, SignedAttempt, SignedCheckpoint, StatusChange,
+    LaneLoad, Lease, LeaseRow, LimitExceeded, LimitNow, LimitUse, LogBatch, LogHead, LogLeaf,
+    NewAttempt, NewEvent, NewKey, NewSignatureRequest, NewTransaction, Orphan, Owed, Payment,
+    Place, Sent, Settlement, SignatureRow, SignedAttempt, SignedCheckpoint, StatusChange,
     StoreError, Suspension, TransactionRow, Unit, Wait, WaitingLeaf,
 };
 use alloy::primitives::{Address, B256};
@@ -220,10 +220,6 @@ impl Unit for Tx {
 
     async fn release(&mut self, owner: &str) -> Result<(), StoreError> {
         kept!(self, spend::release(self, owner))
-    }
-
-    async fn limits(&mut self) -> Result<Vec<LimitRow>, StoreError> {
-        kept!(self, spend::limits(self))
     }
 
     async fn room(

@@ -1,26 +1,47 @@
 //! A PKCS#11 module for tests. It forwards every call to the module that `PKCS11_FAULTS_MODULE` names, and
-//! fails those that the file of `PKCS11_FAULTS_CONTROL` says, for as long as it says so:
+//! fails those that the file of `PKCS11_FAULTS_CONTROL` says, for as long as it says so. A line of it:
 //!
 //! ```text
-//! C_Sign CKR_DEVICE_ERROR        each call fails, until the line is gone
-//! C_SignInit CKR_HOST_MEMORY 3   the next three calls fail
-//! C_Sign WAIT                    each call waits until the line is gone, and is then made
+//! FUNCTION FAULT [COUNT | UNTIL_INITIALIZE] [@LABEL]
+//!
+//! C_Sign CKR_DEVICE_ERROR        each call answers this, until the line is gone
+//! C_SignInit CKR_HOST_MEMORY 3   the next three calls do
+//! * CKR_DEVICE_REMOVED @spare    each call that asks the token with this label, whichever it is
+//! * CKR_DEVICE_ERROR UNTIL_INITIALIZE   until C_Initialize has been called again
+//! # a remark
 //! ```
 //!
-//! The file is read at each call; counts begin anew when its text changes. Every fault is told as a line of
-//! the file beside it whose name ends in `.log`, so that a test can wait for it.
+//! `*` means neither `C_Initialize` and `C_Finalize` nor the closing of sessions. A fault is the name of a
+//! return value, or one of these:
+//!
+//! - `WAIT`: the call waits until the line is gone, and is then made.
+//! - `LOG`: the call is told in the log, and made.
+//! - `CLOSE_ALL_SESSIONS`, `LOGOUT`, `RESTART`: the token's sessions are closed, its login is lost, or the
+//!   whole module is finalised and initialised, behind the caller's back; then the call is made.
+//! - of `C_Sign`: `WRONG` (a signature by the key over other data), `OTHER_KEY` (by another private key of the
+//!   token), `RANDOM` (64 bytes that are no signature), `SHORT` (63 bytes); and right ones that are rare:
+//!   `HIGH_S`, `ZERO_R`, `ZERO_S` (signed again until it is so). The question for the length is spared.
+//! - of `C_GetAttributeValue`: `RAW_POINT` (`CKA_EC_POINT` without its DER wrapping).
+//!
+//! The first line that speaks of a call counts. The file is to be renamed into its place; counts begin anew
+//! with each file. Every fault is told as a line of the file beside it whose name ends in `.log`: the
+//! function, a tab, and the line. So is a `C_Finalize` during other calls, as `OVERLAP`.
+//!
+//! What is done behind the caller's back waits until no call is in the module behind, so that it means an
+//! error and not a crash of the module behind.
 
+mod bend;
+mod calls;
 mod control;
+mod line;
+mod sessions;
+mod sign;
+mod values;
 
-use control::fault;
-use cryptoki_sys::{
-    CK_BYTE, CK_BYTE_PTR, CK_FUNCTION_LIST, CK_MECHANISM, CK_OBJECT_HANDLE, CK_RV,
-    CK_SESSION_HANDLE, CK_ULONG, CKR_ARGUMENTS_BAD, CKR_FUNCTION_NOT_SUPPORTED, CKR_GENERAL_ERROR,
-    CKR_OK, Pkcs11,
-};
+use cryptoki_sys::{CK_FUNCTION_LIST, CK_RV, CKR_ARGUMENTS_BAD, CKR_GENERAL_ERROR, CKR_OK, Pkcs11};
 use std::sync::OnceLock;
 
-/// The real module's functions, and ours in the places of those that can fail.
+/// The real module's functions, and ours.
 struct Lists {
     real: CK_FUNCTION_LIST,
     ours: CK_FUNCTION_LIST,
@@ -37,6 +58,11 @@ fn lists() -> Option<&'static Lists> {
     LISTS.get_or_init(load).as_ref()
 }
 
+/// The module behind; without functions if there is none.
+fn real() -> CK_FUNCTION_LIST {
+    lists().map_or_else(CK_FUNCTION_LIST::default, |lists| lists.real)
+}
+
 fn load() -> Option<Lists> {
     let path = std::env::var_os("PKCS11_FAULTS_MODULE")?;
     // SAFETY: loading a PKCS#11 module runs its initialisers, which is what it is for.
@@ -51,12 +77,9 @@ fn load() -> Option<Lists> {
     }
     // SAFETY: the module gave a pointer to its list, which it keeps, and it answered CKR_OK.
     let real = unsafe { *list };
-    let ours = CK_FUNCTION_LIST {
-        C_GetFunctionList: Some(C_GetFunctionList),
-        C_SignInit: Some(sign_init),
-        C_Sign: Some(sign),
-        ..real
-    };
+    let mut ours = calls::list();
+    ours.version = real.version;
+    ours.C_GetFunctionList = Some(C_GetFunctionList);
     Some(Lists { real, ours })
 }
 
@@ -75,32 +98,4 @@ pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> 
     // SAFETY: the caller's place for a pointer; callers only read what it points to.
     unsafe { *list = (&raw const lists.ours).cast_mut() };
     CKR_OK
-}
-
-unsafe extern "C" fn sign_init(
-    session: CK_SESSION_HANDLE,
-    mechanism: *mut CK_MECHANISM,
-    key: CK_OBJECT_HANDLE,
-) -> CK_RV {
-    match (fault("C_SignInit"), lists().and_then(|lists| lists.real.C_SignInit)) {
-        (Some(answer), _) => answer,
-        // SAFETY: the caller's arguments, as they came.
-        (None, Some(real)) => unsafe { real(session, mechanism, key) },
-        (None, None) => CKR_FUNCTION_NOT_SUPPORTED,
-    }
-}
-
-unsafe extern "C" fn sign(
-    session: CK_SESSION_HANDLE,
-    data: CK_BYTE_PTR,
-    data_len: CK_ULONG,
-    signature: *mut CK_BYTE,
-    signature_len: *mut CK_ULONG,
-) -> CK_RV {
-    match (fault("C_Sign"), lists().and_then(|lists| lists.real.C_Sign)) {
-        (Some(answer), _) => answer,
-        // SAFETY: the caller's arguments, as they came.
-        (None, Some(real)) => unsafe { real(session, data, data_len, signature, signature_len) },
-        (None, None) => CKR_FUNCTION_NOT_SUPPORTED,
-    }
 }
