@@ -1,6 +1,7 @@
 //! One token with its queue and its threads.
 
 use crate::core::id::{HsmName, KeyId};
+use crate::core::key::{CkaId, Custody, OperatorKey};
 use crate::hsm::HsmConfig;
 use crate::hsm::errors::Class;
 use crate::hsm::fault::{Fault, class};
@@ -101,6 +102,19 @@ impl Line {
         self.shared.keyring.knows(key)
     }
 
+    /// The id of the key that wraps others, if one is configured.
+    pub(super) fn wrapping_key(&self) -> Option<CkaId> {
+        self.shared.wrapping.id().cloned()
+    }
+
+    /// Whether a key may sign here: it is enrolled, or wrapped under a key with the id of the one here.
+    pub(super) fn has(&self, key: &OperatorKey) -> bool {
+        match &key.custody {
+            Custody::Token => self.knows(key.id),
+            Custody::Wrapped(wrapped) => self.shared.wrapping.id() == Some(&wrapped.under),
+        }
+    }
+
     /// What each HSM thread is doing. A call into a module cannot be cancelled; one that hangs is
     /// seen here.
     pub(super) fn activities(&self) -> Vec<Activity> {
@@ -171,6 +185,10 @@ fn begin(shared: &Shared) -> Result<(), Fault> {
     *lock(&shared.slot) = Some(shared.module.slot_of(&shared.config.token_label)?);
     for seat in 0..shared.config.sessions {
         let session = renew(shared, seat == 0)?;
+        if seat == 0 && shared.config.wrapping.is_some() {
+            // Told in an alarm; the token's other keys serve.
+            drop(shared.wrapping.usable(&session, shared.keyring.generation()));
+        }
         shared.desk.put(seat, session);
     }
     Ok(())

@@ -9,6 +9,7 @@
 //!   `login` has the PIN.
 //! - `keyring` knows which keys may sign and where they are; `object` reads and makes them.
 //! - `point` and `finish` take apart what comes out of the module, and believe none of it.
+//! - `wrapping` makes and checks the key that wraps others; `unwrapped` makes, wraps, unwraps and uses these.
 //! - `token` initialises a new token; `pin` reads PINs; `watch` knows since when each thread is in a call.
 //!
 //! No private key and no PIN is ever in an error, a log line or a `Debug` text here.
@@ -31,16 +32,21 @@ mod point;
 mod standing;
 mod supervisor;
 mod token;
+mod unwrapped;
 mod watch;
 mod watchdog;
 mod worker;
+mod wrapping;
 
 pub use finish::is_signed_by;
 pub use token::init_token;
 pub use watch::Activity;
+pub use wrapping::{
+    Exceptions, MAY_BE_EXCEPTED, MadeWrappingKey, WrappingConfig, make_wrapping_key,
+};
 
 use crate::core::id::{HsmName, KeyId};
-use crate::core::key::{KeyPlace, OperatorKey, PublicKey};
+use crate::core::key::{CkaId, Custody, KeyPlace, OperatorKey, PublicKey, WrappedKey};
 use crate::core::key_report::{KeyException, KeyReport, TokenReport};
 use crate::core::permit::{OpenPermit, Permit, RawSignature};
 use crate::hsm::errors::Class;
@@ -81,6 +87,11 @@ pub struct HsmConfig {
     pub read_write_sessions: bool,
     /// Keys whose attributes may be otherwise than they should be.
     pub exceptions: Vec<KeyException>,
+    /// The key that wraps others. Without one, the token has no wrapped keys.
+    pub wrapping: Option<WrappingConfig>,
+    /// How many unwrapped keys each session keeps; 0 to 65,536. Beyond that, the one that was not used for
+    /// longest is destroyed.
+    pub wrapped_cache: usize,
     /// How long is long.
     pub limits: Limits,
 }
@@ -126,6 +137,8 @@ impl HsmConfig {
             read_write_sessions: false,
             limits: Limits::default(),
             exceptions: Vec::new(),
+            wrapping: None,
+            wrapped_cache: 64,
         }
     }
 }
@@ -234,13 +247,47 @@ impl Hsm {
     async fn sign_in(
         &self,
         line: &Line,
-        key: &Arc<OperatorKey>,
+        key: Option<&Arc<OperatorKey>>,
         permit: &Arc<OpenPermit>,
     ) -> Result<RawSignature, SignerError> {
-        if !line.knows(key.id) {
+        if let Some(key) = key.filter(|key| !line.knows(key.id)) {
             line.ask(|answer| Job::Enroll(Arc::clone(key), answer)).await?;
         }
         line.ask(|answer| Job::Sign(Arc::clone(permit), answer)).await
+    }
+
+    /// Has the token sign that stands by for one which does not answer. Whatever that one may still give is
+    /// thrown away: nobody waits for it any more.
+    async fn sign_in_standby(
+        &self,
+        home: &Line,
+        key: Option<&Arc<OperatorKey>>,
+        permit: &Arc<OpenPermit>,
+        error: SignerError,
+    ) -> Result<RawSignature, SignerError> {
+        let Some(standby) = self.standby(home).filter(|standby| standby.is_up().is_ok()) else {
+            return Err(error);
+        };
+        let signed = self.sign_in(standby, key, permit).await;
+        let outcome = if signed.is_ok() { "signed" } else { "failed" };
+        metrics::counter!("claviger_hsm_standby_total", "outcome" => outcome).increment(1);
+        signed.map_err(|other| {
+            let (hsm, key) = (standby.name(), permit.key);
+            tracing::error!(%hsm, %key, error = %other, "the standby has not signed");
+            error
+        })
+    }
+
+    /// The line of a permit, and its key if it must be enrolled.
+    fn home(&self, permit: &Permit) -> Result<(&Line, Option<Arc<OperatorKey>>), SignerError> {
+        if matches!(permit.custody(), Custody::Wrapped(_)) {
+            // It needs no enrolment: all that it takes is in the permit.
+            return Ok((self.line(permit.hsm())?.1, None));
+        }
+        let not_enrolled = || SignerError::KeyUnusable(format!("{} is not enrolled", permit.key()));
+        let home = read(&self.keys).get(&permit.key()).cloned();
+        let Home { line, key } = home.ok_or_else(not_enrolled)?;
+        Ok((self.lines.get(line).ok_or_else(not_enrolled)?, Some(key)))
     }
 }
 
@@ -250,27 +297,17 @@ impl Signer for Hsm {
         self.lines.iter().map(|line| line.name().clone()).collect()
     }
 
+    fn wrapping_key(&self, hsm: &HsmName) -> Option<CkaId> {
+        self.line(hsm).ok()?.1.wrapping_key()
+    }
+
     async fn sign(&self, permit: Permit) -> Result<RawSignature, SignerError> {
-        let home = read(&self.keys).get(&permit.key()).cloned();
-        let not_enrolled = || SignerError::KeyUnusable(format!("{} is not enrolled", permit.key()));
-        let Home { line, key } = home.ok_or_else(not_enrolled)?;
-        let line = self.lines.get(line).ok_or_else(not_enrolled)?;
+        let (line, key) = self.home(&permit)?;
         let permit = Arc::new(permit.open());
-        match self.sign_in(line, &key, &permit).await {
-            // Whatever the first token may still give is thrown away: nobody waits for it any more.
-            Err(error) if error.is_unavailable() => match self.standby(line) {
-                Some(standby) if standby.is_up().is_ok() => {
-                    let signed = self.sign_in(standby, &key, &permit).await;
-                    let outcome = if signed.is_ok() { "signed" } else { "failed" };
-                    metrics::counter!("claviger_hsm_standby_total", "outcome" => outcome)
-                        .increment(1);
-                    signed.map_err(|other| {
-                        tracing::error!(hsm = %standby.name(), key = %key.id, error = %other, "the standby has not signed");
-                        error
-                    })
-                }
-                _ => Err(error),
-            },
+        match self.sign_in(line, key.as_ref(), &permit).await {
+            Err(error) if error.is_unavailable() => {
+                self.sign_in_standby(line, key.as_ref(), &permit, error).await
+            }
             other => other,
         }
     }
@@ -278,6 +315,11 @@ impl Signer for Hsm {
     async fn create_key(&self, place: &KeyPlace, label: &str) -> Result<PublicKey, SignerError> {
         let (_, line) = self.line(&place.hsm)?;
         line.ask(|answer| Job::Create(place.cka_id.clone(), label.to_owned(), answer)).await
+    }
+
+    async fn create_wrapped(&self, hsm: &HsmName) -> Result<(PublicKey, WrappedKey), SignerError> {
+        let (_, line) = self.line(hsm)?;
+        line.ask(Job::CreateWrapped).await
     }
 
     async fn find_key(&self, place: &KeyPlace) -> Result<Option<PublicKey>, SignerError> {
@@ -306,6 +348,9 @@ impl Signer for Hsm {
         }
         // A token that is down now shows the key later, before it signs by it.
         write(&self.unusable).remove(&key.id);
+        if matches!(key.custody, Custody::Wrapped(_)) {
+            return enrolled;
+        }
         let home = Home { line: index, key: Arc::clone(&key) };
         write(&self.keys).insert(key.id, home);
         if let Some(standby) = self.standby(line).filter(|standby| standby.is_up().is_ok())
@@ -325,7 +370,7 @@ impl Signer for Hsm {
             ));
         }
         match (line.is_up(), self.standby(line)) {
-            (Err(_), Some(standby)) if standby.is_up().is_ok() && standby.knows(key.id) => Ok(()),
+            (Err(_), Some(standby)) if standby.is_up().is_ok() && standby.has(key) => Ok(()),
             (answer, _) => answer,
         }
     }

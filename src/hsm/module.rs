@@ -5,11 +5,13 @@ use crate::hsm::errors::Class;
 use crate::hsm::fault::{Fault, class, describe, return_value};
 use crate::hsm::gate::Gate;
 use crate::hsm::lock;
+use crate::hsm::unwrapped::Unwrapped;
 use crate::ports::signer::SignerError;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::session::Session;
 use cryptoki::slot::{Slot, TokenInfo};
+use std::cell::{RefCell, RefMut};
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -167,11 +169,13 @@ fn arguments() -> CInitializeArgs {
     CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)
 }
 
-/// A session that is counted as long as it is ours. Dropping it closes it.
+/// A session that is counted as long as it is ours, with the keys that were unwrapped into it. Dropping it
+/// closes it.
 pub(super) struct OpenSession {
     session: Session,
     /// When it was opened; see [`Desk`].
     epoch: u64,
+    unwrapped: RefCell<Unwrapped>,
     _counted: Counted,
 }
 
@@ -191,7 +195,7 @@ impl OpenSession {
             module.pkcs11.open_ro_session(slot)?
         };
         metrics::gauge!("claviger_hsm_sessions").increment(1.0);
-        Ok(Self { session, epoch, _counted: Counted })
+        Ok(Self { session, epoch, unwrapped: RefCell::default(), _counted: Counted })
     }
 
     pub(super) const fn get(&self) -> &Session {
@@ -210,6 +214,11 @@ impl OpenSession {
     /// Gives it up without closing it: its number may be another session's by now.
     pub(super) fn forget(self) {
         std::mem::forget(self.session);
+    }
+
+    /// The keys that were unwrapped into it, if nobody uses them now.
+    pub(super) fn unwrapped(&self) -> Option<RefMut<'_, Unwrapped>> {
+        self.unwrapped.try_borrow_mut().ok()
     }
 }
 

@@ -1,7 +1,7 @@
 //! An HSM thread: one session, one job at a time.
 
 use crate::core::id::{KeyId, RequestId};
-use crate::core::key::{CkaId, OperatorKey, PublicKey};
+use crate::core::key::{CkaId, Custody, OperatorKey, PublicKey, WrappedKey};
 use crate::core::key_report::{KeyReport, TokenReport};
 use crate::core::permit::{OpenPermit, RawSignature};
 use crate::hsm::HsmConfig;
@@ -11,11 +11,13 @@ use crate::hsm::finish::finish;
 use crate::hsm::keyring::Keyring;
 use crate::hsm::lock;
 use crate::hsm::login::{Login, Secret, is_logged_in};
-use crate::hsm::module::Module;
+use crate::hsm::module::{Module, OpenSession};
 use crate::hsm::news::News;
 use crate::hsm::object::{checked, describe_pair, generate, must_be_logged_in, names, search};
 use crate::hsm::standing::Standing;
+use crate::hsm::unwrapped as wrapped;
 use crate::hsm::watch::Watch;
+use crate::hsm::wrapping::Wrapping;
 use crate::ports::signer::{HsmNews, SignerError};
 use alloy::primitives::{B256, keccak256};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -44,6 +46,8 @@ pub(super) enum Job {
     Sign(Arc<OpenPermit>, Answer<RawSignature>),
     /// See [`crate::ports::signer::Signer::create_key`].
     Create(CkaId, String, Answer<PublicKey>),
+    /// See [`crate::ports::signer::Signer::create_wrapped`].
+    CreateWrapped(Answer<(PublicKey, WrappedKey)>),
     /// See [`crate::ports::signer::Signer::find_key`].
     Find(CkaId, Answer<Option<PublicKey>>),
     /// See [`crate::ports::signer::Signer::describe_key`].
@@ -62,6 +66,7 @@ impl Job {
         match self {
             Self::Sign(_, answer) => drop(answer.send(Err(error))),
             Self::Create(_, _, answer) => drop(answer.send(Err(error))),
+            Self::CreateWrapped(answer) => drop(answer.send(Err(error))),
             Self::Find(_, answer) => drop(answer.send(Err(error))),
             Self::Describe(_, answer) => drop(answer.send(Err(error))),
             Self::Survey(answer) => drop(answer.send(Err(error))),
@@ -75,6 +80,7 @@ impl Job {
         match self {
             Self::Sign(_, answer) => answer.is_closed(),
             Self::Create(_, _, answer) => answer.is_closed(),
+            Self::CreateWrapped(answer) => answer.is_closed(),
             Self::Find(_, answer) => answer.is_closed(),
             Self::Describe(_, answer) => answer.is_closed(),
             Self::Survey(answer) => answer.is_closed(),
@@ -92,6 +98,9 @@ pub(super) struct Shared {
     pub(super) slot: Mutex<Option<Slot>>,
     pub(super) login: Login,
     pub(super) keyring: Keyring,
+    pub(super) wrapping: Wrapping,
+    /// How many unwrapped keys a session keeps.
+    pub(super) wrapped_cache: usize,
     pub(super) watch: Watch,
     pub(super) standing: Standing,
     pub(super) config: HsmConfig,
@@ -118,6 +127,8 @@ impl Shared {
             slot: Mutex::new(None),
             login: Login::new(secret),
             keyring: Keyring::new(config.exceptions.clone()),
+            wrapping: Wrapping::new(config.wrapping.clone()),
+            wrapped_cache: config.wrapped_cache,
             watch: Watch::new(config.sessions, seats),
             standing: Standing::new(config.name.clone(), news),
             config,
@@ -185,14 +196,15 @@ impl Worker {
         match job {
             Job::Sign(permit, answer) => drop(answer.send(self.sign(&permit))),
             Job::Create(id, label, answer) => drop(answer.send(self.create(&id, &label))),
+            Job::CreateWrapped(answer) => drop(answer.send(self.attempt(wrapped::create))),
             Job::Find(id, answer) => drop(answer.send(self.find(&id))),
             Job::Describe(id, answer) => drop(answer.send(self.describe(&id))),
             Job::Survey(answer) => {
-                drop(answer.send(self.attempt(|shared, session| survey(shared, session))));
+                drop(answer.send(self.attempt(survey)));
             }
             Job::Enroll(key, answer) => drop(answer.send(self.enroll(&key))),
             Job::Health(answer) => {
-                drop(answer.send(self.attempt(|shared, session| health(shared, session))));
+                drop(answer.send(self.attempt(health)));
             }
         }
     }
@@ -272,13 +284,20 @@ impl Worker {
     }
 }
 
-fn sign(shared: &Shared, session: &Session, permit: &OpenPermit) -> Result<RawSignature, Fault> {
+fn sign(
+    shared: &Shared,
+    session: &OpenSession,
+    permit: &OpenPermit,
+) -> Result<RawSignature, Fault> {
+    if let Custody::Wrapped(key) = &permit.custody {
+        return wrapped::sign(shared, session, key, (&permit.digest, &permit.public_key));
+    }
     let handle = shared.keyring.usable(session, permit.key, &permit.public_key)?;
     sign_digest(session, handle, &permit.digest, &permit.public_key)
 }
 
 /// `CKM_ECDSA` over the 32-byte digest (PKCS#11 v3.1, sections 5.13.1, 5.13.2 and 6.3), finished.
-fn sign_digest(
+pub(super) fn sign_digest(
     session: &Session,
     handle: ObjectHandle,
     digest: &B256,
@@ -298,9 +317,12 @@ fn sign_digest(
     Ok(finished.signature)
 }
 
-fn enroll(shared: &Shared, session: &Session, key: &OperatorKey) -> Result<(), Fault> {
+fn enroll(shared: &Shared, session: &OpenSession, key: &OperatorKey) -> Result<(), Fault> {
     if key.address != key.public_key.address() {
         return Err(unusable("the pinned address is not the pinned public key's"));
+    }
+    if let Custody::Wrapped(wrapped) = &key.custody {
+        return wrapped::prove(shared, session, wrapped, &key.public_key);
     }
     let located = shared.keyring.locate(session, &key.cka_id, &key.public_key)?;
     prove(session, located.0, &key.cka_id, &key.public_key)?;
@@ -324,7 +346,7 @@ pub(super) fn prove(
 }
 
 /// What the token says of itself, and the names of what lies in it.
-fn survey(shared: &Shared, session: &Session) -> Result<TokenReport, Fault> {
+fn survey(shared: &Shared, session: &OpenSession) -> Result<TokenReport, Fault> {
     let token = shared.module.pkcs11().get_token_info(shared.slot()?)?;
     let (labels, ids) = names(session)?;
     let firmware = token.firmware_version();
@@ -340,7 +362,7 @@ fn survey(shared: &Shared, session: &Session) -> Result<TokenReport, Fault> {
 }
 
 /// Token and session state (PKCS#11 v3.1, sections 5.5.3 and 5.6.4) in a sentence.
-fn health(shared: &Shared, session: &Session) -> Result<String, Fault> {
+fn health(shared: &Shared, session: &OpenSession) -> Result<String, Fault> {
     let token = shared.module.pkcs11().get_token_info(shared.slot()?)?;
     if !is_logged_in(session)? {
         return Err(Error::Pkcs11(RvError::UserNotLoggedIn, Function::GetSessionInfo).into());

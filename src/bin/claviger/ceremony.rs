@@ -1,7 +1,7 @@
 //! `claviger key ceremony`: makes the keys of a reviewed plan, and signs what was made.
 
+use crate::audit::compare_memory;
 use crate::audit::{key_failure, reader};
-use crate::reconcile::compare_memory;
 use crate::{softhsm, world};
 use claviger::app::{App, ceremony, create_key, suspension};
 use claviger::audit::ceremony::RECORD_BYTES_MAX;
@@ -21,7 +21,7 @@ use claviger::core::policy::Bundle;
 use claviger::hsm::Hsm;
 use claviger::ports::clock::Clock;
 use claviger::ports::signer::Signer;
-use claviger::ports::store::{OpenCeremony, Store, look};
+use claviger::ports::store::{OpenCeremony, Store, StoreError, look};
 use claviger::system::SystemClock;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -107,14 +107,16 @@ impl Place {
         let key = CheckpointKey::load(&key_file).map_err(|error| key_failure(&error))?;
         let origin = key.verifier().name().to_owned();
         // Who only looks takes no lock and migrates nothing.
-        let store = if is_dry { reader(&config).await } else { world::store(&config).await };
-        let store = store.map_err(|error| {
-            if error.to_string().contains("another server is running") {
-                let why = "the server is running on this SQLite database: stop it first; nothing was made";
-                return Failure::new(why);
-            }
-            error
-        })?;
+        let store = if is_dry {
+            reader(&config).await?
+        } else {
+            world::store(&config).await.map_err(|error| match error {
+                StoreError::Held(_) => Failure::new(
+                    "the server is running on this SQLite database: stop it first; nothing was made",
+                ),
+                other => other.into(),
+            })?
+        };
         let signer = if is_dry {
             None
         } else {
