@@ -5,10 +5,12 @@
 //! - `worker` is an HSM thread: jobs, and the first rungs of the recovery ladder.
 //! - `keyring` knows which keys may sign and where they are; `object` reads and makes them.
 //! - `point` and `finish` take apart what comes out of the module, and believe none of it.
+//! - `diagnose` says what is wrong with a set-up, for `doctor`.
 //! - `token` initialises a new token; `pin` reads PINs; `watch` sees a stuck call.
 //!
 //! No private key and no PIN is ever in an error, a log line or a `Debug` text here.
 
+mod diagnose;
 mod fault;
 mod finish;
 mod keyring;
@@ -21,6 +23,7 @@ mod token;
 mod watch;
 mod worker;
 
+pub use diagnose::{Diagnosis, diagnose, diagnose_pin_file};
 pub use finish::is_signed_by;
 pub use token::init_token;
 pub use watch::Activity;

@@ -123,7 +123,7 @@ async fn suspend(store: &dyn Store, wrong: &str) -> Result<(), StoreError> {
 
 /// At the start of a server: whether this database is the one that was served before, by its own word and by
 /// the word of whoever remembers it outside.
-async fn compare_memory(
+pub async fn compare_memory(
     store: &dyn Store,
     signer: Option<&CheckpointSigner>,
 ) -> Result<(), Failure> {

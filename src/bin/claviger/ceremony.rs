@@ -1,7 +1,6 @@
 //! `claviger key ceremony`: makes the keys of a reviewed plan, and signs what was made.
 
-use crate::audit::{key_failure, reader};
-use crate::reconcile::compare_memory;
+use crate::audit::{compare_memory, key_failure, reader};
 use crate::{softhsm, world};
 use claviger::app::{App, ceremony, create_key, suspension};
 use claviger::audit::ceremony::RECORD_BYTES_MAX;
@@ -14,14 +13,14 @@ use claviger::cli::ceremony::{
 use claviger::cli::{Failure, load, print};
 use claviger::config::ceremony as plans;
 use claviger::config::server::ServerConfig;
-use claviger::core::ceremony::{About, Plan, Record, RecordedPlan};
+use claviger::core::ceremony::{About, Plan, Record, RecordedPlan, principal};
 use claviger::core::id::HsmName;
 use claviger::core::key_report::TokenReport;
 use claviger::core::policy::Bundle;
 use claviger::hsm::Hsm;
 use claviger::ports::clock::Clock;
 use claviger::ports::signer::Signer;
-use claviger::ports::store::{OpenCeremony, Store, look};
+use claviger::ports::store::{OpenCeremony, Store, StoreError, look};
 use claviger::system::SystemClock;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -107,14 +106,16 @@ impl Place {
         let key = CheckpointKey::load(&key_file).map_err(|error| key_failure(&error))?;
         let origin = key.verifier().name().to_owned();
         // Who only looks takes no lock and migrates nothing.
-        let store = if is_dry { reader(&config).await } else { world::store(&config).await };
-        let store = store.map_err(|error| {
-            if error.to_string().contains("another server is running") {
-                let why = "the server is running on this SQLite database: stop it first; nothing was made";
-                return Failure::new(why);
-            }
-            error
-        })?;
+        let store = if is_dry {
+            reader(&config).await?
+        } else {
+            world::store(&config).await.map_err(|error| match error {
+                StoreError::Held(_) => Failure::new(
+                    "the server is running on this SQLite database: stop it first; nothing was made",
+                ),
+                other => Failure::new(other.to_string()),
+            })?
+        };
         let signer = if is_dry {
             None
         } else {
@@ -196,6 +197,18 @@ impl Place {
         let plan = plans::parse(&open.plan).map_err(|error| Failure::of("the plan", error))?;
         let tokens = self.tokens(&plan).await?;
         create_key::finish_begun(&self.app).await.map_err(failed)?;
+        // What is still begun is finished later, and would then be missing in the record.
+        let begun = look(&*self.store, "unfinished_keys", |unit| {
+            Box::pin(async move { unit.unfinished_keys().await })
+        });
+        let begun = begun.await.map_err(failed)?;
+        let ours = principal(open.id);
+        if let Some(key) = begun.iter().find(|key| key.principal == ours) {
+            return Err(Failure::new(format!(
+                "key `{}` was begun, and the HSM does not finish it; see `claviger doctor`",
+                key.label
+            )));
+        }
         let ending = Ending { outcome: "interrupted", reason: args.end_interrupted.as_deref() };
         self.end(args, &plan, &open, &tokens, ending).await
     }
@@ -247,7 +260,7 @@ impl Place {
                     out.display()
                 ))
             })?;
-            more.push(("record", out.display().to_string()));
+            more.push(("written to", out.display().to_string()));
         }
         show_record(&record, &self.origin, &more, args.json);
         Ok(())
