@@ -3,7 +3,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 
-.PHONY: help setup-demo setup-test build test test-long soak demo bench clean
+.PHONY: help setup-demo setup-test build test test-long soak hsm demo bench clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ test-long: ## Simulates 200,000 lives of transactions; CLAVIGER_SEEDS=N, CLAVIGE
 soak: ## Runs both programs under faults and 50 SIGKILLs; CLAVIGER_SOAK_TRANSACTIONS=2000, CLAVIGER_SOAK_KILLS=50
 	@CLAVIGER_SOAK_TRANSACTIONS="$(CLAVIGER_SOAK_TRANSACTIONS)" \
 		CLAVIGER_SOAK_KILLS="$(CLAVIGER_SOAK_KILLS)" CLAVIGER_SEED="$(CLAVIGER_SEED)" scripts/soak.sh
+
+hsm: ## Asks for 100,000 signatures while the HSM does everything that it may do; CLAVIGER_HSM_SIGNATURES=N
+	@CLAVIGER_HSM_SIGNATURES="$(CLAVIGER_HSM_SIGNATURES)" CLAVIGER_SEED="$(CLAVIGER_SEED)" scripts/hsm.sh
 
 demo: ## Shows a payment end to end; BUS=rabbitmq, KEEP=1 leaves it running, BREAK=watcher or policy breaks it
 	@BUS="$(BUS)" KEEP="$(KEEP)" BREAK="$(BREAK)" scripts/demo.sh

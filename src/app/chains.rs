@@ -136,12 +136,8 @@ impl ChainRuntime {
     /// # Errors
     /// When no node answers.
     pub async fn in_flight_max(&self, address: Address, now: Timestamp) -> Result<i64, ChainError> {
-        let kept = {
-            let delegated = self.delegated.lock().unwrap_or_else(PoisonError::into_inner);
-            delegated.get(&address).copied()
-        };
-        let is_delegated = match kept.filter(|(at, _)| fresh(*at, now, DELEGATED_MS)) {
-            Some((_, known)) => known,
+        let is_delegated = match self.is_delegated(address, now) {
+            Some(known) => known,
             None => {
                 let head = self.port.block(BlockAt::Latest).await?;
                 let head = head.ok_or(ChainError::UnknownBlock)?;
@@ -153,6 +149,21 @@ impl ChainRuntime {
             }
         };
         Ok(if is_delegated { 1 } else { self.settings.in_flight_max })
+    }
+
+    /// As [`Self::in_flight_max`], without asking a node: an account of which this process has not lately found
+    /// out that it is delegated is taken for one that is not.
+    #[must_use]
+    pub fn known_in_flight_max(&self, address: Address, now: Timestamp) -> i64 {
+        let is_delegated = self.is_delegated(address, now).unwrap_or(false);
+        if is_delegated { 1 } else { self.settings.in_flight_max }
+    }
+
+    /// Whether it is, as far as that was found out lately.
+    fn is_delegated(&self, address: Address, now: Timestamp) -> Option<bool> {
+        let delegated = self.delegated.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = delegated.get(&address).filter(|(at, _)| fresh(*at, now, DELEGATED_MS));
+        kept.map(|(_, found)| *found)
     }
 
     /// Whether this process has compared the lane with the chain.

@@ -110,7 +110,9 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
     if let Some(reason) = finality::stands_still(app, chain).await? {
         return Ok(Allocated::Idle(Idle::Halted(reason)));
     }
-    let (now, in_flight_max) = (app.clock.now(), chain.settings.in_flight_max);
+    let now = app.clock.now();
+    // Forgotten after a while, so that a lane which looks full is not taken for full for ever.
+    let in_flight_max = chain.known_in_flight_max(address, now);
     let (suspension, first, has_work) = look(&*app.store, "next_queued", move |unit| {
         Box::pin(async move {
             let first = unit.next_queued(id, address).await?;

@@ -97,8 +97,8 @@ pub async fn least_busy(
             None => (0, 0),
             Some(lane) => {
                 let load = lane.flying.saturating_add(lane.queued);
-                let waits =
-                    load >= chain.settings.in_flight_max || app.leases.is_foreign(lane.lease, now);
+                let is_full = load >= chain.known_in_flight_max(key.address, now);
+                let waits = is_full || app.leases.is_foreign(lane.lease, now);
                 // A halted lane takes new work only if there is no other.
                 (if lane.halted { 2 } else { u8::from(waits) }, load)
             }

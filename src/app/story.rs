@@ -192,7 +192,8 @@ pub async fn waiting(app: &App, full: &FullTransaction) -> Result<Option<Waiting
     .await?;
     let chain = app.chain_of(chain).map(|chain| &**chain);
     let halted = halt.told(full);
-    Ok(Some(halted.unwrap_or_else(|| told(full, chain, lane.as_ref(), place))))
+    let now = app.clock.now();
+    Ok(Some(halted.unwrap_or_else(|| told(full, chain, lane.as_ref(), place, now))))
 }
 
 /// What stops more than one lane.
@@ -222,6 +223,7 @@ fn told(
     chain: Option<&ChainRuntime>,
     lane: Option<&Lane>,
     place: Place,
+    now: Timestamp,
 ) -> Waiting {
     let row = &full.row;
     let wait = |code, detail: String| Waiting { code, detail, since: None };
@@ -235,7 +237,7 @@ fn told(
         return finality(row, chain);
     }
     match row.status {
-        Status::Queued => queued(row, chain, lane, place),
+        Status::Queued => queued(row, chain, lane, place, now),
         _ => in_flight(full, chain, place),
     }
 }
@@ -257,6 +259,7 @@ fn queued(
     chain: &ChainRuntime,
     lane: Option<&Lane>,
     place: Place,
+    now: Timestamp,
 ) -> Waiting {
     let wait = |code, detail: String| Waiting { code, detail, since: Some(row.new.at) };
     if let Some(reason) = lane.and_then(|lane| lane.halted.as_ref()) {
@@ -273,7 +276,7 @@ fn queued(
         };
         return Waiting { code, detail, since: Some(found.since) };
     }
-    if place.flying >= chain.settings.in_flight_max {
+    if place.flying >= chain.known_in_flight_max(row.new.address, now) {
         let (flying, ahead) = (place.flying, place.ahead);
         return wait(
             WaitsFor::LaneFull,

@@ -126,6 +126,9 @@ pub struct InitTokenArgs {
     /// The user's PIN.
     #[arg(long)]
     pub pin_file: PathBuf,
+    /// The `CKA_ID`, in hex, of a wrapping key to make in it.
+    #[arg(long)]
+    pub wrapping_key: Option<String>,
 }
 
 /// `claviger config`

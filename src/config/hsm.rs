@@ -34,6 +34,14 @@ pub struct HsmSection {
     pub queue: usize,
     /// SoftHSM only: its configuration file. The server sets `SOFTHSM2_CONF` to it.
     pub softhsm_conf: Option<PathBuf>,
+    /// The `CKA_ID`, in hex, of the key that wraps others: with it, keys may be kept wrapped in the database.
+    pub wrapping_key: Option<String>,
+    /// How many unwrapped keys each session keeps.
+    #[serde(default = "default_wrapped_cache")]
+    pub wrapped_cache: usize,
+    /// What the wrapping key lacks, and why it is used all the same.
+    #[serde(default)]
+    pub wrapping_exceptions: WrappingExceptions,
     /// Keys of this token that may be used although their attributes are not as they should be.
     #[serde(default, rename = "exception")]
     pub exceptions: Vec<ExceptionSection>,
@@ -83,10 +91,49 @@ impl ExceptionSection {
     }
 }
 
+/// `[hsm.wrapping_exceptions]`: a reason for each.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WrappingExceptions {
+    /// It is not `CKA_TRUSTED`.
+    pub trusted: Option<String>,
+    /// It is not `CKA_PRIVATE`.
+    pub private: Option<String>,
+    /// It was extractable or readable once, so perhaps not made in the token.
+    pub made_inside: Option<String>,
+    /// What it unwraps can be unwrapped to be read.
+    pub unwrap_template: Option<String>,
+}
+
+impl WrappingExceptions {
+    /// By the names of the HSM room.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let all = [
+            ("trusted", &self.trusted),
+            ("private", &self.private),
+            ("made_inside", &self.made_inside),
+            ("unwrap_template", &self.unwrap_template),
+        ];
+        all.into_iter().filter_map(|(name, why)| Some((name, why.as_deref()?)))
+    }
+}
+
+impl HsmSection {
+    /// The wrapping key's id.
+    #[must_use]
+    pub fn wrapping_id(&self) -> Option<CkaId> {
+        let id = hex::decode(self.wrapping_key.as_deref()?).ok()?;
+        (1..=64).contains(&id.len()).then(|| CkaId::new(id))
+    }
+}
+
 fn default_sessions() -> usize {
     2
 }
 fn default_queue() -> usize {
+    64
+}
+fn default_wrapped_cache() -> usize {
     64
 }
 
@@ -133,6 +180,15 @@ pub(super) fn findings(sections: &[HsmSection], say: &mut impl FnMut(String)) {
         }
         if !(1..=64).contains(&section.sessions) || !(1..=65_536).contains(&section.queue) {
             say(format!("[[hsm]] `{name}`: sessions must be 1 to 64 and queue 1 to 65536"));
+        }
+        if section.wrapping_key.is_some() && section.wrapping_id().is_none() {
+            say(format!("[[hsm]] `{name}`: wrapping_key must be a CKA_ID in hex, 1 to 64 bytes"));
+        }
+        if section.wrapped_cache > 65_536 {
+            say(format!("[[hsm]] `{name}`: wrapped_cache must be at most 65536"));
+        }
+        for (what, _) in section.wrapping_exceptions.named().filter(|(_, why)| why.len() < 8) {
+            say(format!("[[hsm]] `{name}`: wrapping_exceptions.{what} must say why"));
         }
         confs.extend(&section.softhsm_conf);
         let mut excepted = BTreeSet::new();
@@ -185,6 +241,12 @@ mod tests {
         assert!(told(&two).unwrap().1[0].contains("the token of another one"));
         let unnamed = two.replacen("'t'", "'u'", 1).replace("name = 'b'", "name = 'a'");
         assert!(told(&unnamed).unwrap().1[0].contains("two are named `a`"));
+        let wrapping = format!(
+            "[hsm]\n{TOKEN}wrapping_key = 'abc'\nwrapped_cache = 70000\n\
+             wrapping_exceptions = {{ trusted = '' }}\n"
+        );
+        let (_, found) = told(&wrapping).unwrap();
+        assert_eq!(found.len(), 3, "{found:?}");
         assert!(told("hsm = []").unwrap().1[0].contains("missing"));
         assert!(told("hsm = 'x'").unwrap_err().contains("several `[[hsm]]`"));
     }

@@ -7,8 +7,8 @@
 
 use crate::core::evm::message::{is_message, is_typed_data};
 use crate::core::evm::transaction::UnsignedTransaction;
-use crate::core::id::{KeyId, RequestId};
-use crate::core::key::PublicKey;
+use crate::core::id::{HsmName, KeyId, RequestId};
+use crate::core::key::{Custody, PublicKey};
 use alloy::primitives::{B256, keccak256};
 
 /// What kind of bytes are signed. The three kinds cannot be mistaken for each other: messages and
@@ -55,6 +55,10 @@ pub struct DecisionRecord {
     pub key: KeyId,
     /// Its pinned public key.
     pub public_key: PublicKey,
+    /// The configured token that it belongs to.
+    pub hsm: HsmName,
+    /// Where its private half is kept.
+    pub custody: Custody,
     /// What the bytes are.
     pub kind: PayloadKind,
     /// The exact bytes.
@@ -79,6 +83,8 @@ pub enum PermitError {
 pub struct Permit {
     key: KeyId,
     public_key: PublicKey,
+    hsm: HsmName,
+    custody: Custody,
     bytes: Vec<u8>,
 }
 
@@ -89,6 +95,8 @@ pub struct OpenPermit {
     pub key: KeyId,
     /// The public key that the signature must recover to.
     pub public_key: PublicKey,
+    /// Where its private half is kept.
+    pub custody: Custody,
     /// keccak-256 of the permitted bytes.
     pub digest: B256,
 }
@@ -112,7 +120,13 @@ impl Permit {
         if !fits {
             return Err(PermitError::WrongKind(record.request, record.kind.name()));
         }
-        Ok(Self { key: record.key, public_key: record.public_key, bytes: record.bytes })
+        Ok(Self {
+            key: record.key,
+            public_key: record.public_key,
+            hsm: record.hsm,
+            custody: record.custody,
+            bytes: record.bytes,
+        })
     }
 
     /// Which key it is for; for queues and logs.
@@ -121,10 +135,27 @@ impl Permit {
         self.key
     }
 
+    /// The token that its key belongs to; for queues.
+    #[must_use]
+    pub const fn hsm(&self) -> &HsmName {
+        &self.hsm
+    }
+
+    /// Where the private half of its key is kept; for queues.
+    #[must_use]
+    pub const fn custody(&self) -> &Custody {
+        &self.custody
+    }
+
     /// Spends the permit.
     #[must_use]
     pub fn open(self) -> OpenPermit {
-        OpenPermit { key: self.key, public_key: self.public_key, digest: keccak256(&self.bytes) }
+        OpenPermit {
+            key: self.key,
+            public_key: self.public_key,
+            custody: self.custody,
+            digest: keccak256(&self.bytes),
+        }
     }
 }
 
@@ -154,6 +185,8 @@ mod tests {
             attempt: 1,
             key: KeyId::new(Uuid::from_u128(2)),
             public_key: PublicKey::from_sec1(&point).unwrap(),
+            hsm: HsmName::default(),
+            custody: Custody::Token,
             kind,
             digest: keccak256(&bytes),
             bytes,

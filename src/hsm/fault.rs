@@ -93,7 +93,15 @@ pub(super) fn is_curable(error: &Error) -> bool {
 
 /// Whether it says that the object handles we kept mean nothing any more.
 pub(super) fn handles_lost(error: &Error) -> bool {
-    matches!(return_value(error), Some(RvError::KeyHandleInvalid | RvError::ObjectHandleInvalid))
+    matches!(
+        return_value(error),
+        Some(
+            RvError::KeyHandleInvalid
+                | RvError::ObjectHandleInvalid
+                | RvError::WrappingKeyHandleInvalid
+                | RvError::UnwrappingKeyHandleInvalid
+        )
+    )
 }
 
 /// Whether a login with this PIN must never be tried again: each try may be the one that locks the

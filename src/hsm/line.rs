@@ -1,12 +1,14 @@
 //! One token with its queue and its threads.
 
 use crate::core::id::HsmName;
+use crate::core::key::CkaId;
 use crate::hsm::HsmConfig;
 use crate::hsm::fault::unavailable;
 use crate::hsm::module::{Login, Module};
 use crate::hsm::object::enumerate;
 use crate::hsm::watch::{Activity, SLOW, STUCK, Watch};
 use crate::hsm::worker::{Answer, Job, Shared, Worker};
+use crate::hsm::wrapping::Wrapping;
 use crate::ports::signer::SignerError;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use secrecy::SecretString;
@@ -27,6 +29,7 @@ const DROP_LIMIT: Duration = Duration::from_secs(5);
 /// at most). [`Self::close`] says whether it was enough.
 pub(super) struct Line {
     name: HsmName,
+    wrapping_key: Option<CkaId>,
     /// `None` once it has ended.
     queue: Option<Sender<Job>>,
     watch: Arc<Watch>,
@@ -48,12 +51,18 @@ impl Line {
         let login = Login::new(pin);
         let slot = module.slot_of(&config.token_label)?;
         let exceptions = config.exceptions.clone();
-        let shared = Shared::new(module, slot, login, config.sessions, exceptions);
+        let mut shared = Shared::new(module, slot, login, config.sessions, exceptions);
+        shared.wrapping = Wrapping::new(config.wrapping.clone());
+        shared.wrapped_cache = config.wrapped_cache;
         let shared = Arc::new(shared);
         let told = |error| unavailable(&error);
         let first = shared.module.open(slot).map_err(told)?;
         shared.login.ensure(&shared.module, slot, first.get())?;
         shared.keyring.replace(enumerate(first.get()).map_err(told)?);
+        if config.wrapping.is_some() {
+            // Told in an alarm; the token's other keys serve.
+            drop(shared.wrapping.usable(first.get(), shared.keyring.generation()));
+        }
         let mut sessions = vec![first];
         for _ in 1..config.sessions {
             sessions.push(shared.module.open(slot).map_err(told)?);
@@ -72,6 +81,7 @@ impl Line {
         }
         Ok(Self {
             name: config.name.clone(),
+            wrapping_key: config.wrapping.as_ref().map(|wrapping| wrapping.key.clone()),
             queue: Some(queue),
             watch: Arc::clone(&shared.watch),
             ended,
@@ -82,6 +92,11 @@ impl Line {
     /// What the configuration calls the token.
     pub(super) const fn name(&self) -> &HsmName {
         &self.name
+    }
+
+    /// The id of the key that wraps others, if one is configured.
+    pub(super) fn wrapping_key(&self) -> Option<CkaId> {
+        self.wrapping_key.clone()
     }
 
     /// What each HSM thread is doing. A call into a module cannot be cancelled; one that hangs is

@@ -6,6 +6,7 @@
 //! - `keyring` knows which keys may sign and where they are; `object` reads and makes them.
 //! - `point` and `finish` take apart what comes out of the module, and believe none of it.
 //! - `diagnose` says what is wrong with a set-up, for `doctor`.
+//! - `wrapping` makes and checks the key that wraps others; `unwrapped` makes, wraps, unwraps and uses these.
 //! - `token` initialises a new token; `pin` reads PINs; `watch` sees a stuck call.
 //!
 //! No private key and no PIN is ever in an error, a log line or a `Debug` text here.
@@ -20,16 +21,21 @@ mod object;
 mod pin;
 mod point;
 mod token;
+mod unwrapped;
 mod watch;
 mod worker;
+mod wrapping;
 
 pub use diagnose::{Diagnosis, diagnose, diagnose_pin_file};
 pub use finish::is_signed_by;
 pub use token::init_token;
 pub use watch::Activity;
+pub use wrapping::{
+    Exceptions, MAY_BE_EXCEPTED, MadeWrappingKey, WrappingConfig, make_wrapping_key,
+};
 
 use crate::core::id::{HsmName, KeyId};
-use crate::core::key::{KeyPlace, OperatorKey, PublicKey};
+use crate::core::key::{CkaId, Custody, KeyPlace, OperatorKey, PublicKey, WrappedKey};
 use crate::core::key_report::{KeyException, KeyReport, TokenReport};
 use crate::core::permit::{Permit, RawSignature};
 use crate::hsm::line::Line;
@@ -38,7 +44,7 @@ use crate::hsm::pin::read_pin;
 use crate::hsm::worker::Job;
 use crate::ports::signer::{Signer, SignerError};
 use async_trait::async_trait;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -60,6 +66,11 @@ pub struct HsmConfig {
     pub queue: usize,
     /// Keys whose attributes may be otherwise than they should be.
     pub exceptions: Vec<KeyException>,
+    /// The key that wraps others. Without one, the token has no wrapped keys.
+    pub wrapping: Option<WrappingConfig>,
+    /// How many unwrapped keys each session keeps; 0 to 65,536. Beyond that, the one that was not used for
+    /// longest is destroyed.
+    pub wrapped_cache: usize,
 }
 
 impl HsmConfig {
@@ -78,6 +89,8 @@ impl HsmConfig {
             sessions: 2,
             queue: 64,
             exceptions: Vec::new(),
+            wrapping: None,
+            wrapped_cache: 64,
         }
     }
 }
@@ -139,6 +152,42 @@ impl Hsm {
         ended.into_iter().all(|in_time| in_time)
     }
 
+    /// Makes a wrapping key in a token. The login must be one that may write.
+    ///
+    /// # Errors
+    /// When something has this id, or the token does not make it.
+    pub async fn make_wrapping_key(
+        &self,
+        place: &KeyPlace,
+        label: &str,
+    ) -> Result<MadeWrappingKey, SignerError> {
+        let (_, line) = self.line(&place.hsm)?;
+        let (id, label) = (place.cka_id.clone(), label.to_owned());
+        line.ask(|answer| Job::MakeWrapping(id, label, answer)).await
+    }
+
+    /// What the token tells of a wrapping key, by the standard's names: `true`, `false` or `unknown`. `None` if
+    /// it has none with this id.
+    ///
+    /// # Errors
+    /// When the token does not answer.
+    pub async fn describe_wrapping_key(
+        &self,
+        place: &KeyPlace,
+    ) -> Result<Option<BTreeMap<String, String>>, SignerError> {
+        let (_, line) = self.line(&place.hsm)?;
+        line.ask(|answer| Job::DescribeWrapping(place.cka_id.clone(), answer)).await
+    }
+
+    /// Whether the configured wrapping key of a token is there and as it must be, tried out.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub async fn check_wrapping_key(&self, hsm: &HsmName) -> Result<(), SignerError> {
+        let (_, line) = self.line(hsm)?;
+        line.ask(Job::CheckWrapping).await
+    }
+
     fn line(&self, hsm: &HsmName) -> Result<(usize, &Line), SignerError> {
         let found = self.lines.iter().enumerate().find(|(_, line)| line.name() == hsm);
         found.ok_or_else(|| SignerError::KeyUnusable(format!("no token is configured as `{hsm}`")))
@@ -156,7 +205,16 @@ impl Signer for Hsm {
         self.lines.iter().map(|line| line.name().clone()).collect()
     }
 
+    fn wrapping_key(&self, hsm: &HsmName) -> Option<CkaId> {
+        self.line(hsm).ok()?.1.wrapping_key()
+    }
+
     async fn sign(&self, permit: Permit) -> Result<RawSignature, SignerError> {
+        if matches!(permit.custody(), Custody::Wrapped(_)) {
+            // It needs no enrolment: all that it takes is in the permit.
+            let (_, line) = self.line(permit.hsm())?;
+            return line.ask(|answer| Job::Sign(permit, answer)).await;
+        }
         let not_enrolled = || SignerError::KeyUnusable(format!("{} is not enrolled", permit.key()));
         let line = self.home(permit.key()).ok_or_else(not_enrolled)?;
         line.ask(|answer| Job::Sign(permit, answer)).await
@@ -165,6 +223,11 @@ impl Signer for Hsm {
     async fn create_key(&self, place: &KeyPlace, label: &str) -> Result<PublicKey, SignerError> {
         let (_, line) = self.line(&place.hsm)?;
         line.ask(|answer| Job::Create(place.cka_id.clone(), label.to_owned(), answer)).await
+    }
+
+    async fn create_wrapped(&self, hsm: &HsmName) -> Result<(PublicKey, WrappedKey), SignerError> {
+        let (_, line) = self.line(hsm)?;
+        line.ask(Job::CreateWrapped).await
     }
 
     async fn find_key(&self, place: &KeyPlace) -> Result<Option<PublicKey>, SignerError> {
@@ -185,6 +248,9 @@ impl Signer for Hsm {
     async fn enroll(&self, key: &OperatorKey) -> Result<(), SignerError> {
         let (index, line) = self.line(&key.hsm)?;
         line.ask(|answer| Job::Enroll(key.clone(), answer)).await?;
+        if matches!(key.custody, Custody::Wrapped(_)) {
+            return Ok(());
+        }
         let mut homes = self.homes.write().unwrap_or_else(PoisonError::into_inner);
         homes.insert(key.id, index);
         Ok(())

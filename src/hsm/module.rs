@@ -2,12 +2,15 @@
 
 use crate::hsm::fault::{condemns_pin, describe, return_value, unavailable};
 use crate::hsm::lock;
+use crate::hsm::unwrapped::Unwrapped;
 use crate::ports::signer::SignerError;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
 use secrecy::SecretString;
+use std::cell::{RefCell, RefMut};
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -89,17 +92,30 @@ fn initialize(pkcs11: &Pkcs11) -> Result<(), Error> {
     pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
 }
 
-/// A session that is counted as long as it is open.
-pub(super) struct OpenSession(Session);
+/// A session that is counted as long as it is open, with the keys that were unwrapped into it.
+pub(super) struct OpenSession(Session, RefCell<Unwrapped>);
 
 impl OpenSession {
     fn new(session: Session) -> Self {
         metrics::gauge!("claviger_hsm_sessions").increment(1.0);
-        Self(session)
+        Self(session, RefCell::default())
     }
 
     pub(super) const fn get(&self) -> &Session {
         &self.0
+    }
+
+    /// The keys that were unwrapped into it, if nobody uses them now.
+    pub(super) fn unwrapped(&self) -> Option<RefMut<'_, Unwrapped>> {
+        self.1.try_borrow_mut().ok()
+    }
+}
+
+impl Deref for OpenSession {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        self.get()
     }
 }
 

@@ -1,6 +1,6 @@
 //! An HSM thread: one session, one job at a time, and the first rungs of the recovery ladder.
 
-use crate::core::key::{CkaId, OperatorKey, PublicKey};
+use crate::core::key::{CkaId, Custody, OperatorKey, PublicKey, WrappedKey};
 use crate::core::key_report::{KeyException, KeyReport, TokenReport};
 use crate::core::permit::{OpenPermit, Permit, RawSignature};
 use crate::hsm::fault::{Fault, describe, handles_lost, is_curable, unavailable, unusable};
@@ -9,7 +9,9 @@ use crate::hsm::keyring::Keyring;
 use crate::hsm::lock;
 use crate::hsm::module::{Login, Module, OpenSession, is_logged_in};
 use crate::hsm::object::{checked, describe_pair, enumerate, generate, names, search};
+use crate::hsm::unwrapped as wrapped;
 use crate::hsm::watch::Watch;
+use crate::hsm::wrapping::{MadeWrappingKey, Wrapping, create_wrapping_key, describe_wrapping};
 use crate::ports::signer::SignerError;
 use alloy::primitives::{B256, keccak256};
 use crossbeam_channel::{Receiver, Sender};
@@ -19,6 +21,7 @@ use cryptoki::mechanism::Mechanism;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 use cryptoki::slot::Slot;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -38,12 +41,20 @@ pub(super) enum Job {
     Sign(Permit, Answer<RawSignature>),
     /// See [`crate::ports::signer::Signer::create_key`].
     Create(CkaId, String, Answer<PublicKey>),
+    /// See [`crate::ports::signer::Signer::create_wrapped`].
+    CreateWrapped(Answer<(PublicKey, WrappedKey)>),
     /// See [`crate::ports::signer::Signer::find_key`].
     Find(CkaId, Answer<Option<PublicKey>>),
     /// See [`crate::ports::signer::Signer::describe_key`].
     Describe(CkaId, Answer<Option<KeyReport>>),
     /// See [`crate::ports::signer::Signer::describe_token`].
     Survey(Answer<TokenReport>),
+    /// See [`crate::hsm::Hsm::make_wrapping_key`].
+    MakeWrapping(CkaId, String, Answer<MadeWrappingKey>),
+    /// See [`crate::hsm::Hsm::describe_wrapping_key`].
+    DescribeWrapping(CkaId, Answer<Option<BTreeMap<String, String>>>),
+    /// See [`crate::hsm::Hsm::check_wrapping_key`].
+    CheckWrapping(Answer<()>),
     /// See [`crate::ports::signer::Signer::enroll`].
     Enroll(OperatorKey, Answer<()>),
     /// See [`crate::ports::signer::Signer::health`].
@@ -56,6 +67,9 @@ pub(super) struct Shared {
     pub(super) slot: Slot,
     pub(super) login: Login,
     pub(super) keyring: Keyring,
+    pub(super) wrapping: Wrapping,
+    /// How many unwrapped keys a session keeps.
+    pub(super) wrapped_cache: usize,
     pub(super) watch: Arc<Watch>,
     /// Held while a session is renewed: one login and one enumeration for all that wait.
     renewing: Mutex<()>,
@@ -76,6 +90,8 @@ impl Shared {
             slot,
             login,
             keyring: Keyring::new(exceptions),
+            wrapping: Wrapping::new(None),
+            wrapped_cache: 0,
             watch: Arc::new(Watch::new(threads)),
             renewing: Mutex::new(()),
             creating: Mutex::new(()),
@@ -122,11 +138,20 @@ impl Worker {
         match job {
             Job::Sign(_, answer) if answer.is_closed() => {}
             Job::Create(_, _, answer) if answer.is_closed() => {}
+            Job::CreateWrapped(answer) if answer.is_closed() => {}
             Job::Sign(permit, answer) => drop(answer.send(self.sign(permit))),
             Job::Create(id, label, answer) => drop(answer.send(self.create(&id, &label))),
+            Job::CreateWrapped(answer) => drop(answer.send(self.attempt(wrapped::create))),
             Job::Find(id, answer) => drop(answer.send(self.find(&id))),
             Job::Describe(id, answer) => drop(answer.send(self.describe(&id))),
             Job::Survey(answer) => drop(answer.send(self.attempt(survey))),
+            Job::MakeWrapping(id, label, answer) => {
+                drop(answer.send(self.make_wrapping(&id, &label)));
+            }
+            Job::DescribeWrapping(id, answer) => {
+                drop(answer.send(self.attempt(|_, session| describe_wrapping(session, &id))));
+            }
+            Job::CheckWrapping(answer) => drop(answer.send(self.attempt(check_wrapping))),
             Job::Enroll(key, answer) => drop(answer.send(self.enroll(&key))),
             Job::Health(answer) => drop(answer.send(self.attempt(health))),
         }
@@ -165,6 +190,16 @@ impl Worker {
         })
     }
 
+    fn make_wrapping(&self, id: &CkaId, label: &str) -> Result<MadeWrappingKey, SignerError> {
+        let shared = &self.shared;
+        let _one = lock(&shared.creating);
+        let session = shared.module.pkcs11().open_rw_session(shared.slot);
+        let session = session.map_err(|error| unavailable(&error))?;
+        let made = create_wrapping_key(&session, id, label)?;
+        shared.wrapping.forget();
+        Ok(made)
+    }
+
     fn describe(&mut self, id: &CkaId) -> Result<Option<KeyReport>, SignerError> {
         self.attempt(|shared, session| {
             let found = search(session, id)?;
@@ -201,7 +236,7 @@ impl Worker {
     /// in it.
     fn attempt<T>(
         &mut self,
-        job: impl Fn(&Shared, &Session) -> Result<T, Fault>,
+        job: impl Fn(&Shared, &OpenSession) -> Result<T, Fault>,
     ) -> Result<T, SignerError> {
         let shared = Arc::clone(&self.shared);
         let mut lost_handles = false;
@@ -213,7 +248,7 @@ impl Worker {
                 None => self.renew(lost_handles, generation)?,
             };
             generation = shared.keyring.generation();
-            match job(&shared, session.get()) {
+            match job(&shared, &session) {
                 Ok(done) => {
                     self.session = Some(session);
                     return Ok(done);
@@ -252,13 +287,20 @@ impl Worker {
     }
 }
 
-fn sign(shared: &Shared, session: &Session, permit: &OpenPermit) -> Result<RawSignature, Fault> {
+fn sign(
+    shared: &Shared,
+    session: &OpenSession,
+    permit: &OpenPermit,
+) -> Result<RawSignature, Fault> {
+    if let Custody::Wrapped(key) = &permit.custody {
+        return wrapped::sign(shared, session, key, (&permit.digest, &permit.public_key));
+    }
     let handle = shared.keyring.usable(session, permit.key, &permit.public_key)?;
     sign_digest(session, handle, &permit.digest, &permit.public_key)
 }
 
 /// `CKM_ECDSA` over the 32-byte digest (PKCS#11 v3.1, sections 5.13.1, 5.13.2 and 6.3), finished.
-fn sign_digest(
+pub(super) fn sign_digest(
     session: &Session,
     handle: ObjectHandle,
     digest: &B256,
@@ -278,9 +320,12 @@ fn sign_digest(
     Ok(finished.signature)
 }
 
-fn enroll(shared: &Shared, session: &Session, key: &OperatorKey) -> Result<(), Fault> {
+fn enroll(shared: &Shared, session: &OpenSession, key: &OperatorKey) -> Result<(), Fault> {
     if key.address != key.public_key.address() {
         return Err(unusable("the pinned address is not the pinned public key's"));
+    }
+    if let Custody::Wrapped(wrapped) = &key.custody {
+        return wrapped::prove(shared, session, wrapped, &key.public_key);
     }
     let located = shared.keyring.locate(session, &key.cka_id, &key.public_key)?;
     let proof = keccak256([PROOF_PREFIX, key.cka_id.as_bytes()].concat());
@@ -293,8 +338,13 @@ fn enroll(shared: &Shared, session: &Session, key: &OperatorKey) -> Result<(), F
     Ok(())
 }
 
+/// Whether the configured wrapping key is there and as it must be.
+fn check_wrapping(shared: &Shared, session: &OpenSession) -> Result<(), Fault> {
+    shared.wrapping.usable(session, shared.keyring.generation()).map(drop)
+}
+
 /// What the token says of itself, and the names of what lies in it.
-fn survey(shared: &Shared, session: &Session) -> Result<TokenReport, Fault> {
+fn survey(shared: &Shared, session: &OpenSession) -> Result<TokenReport, Fault> {
     let token = shared.module.pkcs11().get_token_info(shared.slot)?;
     let (labels, ids) = names(session)?;
     let firmware = token.firmware_version();
@@ -310,7 +360,7 @@ fn survey(shared: &Shared, session: &Session) -> Result<TokenReport, Fault> {
 }
 
 /// Token and session state (PKCS#11 v3.1, sections 5.5.3 and 5.6.4) in a sentence.
-fn health(shared: &Shared, session: &Session) -> Result<String, Fault> {
+fn health(shared: &Shared, session: &OpenSession) -> Result<String, Fault> {
     let token = shared.module.pkcs11().get_token_info(shared.slot)?;
     if !is_logged_in(session)? {
         return Err(Error::Pkcs11(RvError::UserNotLoggedIn, Function::GetSessionInfo).into());

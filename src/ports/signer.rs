@@ -1,7 +1,7 @@
 //! The HSM, as the use cases see it.
 
 use crate::core::id::HsmName;
-use crate::core::key::{KeyPlace, OperatorKey, PublicKey};
+use crate::core::key::{CkaId, KeyPlace, OperatorKey, PublicKey, WrappedKey};
 use crate::core::key_report::{KeyReport, TokenReport};
 use crate::core::permit::{Permit, RawSignature};
 use async_trait::async_trait;
@@ -39,6 +39,14 @@ pub trait Signer: Send + Sync {
     /// new key signs nothing until it is enrolled.
     async fn create_key(&self, place: &KeyPlace, label: &str) -> Result<PublicKey, SignerError>;
 
+    /// The `CKA_ID` of the key that wraps others in this token, if one is configured.
+    fn wrapping_key(&self, hsm: &HsmName) -> Option<CkaId>;
+
+    /// Makes a key pair inside the HSM and answers its public key and its private half, wrapped. Proved before
+    /// it is answered: unwrapped, it has signed, and the signature was verified. Nothing of it stays in the
+    /// HSM: only who keeps the answer has the key. It needs no enrolment.
+    async fn create_wrapped(&self, hsm: &HsmName) -> Result<(PublicKey, WrappedKey), SignerError>;
+
     /// The public key of an existing pair, if the token has it. Used to finish a creation that a
     /// crash interrupted.
     async fn find_key(&self, place: &KeyPlace) -> Result<Option<PublicKey>, SignerError>;
@@ -52,7 +60,9 @@ pub trait Signer: Send + Sync {
     async fn describe_token(&self, hsm: &HsmName) -> Result<TokenReport, SignerError>;
 
     /// Makes a key usable: found by its id, public key equal to the pinned one, private part sensitive
-    /// and not extractable (or excepted in the configuration), and a proof of possession over fixed-prefix bytes signed and verified.
+    /// and not extractable (or excepted in the configuration), and a proof of possession over fixed-prefix
+    /// bytes signed and verified. A wrapped key proves itself in the same way, and is usable with or without
+    /// it.
     async fn enroll(&self, key: &OperatorKey) -> Result<(), SignerError>;
 
     /// Whether the token answers now, in a sentence for `doctor` and `readyz`.

@@ -6,6 +6,7 @@ use crate::ports::store::{
     DATABASE_IDENTITY, End, Erased, Replication, Store, StoreError, Work, other_copy,
 };
 use async_trait::async_trait;
+use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use std::str::FromStr;
 use std::time::Duration;
@@ -39,6 +40,9 @@ const BEGIN_LOOK: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// The longest that a unit may take, well above what the server's own limits allow.
 const UNIT_MAX: Duration = Duration::from_secs(60);
 
+/// The longest that a connection which does nothing may take to say so.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
 /// The cluster and its timeline, which is the first third of the name of the WAL file that is written now:
 /// the control file's own is that of the last checkpoint, some time after a promotion.
 const IDENTITY: &str = "SELECT system_identifier::text || '/' || \
@@ -70,6 +74,9 @@ impl PostgresStore {
         let pool = PgPoolOptions::new()
             .max_connections(8)
             .acquire_timeout(Duration::from_secs(20))
+            .test_before_acquire(false)
+            .before_acquire(|connection, _| Box::pin(answers(connection)))
+            .after_release(|connection, _| Box::pin(answers(connection)))
             .after_connect(move |connection, _| {
                 Box::pin(
                     async move { if writes { look_which_copy(connection).await } else { Ok(()) } },
@@ -162,6 +169,17 @@ async fn in_time<T>(
         Err(_elapsed) => {
             Err(StoreError::Unavailable(format!("{name}: PostgreSQL does not answer")))
         }
+    }
+}
+
+/// Whether the server at the other end of a connection answers at once: asked before each use and after. sqlx's
+/// own question has no end, and where a host vanished without a word the kernel waits a quarter of an hour for
+/// its answer; so long the connection would keep its place among the few that there are.
+async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    match tokio::time::timeout(ANSWER_MAX, connection.ping()).await {
+        Ok(answer) => answer.map(|()| true),
+        // An error, so that it is not closed with words that nobody hears.
+        Err(_elapsed) => Err(sqlx::Error::Protocol("PostgreSQL does not answer".to_owned())),
     }
 }
 

@@ -4,11 +4,22 @@ use crate::stage::{
     TWO_KEYS, anvil, at_token, carried_out, ceremony, claviger, hash, later_than, leaves_of,
     plan_of, private_labels, set_up, world,
 };
+use crate::support::server::SetUp;
+use crate::support::services::repository;
 use claviger::core::audit::LeafKind;
 use serde_json::{Value, json};
 use std::fs;
 
 const NO_CHAIN: &str = "http://127.0.0.1:1";
+
+/// What `audit verify` says of an export.
+fn exported(setup: &SetUp, vkey: &str) -> Value {
+    let config = setup.config().display().to_string();
+    let export = setup.dir().join("export").display().to_string();
+    let args = ["audit", "export", "--config", &config, "--out", &export, "--json"];
+    claviger(&args, &[], "").ok();
+    claviger(&["audit", "verify", "--export", &export, "--key", vkey, "--json"], &[], "").ok()
+}
 
 #[tokio::test]
 async fn a_plan_becomes_keys_and_a_signed_record_in_the_log() {
@@ -60,16 +71,11 @@ async fn a_plan_becomes_keys_and_a_signed_record_in_the_log() {
     assert_eq!(json!(created[0].text("sub")), record["ceremony"]["id"]);
 
     // The log is signed up to its end, verifies, and has the very record.
-    let (config, export) = (setup.config(), setup.dir().join("export"));
-    let (config, export) = (config.display().to_string(), export.display().to_string());
+    let config = setup.config().display().to_string();
     let vkey = setup.dir().join("audit.vkey").display().to_string();
-    claviger(&["audit", "export", "--config", &config, "--out", &export], &[], "");
-    let verify = ["audit", "verify", "--export", &export, "--key", &vkey, "--json"];
-    let verified = claviger(&verify, &[], "").ok();
+    let verified = exported(&setup, &vkey);
     assert_eq!(verified["kinds"], json!({ "KEY_CEREMONY": 2, "KEY_CREATED": 2 }));
-    let text = leaves[1].long_texts();
-    let kept = setup.dir().join("export/blobs").join(hex::encode(text[0].hash));
-    assert_eq!(fs::read(kept).unwrap(), fs::read(&record_file).unwrap());
+    assert_eq!(leaves[1].text("record").unwrap(), fs::read_to_string(&record_file).unwrap());
 
     // Doctor finds nothing wrong with keys and ceremonies.
     let doctor = claviger(&["doctor", "--config", &config, "--json"], &[], "");
@@ -83,7 +89,7 @@ async fn a_plan_becomes_keys_and_a_signed_record_in_the_log() {
 #[tokio::test]
 async fn a_record_is_verified_offline_and_one_changed_byte_is_seen() {
     let setup = set_up(NO_CHAIN);
-    let plan = plan_of(&setup, TWO_KEYS);
+    let plan = plan_of(&setup, &TWO_KEYS.replace("count = 2", "count = 12"));
     let file = setup.dir().join("record");
     let out = file.display().to_string();
     carried_out(&setup, &plan, &["--record", &out, "--yes-sha256", &hash(&plan)], &[]).ok();
@@ -92,7 +98,13 @@ async fn a_record_is_verified_offline_and_one_changed_byte_is_seen() {
     let told = claviger(&verify, &[], "").ok();
     assert_eq!(told["record"]["plan"]["sha256"], hash(&plan));
 
+    // So long a record stands beside the log, named by its hash, and comes with an export.
+    let leaves = leaves_of(&world(&setup).await, LeafKind::KeyCeremony);
+    let named = leaves[1].long_texts();
     let good = fs::read(&file).unwrap();
+    let export = exported(&setup, &vkey);
+    let kept = setup.dir().join("export/blobs").join(hex::encode(named[0].hash));
+    assert_eq!((fs::read(kept).unwrap(), export["texts"].as_u64()), (good.clone(), Some(1)));
     for at in (0..good.len()).step_by(good.len() / 20) {
         let mut bent = good.clone();
         bent[at] = if bent[at] == b'x' { b'y' } else { b'x' };
@@ -179,4 +191,44 @@ async fn beside_a_running_server_nothing_is_made_on_sqlite() {
     let ready = server.program.stderr();
     assert!(!ready.contains("cannot be used"), "{ready}");
     server.stop().await;
+}
+
+#[tokio::test]
+async fn a_wrapping_key_is_made_first_and_recorded_with_its_attributes() {
+    let setup = set_up(NO_CHAIN);
+    let keys =
+        format!("[[wrapping_key]]\nlabel = \"wrapping-2027\"\ncka_id = \"aa55\"\n\n{TWO_KEYS}");
+    let plan = plan_of(&setup, &keys);
+    let told = carried_out(&setup, &plan, &[], &[]).ok();
+    let made = &told["record"]["wrapping_key"][0];
+    assert_eq!((&made["cka_id"], &made["label"]), (&json!("aa55"), &json!("wrapping-2027")));
+    for (name, value) in [
+        ("CKA_WRAP", "true"),
+        ("CKA_UNWRAP", "true"),
+        ("CKA_DECRYPT", "false"),
+        ("CKA_EXTRACTABLE", "false"),
+    ] {
+        assert_eq!(made["attributes"][name], value, "{made:#}");
+    }
+    let before = world(&setup).await;
+    let other = plan_of(&setup, &keys.replace("\"op\"", "\"other\""));
+    let again = carried_out(&setup, &other, &[], &[]);
+    again.refused("has an object labelled `wrapping-2027`");
+    again.refused("has an object with the id of `wrapping-2027`");
+    let wrapped = "[[key]]\nlabel = \"w\"\nmode = \"managed\"\ncustody = \"wrapped\"\n";
+    let text = fs::read_to_string(setup.config()).unwrap();
+    fs::write(setup.config(), text.replace("wrapping_key = \"77726170\"", "wrapping_key = \"77\""))
+        .unwrap();
+    let refused = carried_out(&setup, &plan_of(&setup, wrapped), &[], &[]);
+    refused.refused("the wrapping key 77 of token `default` is not there, and not in the plan");
+    assert_eq!(world(&setup).await, before);
+}
+
+#[tokio::test]
+async fn the_example_plan_can_be_carried_out_in_a_new_set_up() {
+    let setup = set_up(NO_CHAIN);
+    let example = repository().join("softhsm/ceremony.example.toml").display().to_string();
+    let args = ["--plan", &example, "--dry-run", "--even-if-date-differs"];
+    let told = ceremony(&setup, &args, &[], "").ok();
+    assert_eq!((told["ok"].clone(), told["keys"].as_array().unwrap().len()), (json!(true), 3));
 }

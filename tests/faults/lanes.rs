@@ -2,7 +2,7 @@
 
 use crate::stage::{GWEI, MINED, Options, SUB, Stage, attempts, id, is};
 use crate::support::fault_proxy::{Fault, Times};
-use crate::support::server::{ETHER, LIMIT, Server, payout, payout_grants};
+use crate::support::server::{ETHER, LIMIT, PAYEE, Server, payout, payout_grants};
 use crate::support::services::poll_until;
 use claviger::ports::clock::Clock;
 use claviger::system::SystemClock;
@@ -18,6 +18,39 @@ fn of(address: &str) -> Value {
     let mut body = payout(1_000);
     body["signer"] = json!(address);
     body
+}
+
+#[tokio::test]
+async fn a_delegated_account_is_full_with_one_in_flight() {
+    let stage = Stage::new().await;
+    let (server, delegated) = stage.open(&[]).await;
+    let other = server.funded_key(&stage.anvil, "op-2").await;
+    // EIP-7702: the code of an account that is delegated to another.
+    let code = format!("0xef0100{}", PAYEE.trim_start_matches("0x"));
+    stage.anvil.rpc("anvil_setCode", json!([delegated, code])).await;
+    let first = stage.pay_as(&server, "first", &of(&delegated)).await;
+    let second = stage.ask(&server, "second", &of(&delegated)).await;
+    let told = poll_until(LIMIT, "it waits for the first", async || {
+        let found = server.read(&id(&second)).await;
+        (found["waiting"]["code"] == "lane-full").then_some(found)
+    })
+    .await;
+    assert!(is(&told, &["queued"]) && attempts(&told).is_empty(), "{told:#}");
+
+    // The group's requests go where there is room, busier though it may be.
+    let mut asked = vec![first, second];
+    for n in 0..5 {
+        let paid = stage.pay_as(&server, &format!("group-{n}"), &payout(1_000)).await;
+        assert_eq!(paid["address"], other, "{paid:#}");
+        asked.push(paid);
+    }
+    for one in &asked {
+        stage.mine_until_mined(&server, &id(one)).await;
+    }
+    for one in &asked {
+        stage.finish(&server, &id(one)).await;
+    }
+    stage.check().await;
 }
 
 /// How long it takes from asking to a hash, for each of some requests of a lane, in order.

@@ -21,6 +21,7 @@ mod support {
     pub mod pkcs11_faults;
     pub mod server;
     pub mod services;
+    pub mod signing_load;
 }
 
 mod broken;
@@ -31,6 +32,7 @@ mod economy;
 mod endpoints;
 mod fees;
 mod hsm;
+mod hsm_rows;
 mod lanes;
 mod leases;
 mod nodes;

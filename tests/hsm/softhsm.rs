@@ -1,12 +1,14 @@
 //! A SoftHSM token of one's own, in a process of one's own.
 
+#![allow(dead_code, reason = "each test crate uses a part of these helpers")]
+
 use alloy::primitives::keccak256;
 use claviger::core::evm::message::message_bytes;
 use claviger::core::id::{HsmName, KeyId, RequestId};
 use claviger::core::key::{CkaId, Custody, KeyPlace, KeyState, NonceMode, OperatorKey, PublicKey};
 use claviger::core::permit::{DecisionRecord, PayloadKind, Permit};
 use claviger::core::time::Timestamp;
-use claviger::hsm::{Hsm, HsmConfig, init_token};
+use claviger::hsm::{Hsm, HsmConfig, MadeWrappingKey, init_token, make_wrapping_key};
 use claviger::ports::signer::{Signer, SignerError};
 use cryptoki::context::Pkcs11;
 use cryptoki::session::Session;
@@ -20,6 +22,7 @@ use uuid::Uuid;
 
 const MARK: &str = "CLAVIGER_TEST_PROCESS";
 const PIN: &str = "user-4711";
+pub const SO_PIN: &str = "officer-4711";
 pub const LABEL: &str = "claviger test";
 
 /// Where the module is: `SOFTHSM_MODULE`, or where Debian puts it.
@@ -78,7 +81,7 @@ impl Token {
     }
 
     pub fn init(&self, label: &str) -> Result<(), SignerError> {
-        let so_pin_file = secret_file(&self.dir, "so-pin", "officer-4711");
+        let so_pin_file = secret_file(&self.dir, "so-pin", SO_PIN);
         init_token(&module(), label, &so_pin_file, &self.pin_file)
     }
 
@@ -88,6 +91,11 @@ impl Token {
 
     pub fn config(&self) -> HsmConfig {
         HsmConfig::new(module(), LABEL, &self.pin_file)
+    }
+
+    /// Makes a wrapping key with this id.
+    pub fn wrapping_key(&self, id: &CkaId) -> MadeWrappingKey {
+        make_wrapping_key(&module(), LABEL, &self.pin_file, id, "wrapping").unwrap()
     }
 
     pub fn open(&self, sessions: usize, queue: usize) -> Hsm {
@@ -174,6 +182,8 @@ pub fn permit(key: &OperatorKey, text: &str) -> Permit {
         attempt: 1,
         key: key.id,
         public_key: key.public_key,
+        hsm: key.hsm.clone(),
+        custody: key.custody.clone(),
         kind: PayloadKind::Message,
         digest: keccak256(&bytes),
         bytes,

@@ -4,7 +4,9 @@ use crate::fixtures::{
     add_key, at, hash, insert, key_id, new_key, public_key, request, transaction,
 };
 use alloy::primitives::keccak256;
+use claviger::core::id::HsmName;
 use claviger::core::intent::Fees;
+use claviger::core::key::Custody;
 use claviger::core::permit::{DecisionRecord, PayloadKind, RawSignature};
 use claviger::core::tx::state::{Ending, Status};
 use claviger::ports::store::{
@@ -84,6 +86,8 @@ async fn a_decision_is_exactly_what_was_decided(store: Arc<dyn Store>) {
             attempt: 1,
             key: key_id(1),
             public_key: public_key(1),
+            hsm: HsmName::default(),
+            custody: Custody::Token,
             kind,
             bytes: row.bytes,
             digest: row.digest,

@@ -67,6 +67,12 @@ impl Pkcs11Faults {
         self.log().lines().filter(named).count()
     }
 
+    /// As [`Self::count`], of the lines that have one of these words.
+    pub fn count_with(&self, words: &[&str]) -> usize {
+        let has = |line: &&str| line.split_whitespace().any(|word| words.contains(&word));
+        self.log().lines().filter(has).count()
+    }
+
     /// Whether the module was finalised while another call was in it, which may crash a real one.
     pub fn was_finalized_during_a_call(&self) -> bool {
         self.log().lines().any(|line| line == "C_Finalize\tOVERLAP")

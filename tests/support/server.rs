@@ -217,6 +217,11 @@ impl Server {
         format!("http://{}", self.admin)
     }
 
+    /// The development issuer's key.
+    pub fn issuer_key(&self) -> PathBuf {
+        self.key.clone()
+    }
+
     pub fn token(&self, sub: &str, role: Role) -> String {
         token(&self.key, sub, role)
     }

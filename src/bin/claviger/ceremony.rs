@@ -13,7 +13,7 @@ use claviger::cli::ceremony::{
 use claviger::cli::{Failure, load, print};
 use claviger::config::ceremony as plans;
 use claviger::config::server::ServerConfig;
-use claviger::core::ceremony::{About, Plan, Record, RecordedPlan, principal};
+use claviger::core::ceremony::{About, Plan, Record, RecordedPlan, RecordedWrappingKey, principal};
 use claviger::core::id::HsmName;
 use claviger::core::key_report::TokenReport;
 use claviger::core::policy::Bundle;
@@ -179,6 +179,13 @@ impl Place {
     }
 
     async fn carry_out(&self, plan: &Plan, open: &OpenCeremony) -> Result<(), Failure> {
+        for key in &plan.wrapping_keys {
+            let place = key.place(open.id);
+            let made = self.hsm.make_wrapping_key(&place, &key.label).await;
+            made.map_err(|error| Failure::of(&key.label, error))?;
+            print::note(&format!("made wrapping key {}", key.label));
+            claviger::failpoint!("ceremony.after_wrapping_key");
+        }
         for key in &plan.keys {
             let made = ceremony::make_key(&self.app, open, key).await;
             let made = made.map_err(|error| Failure::of(&key.label, error))?;
@@ -223,9 +230,13 @@ impl Place {
         ending: Ending<'_>,
     ) -> Result<(), Failure> {
         let keys = ceremony::made(&self.app, open).await.map_err(failed)?;
+        let wrapping_keys = self.wrapping_keys(plan, open).await?;
+        let planned = plan.wrapping_keys.iter().map(|key| key.label.clone());
+        let is_made = |label: &String| wrapping_keys.iter().any(|key| key.label == *label);
+        let mut not_made: Vec<String> = planned.filter(|label| !is_made(label)).collect();
         let planned = plan.keys.iter().map(|key| key.label.clone());
         let is_made = |label: &String| keys.iter().any(|key| key.label == *label);
-        let not_made: Vec<String> = planned.filter(|label| !is_made(label)).collect();
+        not_made.extend(planned.filter(|label| !is_made(label)));
         let record = Record {
             ceremony: About {
                 id: open.id.to_string(),
@@ -241,7 +252,7 @@ impl Place {
             },
             present: plan.present.clone(),
             tokens: ceremony::recorded(tokens),
-            wrapping_keys: Vec::new(),
+            wrapping_keys,
             keys,
             plan: RecordedPlan::of(&plan.text),
         };
@@ -264,6 +275,26 @@ impl Place {
         }
         show_record(&record, &self.origin, &more, args.json);
         Ok(())
+    }
+
+    /// The wrapping keys of the plan that are in their tokens, as these tell them.
+    async fn wrapping_keys(
+        &self,
+        plan: &Plan,
+        open: &OpenCeremony,
+    ) -> Result<Vec<RecordedWrappingKey>, Failure> {
+        let mut found = Vec::new();
+        for key in &plan.wrapping_keys {
+            let place = key.place(open.id);
+            let told = self.hsm.describe_wrapping_key(&place).await.map_err(failed)?;
+            found.extend(told.map(|attributes| RecordedWrappingKey {
+                label: key.label.clone(),
+                hsm: key.hsm.to_string(),
+                cka_id: hex::encode(place.cka_id.as_bytes()),
+                attributes,
+            }));
+        }
+        Ok(found)
     }
 
     /// Moves what waits into the log and has it signed; answers how many leaves are. Beside a running server,

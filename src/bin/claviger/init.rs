@@ -3,7 +3,9 @@
 use crate::{audit, softhsm};
 use claviger::cli::args::{InitArgs, InitTokenArgs};
 use claviger::cli::{Failure, load, print};
+use claviger::core::key::CkaId;
 use claviger::ports::clock::Entropy;
+use claviger::ports::signer::SignerError;
 use claviger::store::{self, OpenMode};
 use claviger::system::SystemEntropy;
 use claviger::{hsm, issuer};
@@ -14,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const TOKEN_LABEL: &str = "claviger";
+/// The `CKA_ID` of the wrapping key: any that no other key has.
+const WRAPPING_KEY: &str = "77726170";
 
 /// Where Debian and others put SoftHSM.
 const MODULES: [&str; 6] = [
@@ -126,6 +130,7 @@ fn make_token(dir: &Path, module: &Path) -> Result<(), Failure> {
         .arg(dir.join("so-pin"))
         .arg("--pin-file")
         .arg(dir.join("pin"))
+        .args(["--wrapping-key", WRAPPING_KEY])
         .output()
         .map_err(|e| Failure::of("token", e))?;
     if made.status.success() {
@@ -139,8 +144,16 @@ fn make_token(dir: &Path, module: &Path) -> Result<(), Failure> {
 /// # Errors
 /// When the module refuses.
 pub fn token(args: &InitTokenArgs) -> Result<(), Failure> {
-    hsm::init_token(&args.module, &args.label, &args.so_pin_file, &args.pin_file)
-        .map_err(|e| Failure::new(e.to_string()))
+    let told = |error: SignerError| Failure::new(error.to_string());
+    hsm::init_token(&args.module, &args.label, &args.so_pin_file, &args.pin_file).map_err(told)?;
+    let Some(id) = &args.wrapping_key else {
+        return Ok(());
+    };
+    let id = hex::decode(id).map_err(|e| Failure::of("--wrapping-key", e))?;
+    let (id, label) = (CkaId::new(id), "claviger wrapping key");
+    hsm::make_wrapping_key(&args.module, &args.label, &args.pin_file, &id, label)
+        .map(drop)
+        .map_err(told)
 }
 
 fn config_text(args: &InitArgs, module: &Path) -> String {
@@ -164,6 +177,9 @@ token_label = "{TOKEN_LABEL}"
 pin_file = "pin"
 sessions = 2
 softhsm_conf = "softhsm2.conf"
+# Keys may be kept wrapped in the database: `claviger key create --custody wrapped`.
+wrapping_key = "{WRAPPING_KEY}"
+wrapping_exceptions = {{ trusted = "SoftHSM's officer can make trusted keys only where everybody can use them" }}
 
 [[auth.issuer]]
 iss = "claviger-dev"

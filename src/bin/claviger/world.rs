@@ -11,7 +11,7 @@ use claviger::core::intent::{Fees, TxType};
 use claviger::core::policy::Bundle;
 use claviger::core::time::duration_ms;
 use claviger::core::tx::step::Pace;
-use claviger::hsm::{Hsm, HsmConfig};
+use claviger::hsm::{Hsm, HsmConfig, WrappingConfig};
 use claviger::http::auth::{Authenticator, IssuerConfig};
 use claviger::ports::chain::Chain;
 use claviger::ports::clock::Entropy;
@@ -61,6 +61,15 @@ pub fn hsm_configs(config: &ServerConfig) -> Vec<HsmConfig> {
         queue: section.queue,
         // What is wrong with one was found when the configuration was read.
         exceptions: section.exceptions.iter().filter_map(|one| one.read().ok()).collect(),
+        wrapping: section.wrapping_id().map(|key| WrappingConfig {
+            key,
+            exceptions: section
+                .wrapping_exceptions
+                .named()
+                .map(|(name, why)| (name.to_owned(), why.to_owned()))
+                .collect(),
+        }),
+        wrapped_cache: section.wrapped_cache,
     };
     config.hsm.iter().map(read).collect()
 }

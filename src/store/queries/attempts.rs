@@ -1,8 +1,9 @@
 //! Decisions and the signatures of them.
 
 use super::column::{corrupt, exactly_one, hash, parsed, price, price_bytes};
+use super::keys::custody;
 use super::statement::{Tx, values};
-use crate::core::id::RequestId;
+use crate::core::id::{HsmName, RequestId};
 use crate::core::intent::Fees;
 use crate::core::key::PublicKey;
 use crate::core::permit::{DecisionRecord, PayloadKind, RawSignature};
@@ -26,8 +27,8 @@ statements! {
     INSERT_ATTEMPT = "INSERT INTO attempts (request_id, number, reason, key_id, kind, bytes, digest, \
         max_fee, max_tip, decided_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
         ON CONFLICT (request_id, number) DO NOTHING";
-    DECISION = "SELECT a.request_id, a.number, a.key_id, a.kind, a.bytes, a.digest, k.public_key \
-        FROM attempts a JOIN operator_keys k ON k.id = a.key_id \
+    DECISION = "SELECT a.request_id, a.number, a.key_id, a.kind, a.bytes, a.digest, k.public_key, \
+        k.hsm, k.wrapped, k.wrapped_under FROM attempts a JOIN operator_keys k ON k.id = a.key_id \
         WHERE a.request_id = $1 AND a.number = $2";
     ATTEMPTS = "SELECT * FROM attempts WHERE request_id = $1 ORDER BY number";
     UNSIGNED_ATTEMPTS = "SELECT a.request_id, a.number FROM attempts a \
@@ -120,6 +121,9 @@ struct DecisionColumns {
     bytes: Vec<u8>,
     digest: Vec<u8>,
     public_key: Option<Vec<u8>>,
+    hsm: String,
+    wrapped: Option<Vec<u8>>,
+    wrapped_under: Option<Vec<u8>>,
 }
 
 #[derive(FromRow)]
@@ -159,6 +163,8 @@ pub(super) async fn decision(
         attempt: row.number,
         key: parsed(&row.key_id)?,
         public_key: key.ok_or_else(|| corrupt("a pinned public key"))?,
+        hsm: HsmName::new(row.hsm),
+        custody: custody(row.wrapped, row.wrapped_under)?,
         kind: PayloadKind::from_name(&row.kind).ok_or_else(|| corrupt("an attempt's kind"))?,
         bytes: row.bytes,
         digest: hash(&row.digest)?,

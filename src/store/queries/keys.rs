@@ -94,7 +94,10 @@ impl KeyColumns {
     }
 }
 
-fn custody(blob: Option<Vec<u8>>, under: Option<Vec<u8>>) -> Result<Custody, StoreError> {
+pub(super) fn custody(
+    blob: Option<Vec<u8>>,
+    under: Option<Vec<u8>>,
+) -> Result<Custody, StoreError> {
     match (blob, under) {
         (None, None) => Ok(Custody::Token),
         (Some(blob), Some(under)) => {

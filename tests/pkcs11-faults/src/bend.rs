@@ -10,15 +10,15 @@ const HALF_ORDER: [u8; 32] = [
 
 /// Whether `r || s` is a signature such as the line wants.
 pub fn is_wanted(bend: Bend, signature: &[u8]) -> bool {
-    let (r, s) = match signature.split_at_checked(32) {
-        Some((r, s)) if s.len() == 32 => (r, s),
-        _ => return false,
+    let rare = match bend {
+        Bend::HighS => |_: &[u8], s: &[u8]| s > HALF_ORDER.as_slice(),
+        Bend::ZeroR => |r: &[u8], _: &[u8]| r.first() == Some(&0),
+        Bend::ZeroS => |_: &[u8], s: &[u8]| s.first() == Some(&0),
+        _ => return true,
     };
-    match bend {
-        Bend::HighS => s > HALF_ORDER.as_slice(),
-        Bend::ZeroR => r.first() == Some(&0),
-        Bend::ZeroS => s.first() == Some(&0),
-        _ => true,
+    match signature.split_at_checked(32) {
+        Some((r, s)) if s.len() == 32 => rare(r, s),
+        _ => false,
     }
 }
 
@@ -73,6 +73,7 @@ mod tests {
         assert!(is_wanted(Bend::HighS, &signature(1, above)));
         assert!(is_wanted(Bend::HighS, &signature(1, [0xff; 32])));
         assert!(!is_wanted(Bend::HighS, &[0xff; 63]));
+        assert!(is_wanted(Bend::Short, &[0xff; 63]));
     }
 
     #[test]

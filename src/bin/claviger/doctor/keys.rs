@@ -7,7 +7,7 @@ use claviger::app::ceremony::interrupted;
 use claviger::config::server::ServerConfig;
 use claviger::core::key::{CkaId, Custody, KeyPlace, OperatorKey};
 use claviger::core::key_report::{KeyException, KeyFlag, KeyReport};
-use claviger::hsm::{Diagnosis, Hsm, HsmConfig, diagnose, diagnose_pin_file};
+use claviger::hsm::{Diagnosis, Hsm, HsmConfig, WrappingConfig, diagnose, diagnose_pin_file};
 use claviger::ports::signer::{Signer, SignerError};
 use claviger::ports::store::{Store, look};
 
@@ -111,6 +111,13 @@ async fn token(
         }
     };
     findings.add(hsm, open.health().await.map_err(|error| error.to_string()));
+    if let Some(wrapping) = &config.wrapping {
+        let what = format!("wrapping key {}", hex::encode(wrapping.key.as_bytes()));
+        match wraps(&open, config, wrapping).await {
+            Ok(text) => findings.add(what, Ok(text)),
+            Err(wrong) => findings.wrong(what, wrong),
+        }
+    }
     let keys = keys.unwrap_or_default();
     for &key in keys {
         match proof(&open, key).await {
@@ -127,6 +134,30 @@ async fn token(
     }
     // A thread that is still inside the module when the process ends can crash there.
     let _ = tokio::task::spawn_blocking(move || drop(open)).await;
+}
+
+/// Whether a token's wrapping key is there and as it must be.
+async fn wraps(
+    hsm: &Hsm,
+    config: &HsmConfig,
+    wrapping: &WrappingConfig,
+) -> Result<String, Diagnosis> {
+    match hsm.check_wrapping_key(&config.name).await {
+        Ok(()) if wrapping.exceptions.is_empty() => Ok("wraps, unwraps, and does nothing else".to_owned()),
+        Ok(()) => {
+            let lacks = wrapping.exceptions.iter().map(|(name, why)| format!("{name}: {why}"));
+            let lacks: Vec<_> = lacks.collect();
+            Ok(format!("wraps and unwraps; by exception without {}", lacks.join("; ")))
+        }
+        Err(error @ SignerError::KeyUnusable(_)) => Err(Diagnosis {
+            what: error.to_string(),
+            advice: "no wrapped key of this token can sign: put it back from the HSM's backup, or put \
+                     `wrapping_key` right. What it lacks is allowed by `wrapping_exceptions` only, with a \
+                     reason"
+                .to_owned(),
+        }),
+        Err(error) => Err(unusable(&error)),
+    }
 }
 
 /// Whether a key is the one that was pinned, as it must be, and signs.

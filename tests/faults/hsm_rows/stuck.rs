@@ -1,0 +1,65 @@
+//! Calls that do not come back.
+
+use super::Rows;
+use crate::support::server::LIMIT;
+use crate::support::services::poll_until;
+use std::time::Duration;
+
+/// So long a caller may wait for its 503 at most: the server's own limit for an answer of the HSM, and what a
+/// busy machine adds.
+const REFUSED_WITHIN: Duration = Duration::from_secs(30);
+/// What callers who are refused may cost, in bytes.
+const MEMORY_MAX: u64 = 64 * 1024 * 1024;
+
+/// What the process has in memory, in bytes (`VmRSS`).
+fn memory(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kib: u64 = line.split_whitespace().next().unwrap().parse().unwrap();
+    kib * 1024
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h5_while_one_thread_is_stuck_the_other_works() {
+    let rows = Rows::open(&[("CLAVIGER__HSM__SESSIONS", "2")]).await;
+    let (messages, payouts) = (rows.messages(8), rows.payouts(2));
+    messages.until_released(50).await;
+    rows.faults.set("C_Sign WAIT 1");
+    poll_until(LIMIT, "one call hangs", async || (rows.faults.count() == 1).then_some(())).await;
+    messages.until_released(300).await;
+    payouts.until_released(5).await;
+    let stuck = messages.tally();
+    rows.faults.clear();
+    messages.until_released(100).await;
+    println!("h5, while one was stuck: {stuck}");
+    let (messages, payouts) = rows.stop("h5 one stuck", messages, payouts).await;
+    assert_eq!((messages.failed, payouts.failed), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h5_while_all_threads_are_stuck_callers_are_told_so_and_memory_does_not_grow() {
+    let envs = [("CLAVIGER__HSM__SESSIONS", "2"), ("CLAVIGER__HSM__QUEUE", "8")];
+    let rows = Rows::open(&envs).await;
+    let (messages, payouts) = (rows.messages(64), rows.payouts(4));
+    messages.until_released(200).await;
+    payouts.until_released(5).await;
+    let before = memory(rows.server.program.pid());
+    rows.faults.set("C_Sign WAIT");
+    poll_until(LIMIT, "both calls hang", async || (rows.faults.count() == 2).then_some(())).await;
+    let seen = messages.tally();
+    let refused = messages
+        .until("a thousand are told to come again", |now| now.retried >= seen.retried + 1_000)
+        .await;
+    assert!(refused.slowest_refusal < REFUSED_WITHIN, "{refused}");
+    let told = refused.code("overloaded") + refused.code("hsm-unavailable");
+    assert!(told >= 1_000, "{refused}");
+    let grown = memory(rows.server.program.pid()).saturating_sub(before);
+    assert!(grown < MEMORY_MAX, "{grown} bytes more");
+    assert_eq!(rows.faults.count(), 2, "no third call");
+    rows.faults.clear();
+    messages.until_released(200).await;
+    payouts.until_released(5).await;
+    println!("h5, when all were stuck: {refused}; {} KiB more", grown / 1024);
+    let (messages, payouts) = rows.stop("h5 all stuck", messages, payouts).await;
+    assert_eq!((messages.failed, payouts.failed), (0, 0));
+}
