@@ -13,7 +13,6 @@
 #![allow(dead_code, reason = "each test crate uses a part of these helpers")]
 
 use super::server::{ETHER, LIMIT, PAYEE, Server, token};
-use super::services::poll_until;
 use claviger::core::access::Role;
 use ethers_core::types::transaction::eip2718::TypedTransaction;
 use ethers_core::types::{RecoveryMessage, Signature};
@@ -231,12 +230,16 @@ impl Load {
 
     /// Waits until the tally is so.
     pub async fn until(&self, what: &str, is_so: impl Fn(&Tally) -> bool) -> Tally {
-        poll_until(LIMIT, what, async || {
+        let deadline = Instant::now() + LIMIT;
+        loop {
             let tally = self.tally();
             assert!(tally.wrong.is_empty(), "{:?}", tally.wrong);
-            is_so(&tally).then_some(tally)
-        })
-        .await
+            if is_so(&tally) {
+                return tally;
+            }
+            assert!(Instant::now() < deadline, "not within {LIMIT:?}: {what}: {tally}");
+            tokio::time::sleep(AGAIN).await;
+        }
     }
 
     /// Waits until so many more are released.
