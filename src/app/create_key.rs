@@ -1,6 +1,6 @@
 //! Make an operator key: intention first, then the HSM, then the pinned public key.
 
-use crate::app::{App, AppError};
+use crate::app::{App, AppError, create_wrapped};
 use crate::core::audit::{Leaf, LeafKind};
 use crate::core::id::{GroupName, HsmName, KeyId};
 use crate::core::key::{CkaId, Custody, KeyState, NonceMode, OperatorKey, PublicKey};
@@ -21,6 +21,8 @@ pub struct CreateKey {
     pub mode: NonceMode,
     /// The token that it is to be in.
     pub hsm: HsmName,
+    /// Whether its private half is kept wrapped in the database, and not as an object of the token.
+    pub is_wrapped: bool,
 }
 
 /// Makes a key inside the HSM and pins its public key. A crash in between is finished at the next start.
@@ -39,6 +41,9 @@ pub async fn create(app: &App, command: CreateKey) -> Result<OperatorKey, AppErr
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if !(1..=64).contains(&command.label.len()) || !command.label.chars().all(fits) {
         return Err(AppError::invalid("label", "must be 1 to 64 of A-Z a-z 0-9 . _ -"));
+    }
+    if command.is_wrapped {
+        return create_wrapped::create(app, command).await;
     }
     let key = NewKey {
         id: KeyId::new(app.entropy.uuid()),
@@ -74,6 +79,7 @@ async fn finish(app: &App, key: NewKey, public_key: PublicKey) -> Result<Operato
         .with("iss", &key.principal.iss)
         .with("sub", &key.principal.sub)
         .with("hsm", &key.hsm)
+        .with("custody", "token")
         .with_hex("cka_id", key.cka_id.as_bytes())
         .with_hex("public_key", public_key.as_bytes())
         .with("address", format!("{:#x}", public_key.address()))

@@ -9,6 +9,7 @@ pub mod adopt;
 pub mod cancel;
 pub mod chains;
 pub mod create_key;
+mod create_wrapped;
 pub mod error;
 pub mod evaluate;
 pub mod finality;

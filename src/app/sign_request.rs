@@ -145,9 +145,7 @@ pub(crate) async fn judge(
     purpose: Purpose,
     now: Timestamp,
 ) -> Result<Judged, AppError> {
-    let mut keys = signers::named(app, &command.signer).await?;
-    keys.sort_by_key(|key| key.created_at);
-    let key = keys.into_iter().next().ok_or(AppError::NotFound)?;
+    let key = signers::first(app, &command.signer).await?;
     let payload = payload(&command.intent)?;
     let request = PolicyRequest {
         principal: command.principal.clone(),

@@ -1,15 +1,16 @@
 //! `claviger doctor`: one line for each thing that must be right, and what to do where it is not.
 
 use crate::{audit, softhsm, world};
+use alloy::primitives::Address;
 use claviger::cli::args::ReportArgs;
 use claviger::cli::{Failure, load, print};
 use claviger::config::server::ServerConfig;
-use claviger::core::id::ChainId;
+use claviger::core::id::{ChainId, HsmName};
 use claviger::hsm::Hsm;
 use claviger::ports::chain::BlockAt;
 use claviger::ports::clock::Clock;
 use claviger::ports::signer::Signer;
-use claviger::ports::store::look;
+use claviger::ports::store::{KeyFilter, Store, look};
 use claviger::system::SystemClock;
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt;
@@ -134,15 +135,32 @@ async fn database(config: &ServerConfig, hsm: Option<&Hsm>, findings: &mut Findi
     };
     let ping = store.ping().await;
     add(findings, "database", ping.map(|()| "answers".to_owned()).map_err(|e| e.to_string()));
-    let keys = look(&*store, "keys", |unit| Box::pin(async move { unit.keys().await })).await;
-    let keys = match keys {
-        Ok(keys) => keys,
+    let keys = look(&*store, "token_keys", |unit| {
+        Box::pin(async move { Ok((unit.token_keys().await?, unit.wrapped_under().await?)) })
+    })
+    .await;
+    let (keys, wrapped) = match keys {
+        Ok(found) => found,
         Err(error) => {
             add(findings, "keys", Err(error.to_string()));
             return;
         }
     };
-    if keys.is_empty() {
+    for under in &wrapped {
+        let id = hex::encode(under.under.as_bytes());
+        let what = format!("{} keys wrapped by {}", under.keys, under.hsm);
+        let told = match hsm.map(|hsm| hsm.wrapping_key(&under.hsm)) {
+            None => Err("the HSM is not available".to_owned()),
+            Some(Some(ours)) if ours == under.under => oldest_wrapped(&*store, hsm, &under.hsm)
+                .await
+                .map(|address| format!("under {id}; the oldest, {address:#x}, signs and verifies")),
+            Some(_) => {
+                Err(format!("under {id}, which is not this token's wrapping_key: put it back"))
+            }
+        };
+        add(findings, what, told);
+    }
+    if keys.is_empty() && wrapped.is_empty() {
         let text = "none yet; make one with `claviger key create` while the server runs";
         add(findings, "keys", Ok(text.to_owned()));
     }
@@ -154,6 +172,33 @@ async fn database(config: &ServerConfig, hsm: Option<&Hsm>, findings: &mut Findi
         };
         add(findings, what, proof.map(|()| format!("{:#x} signs and verifies", key.address)));
     }
+}
+
+/// One wrapped key unwraps and proves itself. There may be very many, and each is verified when it signs.
+async fn oldest_wrapped(
+    store: &dyn Store,
+    hsm: Option<&Hsm>,
+    name: &HsmName,
+) -> Result<Address, String> {
+    let filter = KeyFilter {
+        after: None,
+        group: None,
+        hsm: Some(name.clone()),
+        state: None,
+        is_wrapped: Some(true),
+        limit: 1,
+    };
+    let first = look(store, "keys_page", move |unit| {
+        let filter = filter.clone();
+        Box::pin(async move { unit.keys_page(&filter).await })
+    })
+    .await
+    .map_err(|error| error.to_string())?;
+    let (Some(key), Some(hsm)) = (first.first(), hsm) else {
+        return Err("there is none".to_owned());
+    };
+    hsm.enroll(key).await.map_err(|error| error.to_string())?;
+    Ok(key.address)
 }
 
 /// Whether what was answered can be lost in a crash or a failover.

@@ -27,7 +27,7 @@ statements! {
 }
 
 #[derive(FromRow)]
-struct KeyColumns {
+pub(super) struct KeyColumns {
     id: String,
     cka_id: Vec<u8>,
     label: String,
@@ -58,7 +58,7 @@ impl KeyColumns {
         (!self.group_name.is_empty()).then(|| GroupName::new(self.group_name.clone()))
     }
 
-    fn finished(self) -> Result<OperatorKey, StoreError> {
+    pub(super) fn finished(self) -> Result<OperatorKey, StoreError> {
         let broken = || corrupt("a pinned public key");
         let key = self.public_key.as_deref().and_then(PublicKey::from_sec1).ok_or_else(broken)?;
         let pinned = address(self.address.as_deref().ok_or_else(broken)?)?;

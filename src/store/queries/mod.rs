@@ -10,6 +10,7 @@ mod column;
 mod keys;
 mod lanes;
 mod leases;
+mod many_keys;
 mod reconcile;
 mod requests;
 mod rows;
@@ -34,6 +35,7 @@ pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
         keys::ALL,
         lanes::ALL,
         leases::ALL,
+        many_keys::ALL,
         reconcile::ALL,
         requests::ALL,
         signatures::ALL,
