@@ -98,7 +98,7 @@ fn random(below: usize, seed: u64) -> usize {
 async fn sign(server: &Server, address: &str, text: &str) -> Duration {
     let body = json!({ "signer": address, "message": { "text": text } });
     let begun = Instant::now();
-    let signed = server.sign(SUB, Some(text), &body).await;
+    let signed = server.sign(SUB, Some(&text.replace(' ', "-")), &body).await;
     let took = begun.elapsed();
     assert_eq!(signed.status, 201, "{:#}", signed.body);
     let bytes = signed.body["signature"]["bytes"].as_str().unwrap();

@@ -46,7 +46,7 @@ statements! {
     KEYS_PAGE = "SELECT * FROM operator_keys WHERE state <> 'creating' AND id > $1 \
         AND (group_name = $2 OR $2 IS NULL) AND (hsm = $3 OR $3 IS NULL) \
         AND (state = $4 OR $4 IS NULL) \
-        AND ($5 < 0 OR ($5 = 0 AND wrapped IS NULL) OR ($5 = 1 AND wrapped IS NOT NULL)) \
+        AND ($5 IS NULL OR ($5 = 'wrapped') = (wrapped IS NOT NULL)) \
         ORDER BY id LIMIT $6";
     GROUP_UP_TO = "SELECT COUNT(*) AS n FROM (SELECT 1 FROM operator_keys \
         WHERE group_name = $1 AND state = 'active' LIMIT $2) few";
@@ -166,7 +166,7 @@ pub(super) async fn keys_page(
         filter.group.as_ref().map(|group| group.as_str().to_owned()),
         filter.hsm.as_ref().map(|hsm| hsm.as_str().to_owned()),
         filter.state.map(|state| state.name().to_owned()),
-        filter.is_wrapped.map_or(-1, i64::from),
+        filter.is_wrapped.map(|is| if is { "wrapped" } else { "token" }.to_owned()),
         filter.limit,
     ];
     let rows = tx.all::<KeyColumns>(KEYS_PAGE, values).await?;
