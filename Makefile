@@ -3,7 +3,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 
-.PHONY: help setup-demo setup-test build test test-long soak demo bench clean
+.PHONY: help setup-demo setup-test build test test-long soak wrapped demo bench clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ test-long: ## Simulates 200,000 lives of transactions; CLAVIGER_SEEDS=N, CLAVIGE
 soak: ## Runs both programs under faults and 50 SIGKILLs; CLAVIGER_SOAK_TRANSACTIONS=2000, CLAVIGER_SOAK_KILLS=50
 	@CLAVIGER_SOAK_TRANSACTIONS="$(CLAVIGER_SOAK_TRANSACTIONS)" \
 		CLAVIGER_SOAK_KILLS="$(CLAVIGER_SOAK_KILLS)" CLAVIGER_SEED="$(CLAVIGER_SEED)" scripts/soak.sh
+
+wrapped: ## Makes 20,000 wrapped keys and measures what they cost; CLAVIGER_WRAPPED_KEYS=20000
+	@CLAVIGER_WRAPPED_KEYS="$(CLAVIGER_WRAPPED_KEYS)" scripts/wrapped.sh
 
 demo: ## Shows a payment end to end; BUS=rabbitmq, KEEP=1 leaves it running, BREAK=watcher or policy breaks it
 	@BUS="$(BUS)" KEEP="$(KEEP)" BREAK="$(BREAK)" scripts/demo.sh
