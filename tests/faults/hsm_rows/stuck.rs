@@ -55,7 +55,7 @@ async fn h5_while_all_threads_are_stuck_callers_are_told_so_and_memory_does_not_
     assert!(told >= 1_000, "{refused}");
     let grown = memory(rows.server.program.pid()).saturating_sub(before);
     assert!(grown < MEMORY_MAX, "{grown} bytes more");
-    assert_eq!(rows.faults.count(), 2, "no third call");
+    assert!(rows.faults.count() <= 4, "each thread is replaced once, and no more");
     rows.faults.clear();
     messages.until_released(200).await;
     payouts.until_released(5).await;
