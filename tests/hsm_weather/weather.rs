@@ -103,9 +103,10 @@ impl<'a> Weather<'a> {
         self.random.below(at_most)
     }
 
-    /// Until some more are released: each fault finds a server that works.
+    /// Until some more are released: each fault finds a server that works. A long run has longer calms.
     async fn calm(&mut self, load: &Load, most: u64) {
-        let (begun, wanted) = (Instant::now(), 20 + self.random.below(100));
+        let (begun, times) = (Instant::now(), 1 + most / 10_000);
+        let wanted = times * (20 + self.random.below(100));
         let wanted = most.min(load.tally().released + wanted);
         while load.tally().released < wanted {
             let tally = load.tally();
