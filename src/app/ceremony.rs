@@ -69,6 +69,9 @@ pub async fn obstacles(
         if names.contains(label) {
             found.push(format!("the database has a key `{label}`"));
         }
+        if key.custody == PlannedCustody::Wrapped {
+            found.extend(cannot_wrap(app, plan, hsm, token(hsm)));
+        }
         let labels = token(hsm).map(|told| &told.labels);
         for name in [label.clone(), token_label(label)] {
             if labels.is_some_and(|labels| labels.contains(&name)) {
@@ -77,6 +80,25 @@ pub async fn obstacles(
         }
     }
     Ok(found)
+}
+
+/// Why no key can be kept wrapped by a token: it needs a configured wrapping key that is there, or is made first.
+fn cannot_wrap(
+    app: &App,
+    plan: &Plan,
+    hsm: &HsmName,
+    token: Option<&TokenReport>,
+) -> Option<String> {
+    let Some(id) = app.signer.wrapping_key(hsm) else {
+        return Some(format!("token `{hsm}` has no `wrapping_key` in the configuration"));
+    };
+    let is_made =
+        plan.wrapping_keys.iter().any(|key| key.hsm == *hsm && key.cka_id.as_ref() == Some(&id));
+    let is_there = token.is_some_and(|token| token.ids.contains(id.as_bytes()));
+    let named = hex::encode(id.as_bytes());
+    (!is_made && !is_there).then(|| {
+        format!("the wrapping key {named} of token `{hsm}` is not there, and not in the plan")
+    })
 }
 
 /// What is said of a ceremony that was begun and has not ended.

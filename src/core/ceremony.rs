@@ -1,7 +1,7 @@
 //! Key ceremonies: the plan that people reviewed, and the record of what was made.
 
 use crate::core::id::{GroupName, HsmName};
-use crate::core::key::{CkaId, NonceMode, PublicKey};
+use crate::core::key::{CkaId, KeyPlace, NonceMode, PublicKey};
 use crate::core::key_report::TokenReport;
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
@@ -96,6 +96,17 @@ pub struct Plan {
     pub wrapping_keys: Vec<PlannedWrappingKey>,
     /// In this order.
     pub keys: Vec<PlannedKey>,
+}
+
+impl PlannedWrappingKey {
+    /// Its id in the token: the plan's, or one that the ceremony's id gives, so that a crash loses none.
+    #[must_use]
+    pub fn place(&self, ceremony: impl Display) -> KeyPlace {
+        let named = format!("{ceremony}\n{}\n{}", self.hsm, self.label);
+        let digest: [u8; 32] = Sha256::digest(named.as_bytes()).into();
+        let random = || CkaId::new(digest.iter().take(16).copied().collect());
+        KeyPlace { hsm: self.hsm.clone(), cka_id: self.cka_id.clone().unwrap_or_else(random) }
+    }
 }
 
 impl Plan {
@@ -210,8 +221,9 @@ pub struct RecordedWrappingKey {
     pub hsm: String,
     /// Its id there, hex.
     pub cka_id: String,
-    /// What the module did not take, and it is therefore without.
-    pub lacks: Vec<String>,
+    /// What the token told of it after it was made.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, String>,
 }
 
 /// A key that was made.

@@ -9,6 +9,7 @@
 //!   `login` has the PIN.
 //! - `keyring` knows which keys may sign and where they are; `object` reads and makes them.
 //! - `point` and `finish` take apart what comes out of the module, and believe none of it.
+//! - `diagnose` says what is wrong with a set-up, for `doctor`.
 //! - `wrapping` makes and checks the key that wraps others; `unwrapped` makes, wraps, unwraps and uses these.
 //! - `token` initialises a new token; `pin` reads PINs; `watch` knows since when each thread is in a call.
 //!
@@ -16,6 +17,7 @@
 
 mod condition;
 mod desk;
+mod diagnose;
 mod errors;
 mod fault;
 mod finish;
@@ -38,6 +40,7 @@ mod watchdog;
 mod worker;
 mod wrapping;
 
+pub use diagnose::{Diagnosis, diagnose, diagnose_pin_file};
 pub use finish::is_signed_by;
 pub use token::init_token;
 pub use watch::Activity;
@@ -60,7 +63,7 @@ use crate::hsm::watchdog::Watchdog;
 use crate::hsm::worker::Job;
 use crate::ports::signer::{HsmEvent, Signer, SignerError};
 use async_trait::async_trait;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -230,6 +233,42 @@ impl Hsm {
         drop(self.watchdog);
         let ended: Vec<bool> = self.lines.into_iter().map(|line| line.close(limit)).collect();
         ended.into_iter().all(|in_time| in_time)
+    }
+
+    /// Makes a wrapping key in a token. The login must be one that may write.
+    ///
+    /// # Errors
+    /// When something has this id, or the token does not make it.
+    pub async fn make_wrapping_key(
+        &self,
+        place: &KeyPlace,
+        label: &str,
+    ) -> Result<MadeWrappingKey, SignerError> {
+        let (_, line) = self.line(&place.hsm)?;
+        let (id, label) = (place.cka_id.clone(), label.to_owned());
+        line.ask(|answer| Job::MakeWrapping(id, label, answer)).await
+    }
+
+    /// What the token tells of a wrapping key, by the standard's names: `true`, `false` or `unknown`. `None` if
+    /// it has none with this id.
+    ///
+    /// # Errors
+    /// When the token does not answer.
+    pub async fn describe_wrapping_key(
+        &self,
+        place: &KeyPlace,
+    ) -> Result<Option<BTreeMap<String, String>>, SignerError> {
+        let (_, line) = self.line(&place.hsm)?;
+        line.ask(|answer| Job::DescribeWrapping(place.cka_id.clone(), answer)).await
+    }
+
+    /// Whether the configured wrapping key of a token is there and as it must be, tried out.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub async fn check_wrapping_key(&self, hsm: &HsmName) -> Result<(), SignerError> {
+        let (_, line) = self.line(hsm)?;
+        line.ask(Job::CheckWrapping).await
     }
 
     fn line(&self, hsm: &HsmName) -> Result<(usize, &Line), SignerError> {

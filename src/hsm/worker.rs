@@ -17,7 +17,7 @@ use crate::hsm::object::{checked, describe_pair, generate, must_be_logged_in, na
 use crate::hsm::standing::Standing;
 use crate::hsm::unwrapped as wrapped;
 use crate::hsm::watch::Watch;
-use crate::hsm::wrapping::Wrapping;
+use crate::hsm::wrapping::{MadeWrappingKey, Wrapping, create_wrapping_key, describe_wrapping};
 use crate::ports::signer::{HsmNews, SignerError};
 use alloy::primitives::{B256, keccak256};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -27,6 +27,7 @@ use cryptoki::mechanism::Mechanism;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 use cryptoki::slot::Slot;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -54,6 +55,12 @@ pub(super) enum Job {
     Describe(CkaId, Answer<Option<KeyReport>>),
     /// See [`crate::ports::signer::Signer::describe_token`].
     Survey(Answer<TokenReport>),
+    /// See [`crate::hsm::Hsm::make_wrapping_key`].
+    MakeWrapping(CkaId, String, Answer<MadeWrappingKey>),
+    /// See [`crate::hsm::Hsm::describe_wrapping_key`].
+    DescribeWrapping(CkaId, Answer<Option<BTreeMap<String, String>>>),
+    /// See [`crate::hsm::Hsm::check_wrapping_key`].
+    CheckWrapping(Answer<()>),
     /// See [`crate::ports::signer::Signer::enroll`].
     Enroll(Arc<OperatorKey>, Answer<()>),
     /// See [`crate::ports::signer::Signer::health`].
@@ -70,6 +77,9 @@ impl Job {
             Self::Find(_, answer) => drop(answer.send(Err(error))),
             Self::Describe(_, answer) => drop(answer.send(Err(error))),
             Self::Survey(answer) => drop(answer.send(Err(error))),
+            Self::MakeWrapping(_, _, answer) => drop(answer.send(Err(error))),
+            Self::DescribeWrapping(_, answer) => drop(answer.send(Err(error))),
+            Self::CheckWrapping(answer) => drop(answer.send(Err(error))),
             Self::Enroll(_, answer) => drop(answer.send(Err(error))),
             Self::Health(answer) => drop(answer.send(Err(error))),
         }
@@ -84,6 +94,9 @@ impl Job {
             Self::Find(_, answer) => answer.is_closed(),
             Self::Describe(_, answer) => answer.is_closed(),
             Self::Survey(answer) => answer.is_closed(),
+            Self::MakeWrapping(_, _, answer) => answer.is_closed(),
+            Self::DescribeWrapping(_, answer) => answer.is_closed(),
+            Self::CheckWrapping(answer) => answer.is_closed(),
             Self::Enroll(_, answer) => answer.is_closed(),
             Self::Health(answer) => answer.is_closed(),
         }
@@ -199,9 +212,14 @@ impl Worker {
             Job::CreateWrapped(answer) => drop(answer.send(self.attempt(wrapped::create))),
             Job::Find(id, answer) => drop(answer.send(self.find(&id))),
             Job::Describe(id, answer) => drop(answer.send(self.describe(&id))),
-            Job::Survey(answer) => {
-                drop(answer.send(self.attempt(survey)));
+            Job::Survey(answer) => drop(answer.send(self.attempt(survey))),
+            Job::MakeWrapping(id, label, answer) => {
+                drop(answer.send(self.make_wrapping(&id, &label)));
             }
+            Job::DescribeWrapping(id, answer) => {
+                drop(answer.send(self.attempt(|_, session| describe_wrapping(session, &id))));
+            }
+            Job::CheckWrapping(answer) => drop(answer.send(self.attempt(check_wrapping))),
             Job::Enroll(key, answer) => drop(answer.send(self.enroll(&key))),
             Job::Health(answer) => {
                 drop(answer.send(self.attempt(health)));
@@ -247,6 +265,17 @@ impl Worker {
             let (_, public_key) = checked(session, &search(session, id)?, exception)?;
             Ok(public_key)
         })
+    }
+
+    fn make_wrapping(&mut self, id: &CkaId, label: &str) -> Result<MadeWrappingKey, SignerError> {
+        let shared = Arc::clone(&self.shared);
+        let _one = lock(&shared.creating);
+        let made = self.once(|shared, _| {
+            let writable = shared.module.pkcs11().open_rw_session(shared.slot()?)?;
+            create_wrapping_key(&writable, id, label)
+        })?;
+        shared.wrapping.forget();
+        Ok(made)
     }
 
     fn describe(&mut self, id: &CkaId) -> Result<Option<KeyReport>, SignerError> {
@@ -343,6 +372,11 @@ pub(super) fn prove(
 ) -> Result<(), Fault> {
     let proof = keccak256([PROOF_PREFIX, cka_id.as_bytes()].concat());
     sign_digest(session, handle, &proof, pinned).map(drop)
+}
+
+/// Whether the configured wrapping key is there and as it must be.
+fn check_wrapping(shared: &Shared, session: &OpenSession) -> Result<(), Fault> {
+    shared.wrapping.usable(session, shared.keyring.generation()).map(drop)
 }
 
 /// What the token says of itself, and the names of what lies in it.

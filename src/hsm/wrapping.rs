@@ -111,6 +111,11 @@ impl Wrapping {
         found.map_err(Fault::from)
     }
 
+    /// Looks again at the next use: one was made now.
+    pub(super) fn forget(&self) {
+        *lock(&self.looked) = None;
+    }
+
     /// The wrapping key, for a blob that says under which one it was wrapped.
     pub(super) fn usable_for(
         &self,
@@ -375,6 +380,43 @@ fn must_not_unwrap_readable(session: &Session, key: &WrappingKey) -> Result<(), 
         Err(error) if is_about_the_template(&error) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// What the token tells of a wrapping key, right or wrong, by the standard's names; `None` if it has no secret
+/// key with this id.
+pub(super) fn describe_wrapping(
+    session: &Session,
+    id: &CkaId,
+) -> Result<Option<BTreeMap<String, String>>, Fault> {
+    let template = [
+        Attribute::Token(true),
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::Id(id.as_bytes().to_vec()),
+    ];
+    let [handle] = *session.find_objects(&template)?.as_slice() else {
+        return Ok(None);
+    };
+    let all = [
+        ("CKA_SENSITIVE", AttributeType::Sensitive),
+        ("CKA_EXTRACTABLE", AttributeType::Extractable),
+        ("CKA_ALWAYS_SENSITIVE", AttributeType::AlwaysSensitive),
+        ("CKA_NEVER_EXTRACTABLE", AttributeType::NeverExtractable),
+        ("CKA_PRIVATE", AttributeType::Private),
+        ("CKA_TRUSTED", AttributeType::Trusted),
+        ("CKA_WRAP", AttributeType::Wrap),
+        ("CKA_UNWRAP", AttributeType::Unwrap),
+        ("CKA_ENCRYPT", AttributeType::Encrypt),
+        ("CKA_DECRYPT", AttributeType::Decrypt),
+        ("CKA_SIGN", AttributeType::Sign),
+        ("CKA_DERIVE", AttributeType::Derive),
+    ];
+    let mut told = BTreeMap::new();
+    for (name, attribute) in all {
+        let value = flag(session, handle, attribute)?;
+        let value = value.map_or_else(|| "unknown".to_owned(), |value| value.to_string());
+        told.insert(name.to_owned(), value);
+    }
+    Ok(Some(told))
 }
 
 /// One flag, asked for alone; `None` where the module does not tell it.

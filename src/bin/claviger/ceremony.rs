@@ -1,7 +1,6 @@
 //! `claviger key ceremony`: makes the keys of a reviewed plan, and signs what was made.
 
-use crate::audit::compare_memory;
-use crate::audit::{key_failure, reader};
+use crate::audit::{compare_memory, key_failure, reader};
 use crate::{softhsm, world};
 use claviger::app::{App, ceremony, create_key, suspension};
 use claviger::audit::ceremony::RECORD_BYTES_MAX;
@@ -14,7 +13,7 @@ use claviger::cli::ceremony::{
 use claviger::cli::{Failure, load, print};
 use claviger::config::ceremony as plans;
 use claviger::config::server::ServerConfig;
-use claviger::core::ceremony::{About, Plan, Record, RecordedPlan};
+use claviger::core::ceremony::{About, Plan, Record, RecordedPlan, RecordedWrappingKey, principal};
 use claviger::core::id::HsmName;
 use claviger::core::key_report::TokenReport;
 use claviger::core::policy::Bundle;
@@ -114,7 +113,7 @@ impl Place {
                 StoreError::Held(_) => Failure::new(
                     "the server is running on this SQLite database: stop it first; nothing was made",
                 ),
-                other => other.into(),
+                other => Failure::new(other.to_string()),
             })?
         };
         let signer = if is_dry {
@@ -180,6 +179,13 @@ impl Place {
     }
 
     async fn carry_out(&self, plan: &Plan, open: &OpenCeremony) -> Result<(), Failure> {
+        for key in &plan.wrapping_keys {
+            let place = key.place(open.id);
+            let made = self.hsm.make_wrapping_key(&place, &key.label).await;
+            made.map_err(|error| Failure::of(&key.label, error))?;
+            print::note(&format!("made wrapping key {}", key.label));
+            claviger::failpoint!("ceremony.after_wrapping_key");
+        }
         for key in &plan.keys {
             let made = ceremony::make_key(&self.app, open, key).await;
             let made = made.map_err(|error| Failure::of(&key.label, error))?;
@@ -198,6 +204,18 @@ impl Place {
         let plan = plans::parse(&open.plan).map_err(|error| Failure::of("the plan", error))?;
         let tokens = self.tokens(&plan).await?;
         create_key::finish_begun(&self.app).await.map_err(failed)?;
+        // What is still begun is finished later, and would then be missing in the record.
+        let begun = look(&*self.store, "unfinished_keys", |unit| {
+            Box::pin(async move { unit.unfinished_keys().await })
+        });
+        let begun = begun.await.map_err(failed)?;
+        let ours = principal(open.id);
+        if let Some(key) = begun.iter().find(|key| key.principal == ours) {
+            return Err(Failure::new(format!(
+                "key `{}` was begun, and the HSM does not finish it; see `claviger doctor`",
+                key.label
+            )));
+        }
         let ending = Ending { outcome: "interrupted", reason: args.end_interrupted.as_deref() };
         self.end(args, &plan, &open, &tokens, ending).await
     }
@@ -212,9 +230,13 @@ impl Place {
         ending: Ending<'_>,
     ) -> Result<(), Failure> {
         let keys = ceremony::made(&self.app, open).await.map_err(failed)?;
+        let wrapping_keys = self.wrapping_keys(plan, open).await?;
+        let planned = plan.wrapping_keys.iter().map(|key| key.label.clone());
+        let is_made = |label: &String| wrapping_keys.iter().any(|key| key.label == *label);
+        let mut not_made: Vec<String> = planned.filter(|label| !is_made(label)).collect();
         let planned = plan.keys.iter().map(|key| key.label.clone());
         let is_made = |label: &String| keys.iter().any(|key| key.label == *label);
-        let not_made: Vec<String> = planned.filter(|label| !is_made(label)).collect();
+        not_made.extend(planned.filter(|label| !is_made(label)));
         let record = Record {
             ceremony: About {
                 id: open.id.to_string(),
@@ -230,7 +252,7 @@ impl Place {
             },
             present: plan.present.clone(),
             tokens: ceremony::recorded(tokens),
-            wrapping_keys: Vec::new(),
+            wrapping_keys,
             keys,
             plan: RecordedPlan::of(&plan.text),
         };
@@ -249,10 +271,30 @@ impl Place {
                     out.display()
                 ))
             })?;
-            more.push(("record", out.display().to_string()));
+            more.push(("written to", out.display().to_string()));
         }
         show_record(&record, &self.origin, &more, args.json);
         Ok(())
+    }
+
+    /// The wrapping keys of the plan that are in their tokens, as these tell them.
+    async fn wrapping_keys(
+        &self,
+        plan: &Plan,
+        open: &OpenCeremony,
+    ) -> Result<Vec<RecordedWrappingKey>, Failure> {
+        let mut found = Vec::new();
+        for key in &plan.wrapping_keys {
+            let place = key.place(open.id);
+            let told = self.hsm.describe_wrapping_key(&place).await.map_err(failed)?;
+            found.extend(told.map(|attributes| RecordedWrappingKey {
+                label: key.label.clone(),
+                hsm: key.hsm.to_string(),
+                cka_id: hex::encode(place.cka_id.as_bytes()),
+                attributes,
+            }));
+        }
+        Ok(found)
     }
 
     /// Moves what waits into the log and has it signed; answers how many leaves are. Beside a running server,

@@ -1,32 +1,88 @@
 //! `claviger doctor`: one line for each thing that must be right, and what to do where it is not.
 
+mod keys;
+
 use crate::{audit, softhsm, world};
 use claviger::cli::args::ReportArgs;
 use claviger::cli::{Failure, load, print};
 use claviger::config::server::ServerConfig;
 use claviger::core::id::ChainId;
-use claviger::hsm::Hsm;
+use claviger::hsm::Diagnosis;
 use claviger::ports::chain::BlockAt;
 use claviger::ports::clock::Clock;
-use claviger::ports::signer::Signer;
-use claviger::ports::store::{StoreError, look};
+use claviger::ports::store::{Store, StoreError, look};
 use claviger::system::SystemClock;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// How far our clock may be from a chain's newest block before it is worth a word, in seconds.
 const CLOCK_S_MAX: i64 = 600;
 
-struct Finding {
-    what: String,
-    result: Result<String, String>,
+/// What became of one check.
+enum Outcome {
+    Right(String),
+    Wrong {
+        what: String,
+        /// What to do, where that is not in what is wrong.
+        advice: Option<String>,
+    },
+    /// Something else is wrong that has to be put right first.
+    NotChecked(String),
 }
 
-type Findings = Vec<Finding>;
+struct Finding {
+    what: String,
+    outcome: Outcome,
+}
 
-fn add(findings: &mut Findings, what: impl Into<String>, result: Result<String, String>) {
-    findings.push(Finding { what: what.into(), result });
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, what: impl Into<String>, result: Result<String, String>) {
+        let outcome = match result {
+            Ok(text) => Outcome::Right(text),
+            Err(what) => Outcome::Wrong { what, advice: None },
+        };
+        self.0.push(Finding { what: what.into(), outcome });
+    }
+
+    fn wrong(&mut self, what: impl Into<String>, wrong: Diagnosis) {
+        let Diagnosis { what: is, advice } = wrong;
+        let outcome = Outcome::Wrong { what: is, advice: Some(advice) };
+        self.0.push(Finding { what: what.into(), outcome });
+    }
+
+    fn not_checked(&mut self, what: impl Into<String>, why: impl Into<String>) {
+        self.0.push(Finding { what: what.into(), outcome: Outcome::NotChecked(why.into()) });
+    }
+}
+
+impl Finding {
+    fn json(&self) -> Value {
+        match &self.outcome {
+            Outcome::Right(text) => json!({ "check": self.what, "ok": true, "detail": text }),
+            Outcome::Wrong { what, advice } => {
+                json!({ "check": self.what, "ok": false, "detail": what, "advice": advice })
+            }
+            // Neither right nor wrong.
+            Outcome::NotChecked(why) => json!({ "check": self.what, "ok": null, "detail": why }),
+        }
+    }
+
+    fn row(&self) -> Vec<String> {
+        let (word, text) = match &self.outcome {
+            Outcome::Right(text) => ("ok", text.clone()),
+            Outcome::Wrong { what, advice: None } => ("FAIL", what.clone()),
+            Outcome::Wrong { what, advice: Some(advice) } => {
+                ("FAIL", format!("{what}. To do: {advice}"))
+            }
+            Outcome::NotChecked(why) => ("--", format!("not checked: {why}")),
+        };
+        vec![word.to_owned(), self.what.clone(), text]
+    }
 }
 
 /// Checks everything and prints it. Changes nothing.
@@ -36,33 +92,19 @@ fn add(findings: &mut Findings, what: impl Into<String>, result: Result<String, 
 pub fn run(args: &ReportArgs) -> Result<(), Failure> {
     let config = load::config(&args.config)?;
     softhsm::with_its_environment(&config)?;
-    let mut findings = Findings::new();
+    let mut findings = Findings::default();
     crate::block_on(1, async {
         check(&args.config, &config, &mut findings).await;
         Ok(())
     })?;
-    let failed = findings.iter().filter(|finding| finding.result.is_err()).count();
+    let Findings(findings) = findings;
+    let is_wrong = |finding: &&Finding| matches!(finding.outcome, Outcome::Wrong { .. });
+    let failed = findings.iter().filter(is_wrong).count();
     if args.json {
-        let shown: Vec<_> = findings
-            .iter()
-            .map(|finding| match &finding.result {
-                Ok(text) => json!({ "check": finding.what, "ok": true, "detail": text }),
-                Err(text) => json!({ "check": finding.what, "ok": false, "detail": text }),
-            })
-            .collect();
+        let shown: Vec<_> = findings.iter().map(Finding::json).collect();
         print::json(&json!({ "ok": failed == 0, "checks": shown }));
     } else {
-        let rows: Vec<Vec<String>> = findings
-            .iter()
-            .map(|finding| {
-                let (word, text) = match &finding.result {
-                    Ok(text) => ("ok", text),
-                    Err(text) => ("FAIL", text),
-                };
-                vec![word.to_owned(), finding.what.clone(), text.clone()]
-            })
-            .collect();
-        print::table(&rows);
+        print::table(&findings.iter().map(Finding::row).collect::<Vec<_>>());
     }
     if failed == 0 {
         return Ok(());
@@ -71,37 +113,28 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
 }
 
 async fn check(path: &Path, config: &ServerConfig, findings: &mut Findings) {
-    add(findings, "configuration", Ok(path.display().to_string()));
+    findings.add("configuration", Ok(path.display().to_string()));
     let bundle = load::both(path).map(|(_, bundle)| {
         format!("{} {:#x}, {} case(s) pass", bundle.version(), bundle.hash(), bundle.cases().len())
     });
-    add(findings, "policy bundle", bundle.map_err(|e| e.to_string()));
-    for hsm in &config.hsm {
-        add(findings, format!("PIN file of {}", hsm.name), private(&hsm.pin_file));
-    }
+    findings.add("policy bundle", bundle.map_err(|e| e.to_string()));
     if let Some(development) = &config.auth.development {
-        add(findings, "development issuer", private(&development.key_file));
+        findings.add("development issuer", private(&development.key_file));
     }
     if let Some(tls) = &config.server.tls {
-        add(findings, "TLS key", private(&tls.key_file));
+        findings.add("TLS key", private(&tls.key_file));
     }
-    let hsm = world::hsm(config).await;
-    match &hsm {
-        Ok(hsm) => {
-            let health = hsm.health().await;
-            add(findings, "HSM", health.map_err(|e| e.to_string()));
-        }
-        Err(error) => add(findings, "HSM", Err(error.to_string())),
-    }
-    database(config, hsm.ok().as_deref(), findings).await;
-    add(findings, "audit log", audit::check(config).await);
-    add(findings, "reconciliation", waits(config).await);
+    let store = database(config, findings).await;
+    keys::check(config, store.as_deref(), findings).await;
+    drop(store);
+    findings.add("audit log", audit::check(config).await);
+    findings.add("reconciliation", waits(config).await);
     if world::store_url(config).is_ok_and(|url| url.starts_with("postgres")) {
-        add(findings, "replication", replication(config).await);
+        findings.add("replication", replication(config).await);
     }
     for section in &config.chains {
         let what = format!("chain {}", section.name);
-        add(findings, what, chain(section).await);
+        findings.add(what, chain(section).await);
     }
 }
 
@@ -118,41 +151,24 @@ fn private(path: &Path) -> Result<String, String> {
     ))
 }
 
-async fn database(config: &ServerConfig, hsm: Option<&Hsm>, findings: &mut Findings) {
-    let store = match world::store(config).await {
-        Ok(store) => store,
+/// The database, for what is looked up in it.
+async fn database(config: &ServerConfig, findings: &mut Findings) -> Option<Arc<dyn Store>> {
+    match world::store(config).await {
+        Ok(store) => {
+            let ping = store.ping().await;
+            let answers = ping.map(|()| "answers".to_owned()).map_err(|e| e.to_string());
+            findings.add("database", answers);
+            Some(store)
+        }
         Err(StoreError::Held(_)) => {
-            let text = "in use by a running server; ask its /readyz, and list its keys with \
-                        `claviger key list`";
-            add(findings, "database", Ok(text.to_owned()));
-            return;
+            let text = "in use by a running server; it is only read here";
+            findings.add("database", Ok(text.to_owned()));
+            audit::reader(config).await.ok()
         }
         Err(error) => {
-            add(findings, "database", Err(error.to_string()));
-            return;
+            findings.add("database", Err(error.to_string()));
+            None
         }
-    };
-    let ping = store.ping().await;
-    add(findings, "database", ping.map(|()| "answers".to_owned()).map_err(|e| e.to_string()));
-    let keys = look(&*store, "keys", |unit| Box::pin(async move { unit.keys().await })).await;
-    let keys = match keys {
-        Ok(keys) => keys,
-        Err(error) => {
-            add(findings, "keys", Err(error.to_string()));
-            return;
-        }
-    };
-    if keys.is_empty() {
-        let text = "none yet; make one with `claviger key create` while the server runs";
-        add(findings, "keys", Ok(text.to_owned()));
-    }
-    for key in keys {
-        let what = format!("key {}", key.label);
-        let proof = match hsm {
-            None => Err("the HSM is not available".to_owned()),
-            Some(hsm) => hsm.enroll(&key).await.map_err(|e| e.to_string()),
-        };
-        add(findings, what, proof.map(|()| format!("{:#x} signs and verifies", key.address)));
     }
 }
 
