@@ -381,7 +381,7 @@ fn who_has_a_session_cannot_read_a_wrapped_key() {
         // Nor can the wrapping key be made to serve otherwise.
         for change in [Attribute::Decrypt(true), Attribute::Encrypt(true), Attribute::Sign(true)] {
             refused(
-                session.update_attributes(wrapping, &[change.clone()]),
+                session.update_attributes(wrapping, std::slice::from_ref(&change)),
                 &[RvError::ActionProhibited, RvError::AttributeReadOnly],
             );
             refused(

@@ -46,7 +46,7 @@ statements! {
     KEYS_PAGE = "SELECT * FROM operator_keys WHERE state <> 'creating' AND id > $1 \
         AND (group_name = $2 OR $2 IS NULL) AND (hsm = $3 OR $3 IS NULL) \
         AND (state = $4 OR $4 IS NULL) \
-        AND ($5 IS NULL OR ($5 = 'wrapped') = (wrapped IS NOT NULL)) \
+        AND (($5 = 'wrapped') = (wrapped IS NOT NULL) OR $5 IS NULL) \
         ORDER BY id LIMIT $6";
     GROUP_UP_TO = "SELECT COUNT(*) AS n FROM (SELECT 1 FROM operator_keys \
         WHERE group_name = $1 AND state = 'active' LIMIT $2) few";
