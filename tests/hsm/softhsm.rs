@@ -109,6 +109,7 @@ impl Token {
     }
 
     /// Makes a wrapping key with this id.
+    #[allow(dead_code, reason = "for the tests of wrapped keys")]
     pub fn wrapping_key(&self, id: &CkaId) -> MadeWrappingKey {
         make_wrapping_key(&module(), LABEL, &self.pin_file, id, "wrapping").unwrap()
     }

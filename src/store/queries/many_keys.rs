@@ -39,14 +39,14 @@ statements! {
     KEY_AT = "SELECT * FROM operator_keys WHERE state <> 'creating' AND address = $1";
     OLDEST_OF = "SELECT * FROM operator_keys WHERE group_name = $1 AND state = 'active' \
         ORDER BY created_at, id LIMIT 1";
-    TOKEN_KEYS = "SELECT * FROM operator_keys WHERE state <> 'creating' AND wrapped IS NULL \
+    TOKEN_KEYS = "SELECT * FROM operator_keys WHERE wrapped_under IS NULL AND state <> 'creating' \
         ORDER BY created_at, id";
     WRAPPED_UNDER = "SELECT hsm, wrapped_under, COUNT(*) AS n FROM operator_keys \
-        WHERE wrapped_under IS NOT NULL GROUP BY hsm, wrapped_under ORDER BY hsm, wrapped_under";
+        WHERE wrapped_under IS NOT NULL GROUP BY wrapped_under, hsm ORDER BY hsm, wrapped_under";
     KEYS_PAGE = "SELECT * FROM operator_keys WHERE state <> 'creating' AND id > $1 \
         AND (group_name = $2 OR $2 IS NULL) AND (hsm = $3 OR $3 IS NULL) \
         AND (state = $4 OR $4 IS NULL) \
-        AND ($5 IS NULL OR ($5 = 'wrapped') = (wrapped IS NOT NULL)) \
+        AND (($5 = 'wrapped') = (wrapped IS NOT NULL) OR $5 IS NULL) \
         ORDER BY id LIMIT $6";
     GROUP_UP_TO = "SELECT COUNT(*) AS n FROM (SELECT 1 FROM operator_keys \
         WHERE group_name = $1 AND state = 'active' LIMIT $2) few";
