@@ -101,7 +101,7 @@ fn news(hsm: &Hsm) -> Vec<&'static str> {
 fn quick() -> Limits {
     Limits {
         keep_alive: Duration::from_millis(40),
-        stalled: Duration::from_millis(300),
+        stalled: Duration::from_millis(1_500),
         ..Limits::default()
     }
 }
@@ -432,6 +432,9 @@ fn import(label: &str, key: &SigningKey, id: &CkaId) {
         Attribute::Sensitive(true),
         Attribute::Extractable(false),
         Attribute::Sign(true),
+        Attribute::Decrypt(false),
+        Attribute::Unwrap(false),
+        Attribute::Derive(false),
         Attribute::Value(key.to_bytes().to_vec()),
     ]);
     session.create_object(&private).unwrap();
