@@ -18,6 +18,7 @@ mod softhsm;
 
 use alloy::primitives::{Address, keccak256};
 use claviger::core::evm::message::message_bytes;
+use claviger::core::id::HsmName;
 use claviger::core::key::{CkaId, OperatorKey};
 use claviger::core::permit::RawSignature;
 use claviger::hsm::{Activity, Hsm, HsmConfig};
@@ -60,6 +61,15 @@ async fn assert_signs(hsm: &Hsm, key: &OperatorKey, text: &str) {
     assert_signed_by(key, text, &signature);
 }
 
+/// Waits until something is so.
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < limit, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 fn unusable<T: std::fmt::Debug>(answer: Result<T, SignerError>) -> String {
     match answer {
         Err(SignerError::KeyUnusable(why)) => why,
@@ -69,7 +79,8 @@ fn unusable<T: std::fmt::Debug>(answer: Result<T, SignerError>) -> String {
 
 fn unavailable<T: std::fmt::Debug>(answer: Result<T, SignerError>) -> String {
     match answer {
-        Err(SignerError::Unavailable(why)) => why,
+        Err(SignerError::Unavailable(why) | SignerError::Condemned(why)) => why,
+        Err(SignerError::Down { reason, .. }) => reason,
         other => panic!("not Unavailable: {other:?}"),
     }
 }
@@ -360,20 +371,30 @@ fn a_lost_login_and_lost_sessions_come_back_and_the_keys_are_checked_again() {
 #[test]
 fn a_module_that_was_restarted_is_found_again() {
     in_own_process("a_module_that_was_restarted_is_found_again", async |token: Token| {
-        // One session: handles of sessions begin anew too, and two would be taken for each other.
-        let hsm = token.open(1, 4);
-        let key = new_key(&hsm, 1).await;
+        let hsm = token.open(2, 64);
+        let keys = [new_key(&hsm, 1).await, new_key(&hsm, 2).await];
         Outsider::new().0.finalize().unwrap();
-        let why = unavailable(hsm.sign(permit(&key, "down")).await);
+        let why = unavailable(hsm.sign(permit(&keys[0], "down")).await);
         assert!(why.contains("CKR_CRYPTOKI_NOT_INITIALIZED"), "{why}");
-        assert!(unavailable(hsm.health().await).contains("CKR_"));
+        // It is initialised again by itself, and keys are found again.
+        until("the module is back", || hsm.is_up(&HsmName::default()).is_ok()).await;
+        assert_signs(&hsm, &keys[0], "up again").await;
+        let restarts = "claviger_hsm_recoveries_total{rung=\"restart\"}";
+        assert!((token.metric(restarts) - 1.0).abs() < 0.1);
+        // Somebody else does both: sessions and handles begin anew, with the numbers of the old ones.
         let flags = cryptoki::context::CInitializeFlags::OS_LOCKING_OK;
-        let arguments = cryptoki::context::CInitializeArgs::new(flags);
-        Outsider::new().0.initialize(arguments).unwrap();
-        assert_signs(&hsm, &key, "up again").await;
-        Outsider::new().0.finalize().unwrap();
-        Outsider::new().0.initialize(arguments).unwrap();
-        assert_signs(&hsm, &key, "restarted at once").await;
+        for round in 0..10 {
+            Outsider::new().0.finalize().unwrap();
+            let arguments = cryptoki::context::CInitializeArgs::new(flags);
+            Outsider::new().0.initialize(arguments).unwrap();
+            let texts: Vec<_> = (0..16).map(|n| format!("{round}/{n}")).collect();
+            let signing = texts.iter().zip(keys.iter().cycle());
+            join_all(signing.map(|(text, key)| assert_signs(&hsm, key, text))).await;
+        }
+        assert!((token.metric(restarts) - 1.0).abs() < 0.1, "no job has failed since");
+        let wrong = token.metric("claviger_hsm_signatures_total{raw=\"wrong\"}");
+        assert!(wrong < 0.5, "{wrong}");
+        assert!((token.metric("claviger_hsm_sessions") - 2.0).abs() < 0.1);
     });
 }
 

@@ -94,6 +94,7 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
     // What is mined need not be sendable any more.
     if repeated.is_none() {
         sendable?;
+        signers::must_be_up(app, &key)?;
     }
     let row = new_transaction(id, &command, &key, &request, &verdict, now)?;
     let binding = KeyBinding { scope, key: command.key, body_hash: command.body_hash, request: id };

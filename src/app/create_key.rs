@@ -31,6 +31,7 @@ pub struct CreateKey {
 /// An unknown group, a bad label, or the HSM or the store not answering.
 pub async fn create(app: &App, command: CreateKey) -> Result<OperatorKey, AppError> {
     check_asked(app, command.group.as_ref(), &command.hsm, &command.label)?;
+    app.signer.is_up(&command.hsm)?;
     let key = NewKey {
         id: KeyId::new(app.entropy.uuid()),
         hsm: command.hsm,

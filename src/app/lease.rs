@@ -44,6 +44,12 @@ impl Leases {
         }
     }
 
+    /// This process, in leases and leaves.
+    #[must_use]
+    pub const fn holder(&self) -> HolderId {
+        self.holder
+    }
+
     /// Whether a lane with this lease is another process's to work.
     #[must_use]
     pub fn is_foreign(&self, lease: Option<(HolderId, Timestamp)>, now: Timestamp) -> bool {

@@ -14,6 +14,7 @@ pub mod error;
 pub mod evaluate;
 pub mod finality;
 pub mod follow;
+pub mod hsm_events;
 pub mod import_key;
 pub mod inclusion;
 pub mod key_leaf;

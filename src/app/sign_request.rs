@@ -16,7 +16,6 @@ use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::ports::chain::BlockAt;
 use crate::ports::chain::ChainError;
-use crate::ports::signer::SignerError;
 use crate::ports::store::{
     Bound, End, KeyBinding, LaneKey, LimitExceeded, NewAttempt, NewSignatureRequest, SignatureRow,
     StoreError, Suspension, Unit, unit,
@@ -87,6 +86,7 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
             return Err(ChainError::Unavailable(reason).into());
         }
     }
+    signers::must_be_up(app, &key)?;
     let binding =
         command.key.map(|key| KeyBinding { scope, key, body_hash: command.body_hash, request: id });
     let decision = Arc::new(Decision {
@@ -147,7 +147,13 @@ pub(crate) async fn judge(
 ) -> Result<Judged, AppError> {
     let mut keys = signers::named(app, &command.signer).await?;
     keys.sort_by_key(|key| key.created_at);
-    let key = keys.into_iter().next().ok_or(AppError::NotFound)?;
+    // A transaction is of its account. Messages of a group are signed by a key that can.
+    let can = |key: &&OperatorKey| app.signer.ready(key).is_ok();
+    let able = match &command.intent {
+        Intent::Transaction(_) => None,
+        Intent::Message { .. } | Intent::TypedData { .. } => keys.iter().find(can).cloned(),
+    };
+    let key = able.or_else(|| keys.into_iter().next()).ok_or(AppError::NotFound)?;
     let payload = payload(&command.intent)?;
     let request = PolicyRequest {
         principal: command.principal.clone(),
@@ -172,12 +178,7 @@ async fn attempt(
             SignOutcome::Signed(Box::new(SignatureRow { new, attempt: signed.attempt }))
         })),
         Ok(None) => elsewhere(app, id).await,
-        Err(AppError::Signer(
-            error @ (SignerError::Overloaded
-            | SignerError::Unavailable(_)
-            | SignerError::KeyUnusable(_)
-            | SignerError::WrongSignature),
-        )) => {
+        Err(AppError::Signer(error)) => {
             tracing::warn!(request = %id, %error, "decided, not signed yet");
             Ok(SignOutcome::Pending(id))
         }

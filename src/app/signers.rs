@@ -51,6 +51,18 @@ pub fn parse_address(text: &str) -> Option<Address> {
     Address::parse_checksummed(text, None).ok()
 }
 
+/// Nothing new is taken for a key whose token is known to be down. One that this server cannot use, and
+/// another may, does not stand in the way.
+///
+/// # Errors
+/// When its token is down, and none stands by for it.
+pub(crate) fn must_be_up(app: &App, key: &OperatorKey) -> Result<(), AppError> {
+    match app.signer.ready(key) {
+        Err(error) if error.is_unavailable() => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
 /// Why a request is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
@@ -103,6 +115,8 @@ pub async fn least_busy(
                 (if lane.halted { 2 } else { u8::from(waits) }, load)
             }
         };
+        // And a key that cannot sign now only if none can.
+        let load = if app.signer.ready(&key).is_err() { (3, load.1) } else { load };
         if best.as_ref().is_none_or(|(least, _)| load < *least) {
             best = Some((load, key));
         }

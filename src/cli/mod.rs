@@ -1,5 +1,5 @@
 //! Operator commands: one file per command. They print results to standard output and everything else to
-//! standard error; 2 is bad usage, 1 is failure.
+//! standard error; 2 is bad usage, 1 is failure, 78 a failure that starting again makes worse.
 
 pub mod args;
 pub mod audit;
@@ -18,23 +18,40 @@ use crate::ports::store::StoreError;
 
 /// A command that failed, in a sentence for people.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Failure(String);
+#[error("{text}")]
+pub struct Failure {
+    text: String,
+    for_good: bool,
+}
+
+/// `EX_CONFIG` of sysexits.h.
+const FOR_GOOD: u8 = 78;
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self(error.to_string())
+        Self::new(error.to_string())
     }
 }
 
 impl Failure {
     /// A failure.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self { text: text.into(), for_good: false }
+    }
+
+    /// A failure that a person must look at before the program is started again: each start may make it worse.
+    pub fn for_good(text: impl Into<String>) -> Self {
+        Self { text: text.into(), for_good: true }
     }
 
     /// A failure with its cause.
     pub fn of(what: &str, error: impl std::fmt::Display) -> Self {
-        Self(format!("{what}: {error}"))
+        Self::new(format!("{what}: {error}"))
+    }
+
+    /// The exit code.
+    #[must_use]
+    pub const fn code(&self) -> u8 {
+        if self.for_good { FOR_GOOD } else { 1 }
     }
 }

@@ -32,6 +32,11 @@ pub struct HsmSection {
     /// Requests that may wait for a session before callers get 503.
     #[serde(default = "default_queue")]
     pub queue: usize,
+    /// This token has the keys of that one too, and signs by them while that one does not.
+    pub standby_for: Option<HsmName>,
+    /// Opens all sessions for writing: some modules have no others.
+    #[serde(default)]
+    pub read_write_sessions: bool,
     /// SoftHSM only: its configuration file. The server sets `SOFTHSM2_CONF` to it.
     pub softhsm_conf: Option<PathBuf>,
     /// The `CKA_ID`, in hex, of the key that wraps others: with it, keys may be kept wrapped in the database.
@@ -181,6 +186,9 @@ pub(super) fn findings(sections: &[HsmSection], say: &mut impl FnMut(String)) {
         if !(1..=64).contains(&section.sessions) || !(1..=65_536).contains(&section.queue) {
             say(format!("[[hsm]] `{name}`: sessions must be 1 to 64 and queue 1 to 65536"));
         }
+        if let Some(home) = &section.standby_for {
+            stands_by(section, home, sections, say);
+        }
         if section.wrapping_key.is_some() && section.wrapping_id().is_none() {
             say(format!("[[hsm]] `{name}`: wrapping_key must be a CKA_ID in hex, 1 to 64 bytes"));
         }
@@ -207,6 +215,27 @@ pub(super) fn findings(sections: &[HsmSection], say: &mut impl FnMut(String)) {
     }
     if confs.len() > 1 {
         say("[[hsm]] softhsm_conf must be one file: SoftHSM has one in a process".to_owned());
+    }
+}
+
+/// A standby is another token than its home, the only one, and has none of its own.
+fn stands_by(
+    section: &HsmSection,
+    home: &HsmName,
+    sections: &[HsmSection],
+    say: &mut impl FnMut(String),
+) {
+    let name = &section.name;
+    let mut wrong = |why: &str| say(format!("[[hsm]] `{name}`: standby_for `{home}` {why}"));
+    match sections.iter().find(|it| it.name == *home) {
+        _ if home == name => wrong("is itself"),
+        None => wrong("is not configured"),
+        Some(it) if it.standby_for.is_some() => wrong("stands by for another one itself"),
+        Some(_) => {}
+    }
+    let others = sections.iter().filter(|it| it.standby_for.as_ref() == Some(home));
+    if others.count() > 1 {
+        wrong("has another standby: one is enough");
     }
 }
 
@@ -249,6 +278,24 @@ mod tests {
         assert_eq!(found.len(), 3, "{found:?}");
         assert!(told("hsm = []").unwrap().1[0].contains("missing"));
         assert!(told("hsm = 'x'").unwrap_err().contains("several `[[hsm]]`"));
+    }
+
+    #[test]
+    fn a_standby_is_another_token_than_its_home_and_has_no_standby_itself() {
+        let three = |a: &str, b: &str, c: &str| {
+            let one = |name: &str, more: &str| {
+                let token = TOKEN.replacen("'t'", &format!("'{name}'"), 1);
+                format!("[[hsm]]\nname = '{name}'\n{token}{more}\n")
+            };
+            told(&[one("a", a), one("b", b), one("c", c)].concat()).unwrap().1
+        };
+        assert_eq!(three("", "standby_for = 'a'", "read_write_sessions = true"), [""; 0]);
+        assert!(three("standby_for = 'a'", "", "")[0].contains("is itself"));
+        assert!(three("", "standby_for = 'x'", "")[0].contains("is not configured"));
+        let chain = three("", "standby_for = 'a'", "standby_for = 'b'");
+        assert!(chain[0].contains("stands by for another one"), "{chain:?}");
+        let two = three("", "standby_for = 'a'", "standby_for = 'a'");
+        assert!(two.len() == 2 && two[0].contains("another standby"), "{two:?}");
     }
 
     #[test]

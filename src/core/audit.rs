@@ -52,6 +52,10 @@ pub enum LeafKind {
     KeyCeremony,
     /// Something that a person must look at: a lane stopped, a key missing.
     Alarm,
+    /// A token does not answer any more: one for each outage and server.
+    HsmDown,
+    /// It answers again.
+    HsmUp,
     /// An operator compared a restored or halted database with the chain: what was found, what was made of
     /// it, and the signed checkpoint that the log does not continue, if there is one.
     Reconciled,
@@ -59,7 +63,7 @@ pub enum LeafKind {
 
 impl LeafKind {
     /// All kinds.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Decided,
         Self::Signed,
         Self::Denied,
@@ -69,6 +73,8 @@ impl LeafKind {
         Self::KeyImported,
         Self::KeyCeremony,
         Self::Alarm,
+        Self::HsmDown,
+        Self::HsmUp,
         Self::Reconciled,
     ];
 
@@ -91,6 +97,8 @@ impl LeafKind {
             Self::KeyImported => "KEY_IMPORTED",
             Self::KeyCeremony => "KEY_CEREMONY",
             Self::Alarm => "ALARM",
+            Self::HsmDown => "HSM_DOWN",
+            Self::HsmUp => "HSM_UP",
             Self::Reconciled => "RECONCILED",
         }
     }
@@ -247,6 +255,8 @@ mod tests {
                 | LeafKind::KeyImported
                 | LeafKind::KeyCeremony
                 | LeafKind::Alarm
+                | LeafKind::HsmDown
+                | LeafKind::HsmUp
                 | LeafKind::Reconciled => {}
             }
         }

@@ -81,6 +81,7 @@ pub enum PermitError {
 /// The right to sign. Not `Clone`, not `Copy`; spent by [`Permit::open`].
 #[derive(Debug)]
 pub struct Permit {
+    request: RequestId,
     key: KeyId,
     public_key: PublicKey,
     hsm: HsmName,
@@ -91,6 +92,8 @@ pub struct Permit {
 /// What the HSM room needs: which key, and the digest computed from the permit's own bytes.
 #[derive(Debug)]
 pub struct OpenPermit {
+    /// Whose request; for alarms.
+    pub request: RequestId,
     /// The key.
     pub key: KeyId,
     /// The public key that the signature must recover to.
@@ -121,6 +124,7 @@ impl Permit {
             return Err(PermitError::WrongKind(record.request, record.kind.name()));
         }
         Ok(Self {
+            request: record.request,
             key: record.key,
             public_key: record.public_key,
             hsm: record.hsm,
@@ -151,6 +155,7 @@ impl Permit {
     #[must_use]
     pub fn open(self) -> OpenPermit {
         OpenPermit {
+            request: self.request,
             key: self.key,
             public_key: self.public_key,
             custody: self.custody,

@@ -3,7 +3,8 @@
 //! The PIN is sent once at most, and never where the token says that the next wrong one locks it.
 
 use crate::hsm::HsmConfig;
-use crate::hsm::fault::{condemns_pin, describe, return_value};
+use crate::hsm::errors::Class;
+use crate::hsm::fault::{class, describe, return_value};
 use crate::hsm::pin::read_pin;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -175,7 +176,7 @@ fn refused(error: &Error, pin_file: &Path) -> Diagnosis {
                 pin_file.display()
             ),
         ),
-        _ if condemns_pin(error) => diagnosis(
+        _ if class(error) == Class::PinCondemned => diagnosis(
             format!(
                 "the token refuses the PIN ({told}); it was tried once, and is not tried again"
             ),

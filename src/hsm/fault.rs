@@ -1,5 +1,6 @@
 //! What can go wrong on an HSM thread, and what is to be done about it.
 
+use crate::hsm::errors::{Class, class_of, meaning};
 use crate::ports::signer::SignerError;
 use cryptoki::error::{Error, RvError};
 
@@ -52,7 +53,7 @@ pub(super) fn describe(error: &Error) -> String {
 }
 
 /// The name in the standard: `PinIncorrect` is `CKR_PIN_INCORRECT`.
-fn ckr_name(value: RvError) -> String {
+pub(super) fn ckr_name(value: RvError) -> String {
     match value {
         RvError::VendorDefined(code) => return format!("CKR_VENDOR_DEFINED ({code:#x})"),
         RvError::UnknownErrorCode(code) => return format!("unknown return value {code:#x}"),
@@ -76,48 +77,31 @@ pub(super) const fn return_value(error: &Error) -> Option<RvError> {
     }
 }
 
-/// Whether a new session, a login and a fresh look at the handles can cure it (the first
-/// rungs of the ladder).
-pub(super) fn is_curable(error: &Error) -> bool {
-    handles_lost(error)
-        || matches!(
-            return_value(error),
-            Some(
-                RvError::SessionHandleInvalid
-                    | RvError::SessionClosed
-                    | RvError::UserNotLoggedIn
-                    | RvError::OperationActive
-            )
-        )
+/// What is done about an error of the module; see [`crate::hsm::errors`]. The binding's own errors mean that
+/// it does not understand the module, or lacks a function of it.
+pub(super) const fn class(error: &Error) -> Class {
+    match error {
+        Error::Pkcs11(value, _) => class_of(*value),
+        Error::LibraryLoading(_) => Class::ModuleGone,
+        Error::NotSupported | Error::NullFunctionPointer | Error::MissingSymbol(_) => {
+            Class::Unsupported
+        }
+        Error::TryFromInt(_)
+        | Error::TryFromSlice(_)
+        | Error::ParseInt(_)
+        | Error::Utf8(_)
+        | Error::NulError(_)
+        | Error::InvalidValue
+        | Error::PinNotSet => Class::OurFault,
+    }
 }
 
-/// Whether it says that the object handles we kept mean nothing any more.
-pub(super) fn handles_lost(error: &Error) -> bool {
-    matches!(
-        return_value(error),
-        Some(
-            RvError::KeyHandleInvalid
-                | RvError::ObjectHandleInvalid
-                | RvError::WrappingKeyHandleInvalid
-                | RvError::UnwrappingKeyHandleInvalid
-        )
-    )
-}
-
-/// Whether a login with this PIN must never be tried again: each try may be the one that locks the
-/// token (PKCS#11 v3.1, section 5.6.8).
-pub(super) fn condemns_pin(error: &Error) -> bool {
-    matches!(
-        return_value(error),
-        Some(
-            RvError::PinIncorrect
-                | RvError::PinLocked
-                | RvError::PinExpired
-                | RvError::PinInvalid
-                | RvError::PinLenRange
-                | RvError::UserPinNotInitialized
-        )
-    )
+/// The return value with what it means here.
+pub(super) fn explained(error: &Error) -> String {
+    match return_value(error) {
+        Some(value) => format!("{} ({})", describe(error), meaning(value)),
+        None => describe(error),
+    }
 }
 
 #[cfg(test)]
@@ -132,12 +116,5 @@ mod tests {
         assert_eq!(told(RvError::SessionHandleInvalid), "C_Sign: CKR_SESSION_HANDLE_INVALID");
         assert_eq!(told(RvError::FipsSelfTestFailed), "C_Sign: CKR_FIPS_SELF_TEST_FAILED");
         assert!(told(RvError::VendorDefined(0x8000_0001)).contains("0x80000001"));
-    }
-
-    #[test]
-    fn a_device_error_is_not_cured_by_a_new_session() {
-        for value in [RvError::DeviceError, RvError::DeviceRemoved, RvError::PinIncorrect] {
-            assert!(!is_curable(&Error::Pkcs11(value, Function::Sign)));
-        }
     }
 }

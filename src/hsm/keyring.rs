@@ -53,6 +53,18 @@ impl Keyring {
         self.read().enrolled.len()
     }
 
+    /// Whether a key may sign.
+    pub(super) fn knows(&self, key: KeyId) -> bool {
+        self.read().enrolled.contains_key(&key)
+    }
+
+    /// Some keys that may sign, with the ids and public keys that were pinned.
+    pub(super) fn some(&self, most: usize) -> Vec<(KeyId, CkaId, PublicKey)> {
+        let inner = self.read();
+        let some = inner.enrolled.iter().take(most);
+        some.map(|(id, key)| (*id, key.cka_id.clone(), key.public_key)).collect()
+    }
+
     /// Takes the handles of a new enumeration.
     pub(super) fn replace(&self, found: HashMap<CkaId, Found>) {
         let mut inner = self.write();

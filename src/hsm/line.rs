@@ -1,26 +1,27 @@
 //! One token with its queue and its threads.
 
-use crate::core::id::HsmName;
-use crate::core::key::CkaId;
+use crate::core::id::{HsmName, KeyId};
+use crate::core::key::{CkaId, Custody, OperatorKey};
 use crate::hsm::HsmConfig;
-use crate::hsm::fault::unavailable;
-use crate::hsm::module::{Login, Module};
-use crate::hsm::object::enumerate;
-use crate::hsm::watch::{Activity, SLOW, STUCK, Watch};
+use crate::hsm::errors::Class;
+use crate::hsm::fault::{Fault, class};
+use crate::hsm::ladder::renew;
+use crate::hsm::lock;
+use crate::hsm::login::Secret;
+use crate::hsm::module::Module;
+use crate::hsm::news::News;
+use crate::hsm::supervisor;
+use crate::hsm::watch::{Activity, Found};
 use crate::hsm::worker::{Answer, Job, Shared, Worker};
-use crate::hsm::wrapping::Wrapping;
 use crate::ports::signer::SignerError;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
-use secrecy::SecretString;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// How long a caller waits for an answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(15);
-/// How long dropping an [`Hsm`] waits for its threads.
+/// How long dropping an [`crate::hsm::Hsm`] waits for its threads.
 const DROP_LIMIT: Duration = Duration::from_secs(5);
 
 /// The threads of one token, and the queue before them.
@@ -28,81 +29,96 @@ const DROP_LIMIT: Duration = Duration::from_secs(5);
 /// Dropping it takes no more work, does what was taken, closes the sessions, and waits for that (five seconds
 /// at most). [`Self::close`] says whether it was enough.
 pub(super) struct Line {
-    name: HsmName,
-    wrapping_key: Option<CkaId>,
+    pub(super) shared: Arc<Shared>,
     /// `None` once it has ended.
     queue: Option<Sender<Job>>,
-    watch: Arc<Watch>,
     ended: Receiver<Infallible>,
     threads: Vec<JoinHandle<()>>,
 }
 
+/// What the watchdog needs to look after a line.
+pub(super) struct Watched {
+    shared: Arc<Shared>,
+    jobs: Receiver<Job>,
+    running: Sender<Infallible>,
+}
+
 impl Line {
     /// Logs in once, finds all keys once, starts the threads. Blocks. No key may sign yet: each is to be
-    /// enrolled.
+    /// enrolled. A token that is not there is down, and probed, if `may_be_down`.
     ///
     /// # Errors
-    /// When the token or the login is not there. After a wrong PIN there is no second try.
+    /// When the token is not there and must be, or refuses the PIN, or no thread can be started.
     pub(super) fn open(
         config: &HsmConfig,
         module: Arc<Module>,
-        pin: SecretString,
-    ) -> Result<Self, SignerError> {
-        let login = Login::new(pin);
-        let slot = module.slot_of(&config.token_label)?;
-        let exceptions = config.exceptions.clone();
-        let mut shared = Shared::new(module, slot, login, config.sessions, exceptions);
-        shared.wrapping = Wrapping::new(config.wrapping.clone());
-        shared.wrapped_cache = config.wrapped_cache;
-        let shared = Arc::new(shared);
-        let told = |error| unavailable(&error);
-        let first = shared.module.open(slot).map_err(told)?;
-        shared.login.ensure(&shared.module, slot, first.get())?;
-        shared.keyring.replace(enumerate(first.get()).map_err(told)?);
-        if config.wrapping.is_some() {
-            // Told in an alarm; the token's other keys serve.
-            drop(shared.wrapping.usable(first.get(), shared.keyring.generation()));
-        }
-        let mut sessions = vec![first];
-        for _ in 1..config.sessions {
-            sessions.push(shared.module.open(slot).map_err(told)?);
+        secret: Arc<Secret>,
+        news: Arc<News>,
+        may_be_down: bool,
+    ) -> Result<(Self, Watched), SignerError> {
+        let shared = Arc::new(Shared::new(config.clone(), module, secret, news));
+        match begin(&shared) {
+            Ok(()) => {}
+            Err(Fault::Refused(error @ SignerError::Condemned(_))) => return Err(error),
+            Err(fault) => {
+                let module_gone =
+                    matches!(&fault, Fault::Module(it) if class(it) == Class::ModuleGone);
+                let error = SignerError::from(fault);
+                if !may_be_down {
+                    return Err(error);
+                }
+                shared.standing.fell(&error.to_string(), module_gone);
+            }
         }
         let (queue, jobs) = bounded(config.queue);
         let (running, ended) = bounded(1);
-        let mut threads = Vec::with_capacity(config.sessions);
-        for (index, session) in sessions.into_iter().enumerate() {
-            let worker = Worker::new(session, Arc::clone(&shared), index, running.clone());
-            let jobs = jobs.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("hsm-{}-{index}", config.name))
-                .spawn(move || worker.run(&jobs))
-                .map_err(|error| SignerError::Unavailable(format!("no HSM thread: {error}")))?;
-            threads.push(thread);
+        let watched = Watched { shared: Arc::clone(&shared), jobs, running };
+        let mut threads = Vec::with_capacity(config.sessions.saturating_add(1));
+        for seat in 0..config.sessions {
+            threads.push(watched.start(seat)?);
         }
-        Ok(Self {
-            name: config.name.clone(),
-            wrapping_key: config.wrapping.as_ref().map(|wrapping| wrapping.key.clone()),
-            queue: Some(queue),
-            watch: Arc::clone(&shared.watch),
-            ended,
-            threads,
-        })
+        let (supervised, running) = (Arc::clone(&shared), watched.running.clone());
+        threads.push(spawn(format!("hsm-{}-probe", config.name), move || {
+            supervisor::run(&supervised, &running);
+        })?);
+        Ok((Self { shared, queue: Some(queue), ended, threads }, watched))
     }
 
     /// What the configuration calls the token.
-    pub(super) const fn name(&self) -> &HsmName {
-        &self.name
+    pub(super) fn name(&self) -> &HsmName {
+        self.shared.standing.name()
+    }
+
+    /// Whether the token is not known to be down.
+    ///
+    /// # Errors
+    /// Why it is.
+    pub(super) fn is_up(&self) -> Result<(), SignerError> {
+        self.shared.standing.admit()
+    }
+
+    /// Whether a key may sign here.
+    pub(super) fn knows(&self, key: KeyId) -> bool {
+        self.shared.keyring.knows(key)
     }
 
     /// The id of the key that wraps others, if one is configured.
     pub(super) fn wrapping_key(&self) -> Option<CkaId> {
-        self.wrapping_key.clone()
+        self.shared.wrapping.id().cloned()
+    }
+
+    /// Whether a key may sign here: it is enrolled, or wrapped under a key with the id of the one here.
+    pub(super) fn has(&self, key: &OperatorKey) -> bool {
+        match &key.custody {
+            Custody::Token => self.knows(key.id),
+            Custody::Wrapped(wrapped) => self.shared.wrapping.id() == Some(&wrapped.under),
+        }
     }
 
     /// What each HSM thread is doing. A call into a module cannot be cancelled; one that hangs is
     /// seen here.
     pub(super) fn activities(&self) -> Vec<Activity> {
-        self.watch.activities()
+        self.shared.watch.activities()
     }
 
     /// Ends as dropping does, within `limit`; answers whether that was enough. Blocks.
@@ -112,6 +128,7 @@ impl Line {
 
     fn end(&mut self, limit: Duration) -> bool {
         self.queue = None;
+        self.shared.standing.end();
         let in_time = self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Disconnected);
         if in_time {
             // They have left the module for good; only what the system keeps per thread is left.
@@ -122,25 +139,22 @@ impl Line {
         in_time
     }
 
+    /// Has an HSM thread do a job. At once an error where the token is down or the queue is full.
     pub(super) async fn ask<T: Send>(
         &self,
         job: impl FnOnce(Answer<T>) -> Job + Send,
     ) -> Result<T, SignerError> {
-        if self.watch.all_busy_for(STUCK) {
-            return Err(self.stuck());
-        }
+        self.is_up()?;
         let (answer, answered) = oneshot::channel();
-        let Some(queue) = &self.queue else {
-            return Err(self.stuck());
-        };
+        let ended = || SignerError::Unavailable("the HSM threads have ended".to_owned());
+        let queue = self.queue.as_ref().ok_or_else(ended)?;
         queue.try_send(job(answer)).map_err(|error| match error {
             TrySendError::Full(_) => SignerError::Overloaded,
-            TrySendError::Disconnected(_) => self.stuck(),
+            TrySendError::Disconnected(_) => ended(),
         })?;
-        let ended = || SignerError::Unavailable("the HSM thread ended".to_owned());
         // The call itself cannot be cancelled; its caller need not wait for ever. A signature that
         // comes too late is thrown away.
-        match tokio::time::timeout(ANSWER_LIMIT, answered).await {
+        match tokio::time::timeout(self.shared.config.limits.answer, answered).await {
             Ok(answer) => answer.unwrap_or_else(|_| Err(ended())),
             Err(_) => Err(SignerError::Unavailable("the HSM has not answered in time".to_owned())),
         }
@@ -148,20 +162,13 @@ impl Line {
 
     /// Whether the token answers now, in a sentence.
     pub(super) async fn health(&self) -> Result<String, SignerError> {
-        if self.watch.all_busy_for(SLOW) {
-            return Err(self.stuck());
-        }
         let token = self.ask(Job::Health).await?;
         let waiting = self.queue.as_ref().map_or(0, Sender::len);
         let threads = self.activities();
-        let gone = threads.iter().filter(|thread| **thread == Activity::Gone).count();
-        let running = threads.len().saturating_sub(gone);
-        Ok(format!("{token}; {running} of {} threads run, {waiting} jobs wait", threads.len()))
-    }
-
-    fn stuck(&self) -> SignerError {
-        let threads = self.activities();
-        SignerError::Unavailable(format!("no HSM thread comes back: {threads:?}"))
+        let runs = |it: &&Activity| !matches!(it, Activity::Gone | Activity::Replaced(_));
+        let running = threads.iter().filter(runs).count();
+        let all = self.shared.config.sessions;
+        Ok(format!("{token}; {running} of {all} threads run, {waiting} jobs wait"))
     }
 }
 
@@ -171,4 +178,69 @@ impl Drop for Line {
             tracing::error!(threads = ?self.activities(), "HSM threads did not end");
         }
     }
+}
+
+/// The first login and the first look at the keys; one session for each thread.
+fn begin(shared: &Shared) -> Result<(), Fault> {
+    *lock(&shared.slot) = Some(shared.module.slot_of(&shared.config.token_label)?);
+    for seat in 0..shared.config.sessions {
+        let session = renew(shared, seat == 0)?;
+        if seat == 0 && shared.config.wrapping.is_some() {
+            // Told in an alarm; the token's other keys serve.
+            drop(shared.wrapping.usable(&session, shared.keyring.generation()));
+        }
+        shared.desk.put(seat, session);
+    }
+    Ok(())
+}
+
+impl Watched {
+    /// Starts the thread of a seat.
+    fn start(&self, seat: usize) -> Result<JoinHandle<()>, SignerError> {
+        let worker = Worker::new(Arc::clone(&self.shared), seat, self.running.clone());
+        let jobs = self.jobs.clone();
+        spawn(format!("hsm-{}-{seat}", self.shared.config.name), move || worker.run(&jobs))
+    }
+
+    /// Looks for threads that do not come back, and has others take their places. Where none is left, the
+    /// token is down, and nobody waits for it. Calls no module, so it always comes back.
+    pub(super) fn look(&self) {
+        let (shared, limit) = (&self.shared, self.shared.config.limits.stalled);
+        let hsm = &shared.config.name;
+        let Found { stalled, stalled_now, vacant, none_free } = shared.watch.look(limit);
+        for thread in stalled {
+            tracing::error!(%hsm, thread, "an HSM thread does not come back from the module");
+        }
+        let count = u32::try_from(stalled_now).unwrap_or(u32::MAX);
+        metrics::gauge!("claviger_hsm_stalled_threads", "hsm" => hsm.to_string())
+            .set(f64::from(count));
+        for seat in vacant {
+            match self.start(seat) {
+                Ok(_) => tracing::warn!(%hsm, seat, "another HSM thread was started"),
+                Err(error) => {
+                    shared.watch.gone(seat);
+                    tracing::error!(%hsm, %error, "no other HSM thread could be started");
+                }
+            }
+        }
+        if none_free {
+            shared.standing.fell("no HSM thread comes back from the module", false);
+        }
+        // Threads do this too, if one of them comes back.
+        while let Err(error) = shared.standing.admit()
+            && let Ok(job) = self.jobs.try_recv()
+        {
+            job.refuse(error);
+        }
+    }
+}
+
+fn spawn(
+    name: String,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, SignerError> {
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(work)
+        .map_err(|error| SignerError::Unavailable(format!("no HSM thread: {error}")))
 }

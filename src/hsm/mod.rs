@@ -1,28 +1,42 @@
 //! The PKCS#11 signer: dedicated threads, bounded queue, pinned keys, every signature verified.
 //!
-//! - `line` is one token: its queue and its threads.
-//! - `module` loads the module, finds the token, holds the login.
-//! - `worker` is an HSM thread: jobs, and the first rungs of the recovery ladder.
+//! - `line` is one token: its queue and its threads; `worker` is an HSM thread with its jobs.
+//! - `ladder`, `supervisor`, `watchdog` are what is done when something is lost: by the thread that meets it,
+//!   by the thread that probes a token which is down, and by the one that sees calls which do not come back.
+//! - `errors` says what each return value means; `condition` whether a token is up, in pure code; `standing`
+//!   is that for all threads, and `news` what the audit log is to be told.
+//! - `module` loads the module, and starts it again; `gate` knows who is inside; `desk` keeps sessions;
+//!   `login` has the PIN.
 //! - `keyring` knows which keys may sign and where they are; `object` reads and makes them.
 //! - `point` and `finish` take apart what comes out of the module, and believe none of it.
 //! - `diagnose` says what is wrong with a set-up, for `doctor`.
 //! - `wrapping` makes and checks the key that wraps others; `unwrapped` makes, wraps, unwraps and uses these.
-//! - `token` initialises a new token; `pin` reads PINs; `watch` sees a stuck call.
+//! - `token` initialises a new token; `pin` reads PINs; `watch` knows since when each thread is in a call.
 //!
 //! No private key and no PIN is ever in an error, a log line or a `Debug` text here.
 
+mod condition;
+mod desk;
 mod diagnose;
+mod errors;
 mod fault;
 mod finish;
+mod gate;
 mod keyring;
+mod ladder;
 mod line;
+mod login;
 mod module;
+mod news;
 mod object;
 mod pin;
 mod point;
+mod standing;
+mod supervisor;
 mod token;
 mod unwrapped;
 mod watch;
+mod watchdog;
 mod worker;
 mod wrapping;
 
@@ -37,14 +51,19 @@ pub use wrapping::{
 use crate::core::id::{HsmName, KeyId};
 use crate::core::key::{CkaId, Custody, KeyPlace, OperatorKey, PublicKey, WrappedKey};
 use crate::core::key_report::{KeyException, KeyReport, TokenReport};
-use crate::core::permit::{Permit, RawSignature};
+use crate::core::permit::{OpenPermit, Permit, RawSignature};
+use crate::hsm::errors::Class;
+use crate::hsm::fault::{class, describe};
 use crate::hsm::line::Line;
+use crate::hsm::login::Secret;
 use crate::hsm::module::Module;
+use crate::hsm::news::News;
 use crate::hsm::pin::read_pin;
+use crate::hsm::watchdog::Watchdog;
 use crate::hsm::worker::Job;
-use crate::ports::signer::{Signer, SignerError};
+use crate::ports::signer::{HsmEvent, Signer, SignerError};
 use async_trait::async_trait;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -64,6 +83,11 @@ pub struct HsmConfig {
     pub sessions: usize,
     /// How many jobs may wait; 1 to 65,536. Beyond that callers are told to come again.
     pub queue: usize,
+    /// This token stands by for another one: it has keys of that one, with the same ids, and signs by them
+    /// while the other does not.
+    pub standby_for: Option<HsmName>,
+    /// All sessions may write: some modules have no others.
+    pub read_write_sessions: bool,
     /// Keys whose attributes may be otherwise than they should be.
     pub exceptions: Vec<KeyException>,
     /// The key that wraps others. Without one, the token has no wrapped keys.
@@ -71,6 +95,30 @@ pub struct HsmConfig {
     /// How many unwrapped keys each session keeps; 0 to 65,536. Beyond that, the one that was not used for
     /// longest is destroyed.
     pub wrapped_cache: usize,
+    /// How long is long.
+    pub limits: Limits,
+}
+
+/// How long is long. `docs/OPERATIONS.md` names them; only tests use others.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A session that has done nothing for so long is used for a cheap call, so that the token does not close
+    /// it and what is lost is renewed before the next job needs it.
+    pub keep_alive: Duration,
+    /// A thread that has been in one job for longer is stalled: told, and replaced.
+    pub stalled: Duration,
+    /// So long does a caller wait, in the queue and for the module.
+    pub answer: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            keep_alive: Duration::from_secs(10),
+            stalled: Duration::from_secs(5),
+            answer: Duration::from_secs(15),
+        }
+    }
 }
 
 impl HsmConfig {
@@ -88,6 +136,9 @@ impl HsmConfig {
             pin_file: pin_file.into(),
             sessions: 2,
             queue: 64,
+            standby_for: None,
+            read_write_sessions: false,
+            limits: Limits::default(),
             exceptions: Vec::new(),
             wrapping: None,
             wrapped_cache: 64,
@@ -101,41 +152,72 @@ impl HsmConfig {
 /// and waits for that (five seconds for each token at most): a process that exits while a thread is still
 /// inside a module can crash there. [`Self::close`] says whether it was enough.
 pub struct Hsm {
+    // It is to end first: it starts threads.
+    watchdog: Watchdog,
     lines: Vec<Line>,
-    /// The line of each key that has been enrolled.
-    homes: RwLock<HashMap<KeyId, usize>>,
+    /// The keys that were enrolled, or will be once their token is up.
+    keys: RwLock<HashMap<KeyId, Home>>,
+    /// The keys that were found not to be as they were pinned.
+    unusable: RwLock<HashSet<KeyId>>,
+    news: Arc<News>,
+}
+
+/// Where a key is.
+#[derive(Clone)]
+struct Home {
+    line: usize,
+    /// What is needed to enroll it in a token that was down, or that stands by.
+    key: Arc<OperatorKey>,
 }
 
 impl Hsm {
     /// Loads each module once, logs in to each token once, finds all keys once, starts the threads. Blocks.
-    /// No key may sign yet: each is to be enrolled.
+    /// No key may sign yet: each is to be enrolled. A token that is not there is down, and probed, if another
+    /// one is there.
     ///
     /// # Errors
     /// When there is no token or two have one name, when a PIN file or the settings are not as [`HsmConfig`]
-    /// says, or a module, a token or a login is not there. After a wrong PIN there is no second try.
+    /// says, when a module does not load, when no token answers, or when one refuses the PIN: there is no
+    /// second try.
     pub fn open(configs: Vec<HsmConfig>) -> Result<Self, SignerError> {
-        let refuse = |why: String| Err(SignerError::Unavailable(why));
-        if configs.is_empty() {
-            return refuse("no token is configured".to_owned());
-        }
+        check(&configs)?;
+        let news = Arc::new(News::default());
         let mut modules: HashMap<PathBuf, Arc<Module>> = HashMap::new();
-        let mut lines: Vec<Line> = Vec::with_capacity(configs.len());
-        for config in configs {
-            if !(1..=64).contains(&config.sessions) || !(1..=65_536).contains(&config.queue) {
-                return refuse("sessions must be 1 to 64 and queue 1 to 65536".to_owned());
+        let mut secrets: HashMap<PathBuf, Arc<Secret>> = HashMap::new();
+        for config in &configs {
+            if !secrets.contains_key(&config.pin_file) {
+                let secret = Secret::new(read_pin(&config.pin_file)?);
+                secrets.insert(config.pin_file.clone(), Arc::new(secret));
             }
-            if lines.iter().any(|line| *line.name() == config.name) {
-                return refuse(format!("two tokens are named {}", config.name));
-            }
-            let pin = read_pin(&config.pin_file)?;
-            let module = match modules.get(&config.module) {
-                Some(module) => Arc::clone(module),
-                None => Arc::new(Module::start(&config.module)?),
-            };
-            modules.insert(config.module.clone(), Arc::clone(&module));
-            lines.push(Line::open(&config, module, pin)?);
         }
-        Ok(Self { lines, homes: RwLock::default() })
+        let is_one_of_many = configs.len() > 1;
+        let mut lines: Vec<Line> = Vec::with_capacity(configs.len());
+        let mut watched = Vec::with_capacity(configs.len());
+        for config in &configs {
+            let module = if let Some(module) = modules.get(&config.module) {
+                Arc::clone(module)
+            } else {
+                let module = Arc::new(begin(config, is_one_of_many)?);
+                modules.insert(config.module.clone(), Arc::clone(&module));
+                module
+            };
+            let secret = secrets.get(&config.pin_file).map(Arc::clone);
+            let secret = secret.ok_or_else(|| refused("no PIN was read"))?;
+            let (line, watch) =
+                Line::open(config, module, secret, Arc::clone(&news), is_one_of_many)?;
+            lines.push(line);
+            watched.push(watch);
+        }
+        if let (true, Some(Err(error))) =
+            (lines.iter().all(|line| line.is_up().is_err()), lines.first().map(Line::is_up))
+        {
+            return Err(error);
+        }
+        let shortest = configs.iter().map(|config| config.limits.stalled).min();
+        let every = shortest.unwrap_or_default().checked_div(10).unwrap_or_default();
+        let watchdog = Watchdog::start(watched, every)?;
+        let (keys, unusable) = (RwLock::default(), RwLock::default());
+        Ok(Self { watchdog, lines, keys, unusable, news })
     }
 
     /// What each thread is doing, token by token. A call into a module cannot be cancelled; one that hangs
@@ -148,6 +230,7 @@ impl Hsm {
     /// Ends as dropping does, within `limit` for each token; answers whether that was enough. Blocks.
     #[must_use]
     pub fn close(self, limit: Duration) -> bool {
+        drop(self.watchdog);
         let ended: Vec<bool> = self.lines.into_iter().map(|line| line.close(limit)).collect();
         ended.into_iter().all(|in_time| in_time)
     }
@@ -193,9 +276,57 @@ impl Hsm {
         found.ok_or_else(|| SignerError::KeyUnusable(format!("no token is configured as `{hsm}`")))
     }
 
-    fn home(&self, key: KeyId) -> Option<&Line> {
-        let homes = self.homes.read().unwrap_or_else(PoisonError::into_inner);
-        self.lines.get(*homes.get(&key)?)
+    /// The token that stands by for this one.
+    fn standby(&self, home: &Line) -> Option<&Line> {
+        let stands_by = |line: &&Line| line.shared.config.standby_for.as_ref() == Some(home.name());
+        self.lines.iter().find(stands_by)
+    }
+
+    /// Has one token sign. A key that could not be enrolled in it before is enrolled first.
+    async fn sign_in(
+        &self,
+        line: &Line,
+        key: Option<&Arc<OperatorKey>>,
+        permit: &Arc<OpenPermit>,
+    ) -> Result<RawSignature, SignerError> {
+        if let Some(key) = key.filter(|key| !line.knows(key.id)) {
+            line.ask(|answer| Job::Enroll(Arc::clone(key), answer)).await?;
+        }
+        line.ask(|answer| Job::Sign(Arc::clone(permit), answer)).await
+    }
+
+    /// Has the token sign that stands by for one which does not answer. Whatever that one may still give is
+    /// thrown away: nobody waits for it any more.
+    async fn sign_in_standby(
+        &self,
+        home: &Line,
+        key: Option<&Arc<OperatorKey>>,
+        permit: &Arc<OpenPermit>,
+        error: SignerError,
+    ) -> Result<RawSignature, SignerError> {
+        let Some(standby) = self.standby(home).filter(|standby| standby.is_up().is_ok()) else {
+            return Err(error);
+        };
+        let signed = self.sign_in(standby, key, permit).await;
+        let outcome = if signed.is_ok() { "signed" } else { "failed" };
+        metrics::counter!("claviger_hsm_standby_total", "outcome" => outcome).increment(1);
+        signed.map_err(|other| {
+            let (hsm, key) = (standby.name(), permit.key);
+            tracing::error!(%hsm, %key, error = %other, "the standby has not signed");
+            error
+        })
+    }
+
+    /// The line of a permit, and its key if it must be enrolled.
+    fn home(&self, permit: &Permit) -> Result<(&Line, Option<Arc<OperatorKey>>), SignerError> {
+        if matches!(permit.custody(), Custody::Wrapped(_)) {
+            // It needs no enrolment: all that it takes is in the permit.
+            return Ok((self.line(permit.hsm())?.1, None));
+        }
+        let not_enrolled = || SignerError::KeyUnusable(format!("{} is not enrolled", permit.key()));
+        let home = read(&self.keys).get(&permit.key()).cloned();
+        let Home { line, key } = home.ok_or_else(not_enrolled)?;
+        Ok((self.lines.get(line).ok_or_else(not_enrolled)?, Some(key)))
     }
 }
 
@@ -210,14 +341,14 @@ impl Signer for Hsm {
     }
 
     async fn sign(&self, permit: Permit) -> Result<RawSignature, SignerError> {
-        if matches!(permit.custody(), Custody::Wrapped(_)) {
-            // It needs no enrolment: all that it takes is in the permit.
-            let (_, line) = self.line(permit.hsm())?;
-            return line.ask(|answer| Job::Sign(permit, answer)).await;
+        let (line, key) = self.home(&permit)?;
+        let permit = Arc::new(permit.open());
+        match self.sign_in(line, key.as_ref(), &permit).await {
+            Err(error) if error.is_unavailable() => {
+                self.sign_in_standby(line, key.as_ref(), &permit, error).await
+            }
+            other => other,
         }
-        let not_enrolled = || SignerError::KeyUnusable(format!("{} is not enrolled", permit.key()));
-        let line = self.home(permit.key()).ok_or_else(not_enrolled)?;
-        line.ask(|answer| Job::Sign(permit, answer)).await
     }
 
     async fn create_key(&self, place: &KeyPlace, label: &str) -> Result<PublicKey, SignerError> {
@@ -247,22 +378,131 @@ impl Signer for Hsm {
 
     async fn enroll(&self, key: &OperatorKey) -> Result<(), SignerError> {
         let (index, line) = self.line(&key.hsm)?;
-        line.ask(|answer| Job::Enroll(key.clone(), answer)).await?;
-        if matches!(key.custody, Custody::Wrapped(_)) {
-            return Ok(());
+        let key = Arc::new(key.clone());
+        let enrolled = line.ask(|answer| Job::Enroll(Arc::clone(&key), answer)).await;
+        if let Err(SignerError::KeyUnusable(_) | SignerError::WrongSignature) = &enrolled {
+            write(&self.unusable).insert(key.id);
+            write(&self.keys).remove(&key.id);
+            return enrolled;
         }
-        let mut homes = self.homes.write().unwrap_or_else(PoisonError::into_inner);
-        homes.insert(key.id, index);
-        Ok(())
+        // A token that is down now shows the key later, before it signs by it.
+        write(&self.unusable).remove(&key.id);
+        if matches!(key.custody, Custody::Wrapped(_)) {
+            return enrolled;
+        }
+        let home = Home { line: index, key: Arc::clone(&key) };
+        write(&self.keys).insert(key.id, home);
+        if let Some(standby) = self.standby(line).filter(|standby| standby.is_up().is_ok())
+            && let Err(error) = standby.ask(|answer| Job::Enroll(Arc::clone(&key), answer)).await
+        {
+            let hsm = standby.name();
+            tracing::warn!(%hsm, key = %key.id, %error, "the standby does not stand by for this key");
+        }
+        enrolled
+    }
+
+    fn ready(&self, key: &OperatorKey) -> Result<(), SignerError> {
+        let (_, line) = self.line(&key.hsm)?;
+        if read(&self.unusable).contains(&key.id) {
+            return Err(SignerError::KeyUnusable(
+                "it was found not to be as it was pinned".to_owned(),
+            ));
+        }
+        match (line.is_up(), self.standby(line)) {
+            (Err(_), Some(standby)) if standby.is_up().is_ok() && standby.has(key) => Ok(()),
+            (answer, _) => answer,
+        }
+    }
+
+    fn is_up(&self, hsm: &HsmName) -> Result<(), SignerError> {
+        self.line(hsm)?.1.is_up()
+    }
+
+    fn events(&self) -> Vec<HsmEvent> {
+        self.news.list()
+    }
+
+    fn events_recorded(&self, up_to: u64) {
+        self.news.recorded(up_to);
     }
 
     async fn health(&self) -> Result<String, SignerError> {
-        let mut told = Vec::with_capacity(self.lines.len());
+        let (mut told, mut last, mut any) = (Vec::with_capacity(self.lines.len()), None, false);
         for line in &self.lines {
-            told.push(line.health().await?);
+            match line.health().await {
+                Ok(text) => {
+                    any = true;
+                    told.push(format!("{}: {text}", line.name()));
+                }
+                // It works: as much as it can.
+                Err(SignerError::Overloaded) => {
+                    any = true;
+                    told.push(format!("{}: busy", line.name()));
+                }
+                Err(error) => {
+                    told.push(format!("{}: {error}", line.name()));
+                    last = Some(error);
+                }
+            }
         }
-        Ok(told.join("; "))
+        match (any, last, told.as_slice()) {
+            (false, Some(error), [_]) => Err(error),
+            (false, Some(_), _) => Err(SignerError::Unavailable(told.join("\n"))),
+            // The name of the only one says nothing.
+            (_, _, [one]) => Ok(one.split_once(": ").map_or(one.as_str(), |(_, it)| it).to_owned()),
+            _ => Ok(told.join("\n")),
+        }
     }
+}
+
+fn refused(why: impl Into<String>) -> SignerError {
+    SignerError::Unavailable(why.into())
+}
+
+/// What the configuration's file cannot have said wrong, but its users can.
+fn check(configs: &[HsmConfig]) -> Result<(), SignerError> {
+    if configs.is_empty() {
+        return Err(refused("no token is configured"));
+    }
+    let mut names = HashSet::new();
+    for config in configs {
+        if !(1..=64).contains(&config.sessions) || !(1..=65_536).contains(&config.queue) {
+            return Err(refused("sessions must be 1 to 64 and queue 1 to 65536"));
+        }
+        if !names.insert(&config.name) {
+            return Err(refused(format!("two tokens are named {}", config.name)));
+        }
+        if let Some(home) = &config.standby_for {
+            let found = configs.iter().find(|it| it.name == *home);
+            let stands_alone = found.is_some_and(|it| it.standby_for.is_none());
+            let others = configs.iter().filter(|it| it.standby_for.as_ref() == Some(home)).count();
+            if !stands_alone || *home == config.name || others > 1 {
+                return Err(refused(format!("{} cannot stand by for {home}", config.name)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A module that does not start is started later, if there may be others.
+fn begin(config: &HsmConfig, may_be_down: bool) -> Result<Module, SignerError> {
+    let module = Module::load(&config.module)?;
+    match module.initialize() {
+        Ok(()) => Ok(module),
+        Err(error) if may_be_down && class(&error) != Class::AlreadyDone => {
+            tracing::error!(hsm = %config.name, error = describe(&error), "the module does not start");
+            Ok(module)
+        }
+        Err(error) => Err(refused(describe(&error))),
+    }
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A lock that a panic elsewhere does not take away: nothing here is left half done under one.

@@ -1,18 +1,21 @@
-//! The PKCS#11 module in this process, its tokens, and the login that all sessions share.
+//! The PKCS#11 module in this process, and its tokens.
 
-use crate::hsm::fault::{condemns_pin, describe, return_value, unavailable};
+use crate::hsm::desk::Desk;
+use crate::hsm::errors::Class;
+use crate::hsm::fault::{Fault, class, describe, return_value};
+use crate::hsm::gate::Gate;
 use crate::hsm::lock;
 use crate::hsm::unwrapped::Unwrapped;
 use crate::ports::signer::SignerError;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
-use cryptoki::session::{Session, SessionState, UserType};
+use cryptoki::session::Session;
 use cryptoki::slot::{Slot, TokenInfo};
-use secrecy::SecretString;
 use std::cell::{RefCell, RefMut};
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, Weak};
 use std::time::Duration;
 
 /// How often `C_Initialize` is tried, and how long the first pause is; each next one is twice as long.
@@ -20,33 +23,111 @@ use std::time::Duration;
 const START_TRIES: u32 = 5;
 const START_PAUSE: Duration = Duration::from_millis(50);
 
-/// An initialised module. Finalised when dropped, so it must outlive its sessions: whoever has
-/// sessions holds this too, and drops it after them.
+/// A module. Finalised when dropped, so it must outlive its sessions: whoever has sessions holds this too,
+/// and drops it after them.
 pub(super) struct Module {
     pkcs11: Pkcs11,
+    /// Each call into the module is made by a thread that has passed it.
+    pub(super) gate: Gate,
+    is_initialized: AtomicBool,
+    /// How often it has been finalised and initialised.
+    life: AtomicU64,
+    /// The sessions of all its tokens.
+    desks: Mutex<Vec<Weak<Desk>>>,
+}
+
+/// What became of a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Restart {
+    /// It was done now.
+    Done,
+    /// It has been done since, for another token.
+    Before,
+    /// A thread does not come back from the module, so it cannot be finalised.
+    Occupied,
 }
 
 impl Module {
-    /// Loads and initialises it (PKCS#11 v3.1, section 5.4.1), with the system's locks.
-    pub(super) fn start(path: &Path) -> Result<Self, SignerError> {
+    /// Loads it.
+    pub(super) fn load(path: &Path) -> Result<Self, SignerError> {
         let pkcs11 = Pkcs11::new(path).map_err(|error| {
             let (path, error) = (path.display(), describe(&error));
             SignerError::Unavailable(format!("the PKCS#11 module {path} does not load: {error}"))
         })?;
+        Ok(Self {
+            pkcs11,
+            gate: Gate::default(),
+            is_initialized: AtomicBool::new(false),
+            life: AtomicU64::new(0),
+            desks: Mutex::default(),
+        })
+    }
+
+    /// Loads and initialises it (PKCS#11 v3.1, section 5.4.1), with the system's locks.
+    pub(super) fn start(path: &Path) -> Result<Self, SignerError> {
+        let module = Self::load(path)?;
+        module.initialize().map_err(Fault::from)?;
+        Ok(module)
+    }
+
+    /// Initialises it, once more where it could not be.
+    pub(super) fn initialize(&self) -> Result<(), Error> {
         let mut pause = START_PAUSE;
         for _ in 1..START_TRIES {
-            match initialize(&pkcs11) {
-                Ok(()) => return Ok(Self { pkcs11 }),
+            match self.pkcs11.initialize(arguments()) {
                 Err(error) if return_value(&error) == Some(RvError::GeneralError) => {
                     tracing::warn!(error = describe(&error), "the module did not start, again");
                 }
-                Err(error) => return Err(unavailable(&error)),
+                other => return self.initialized(other),
             }
             std::thread::sleep(pause);
             pause = pause.saturating_mul(2);
         }
-        initialize(&pkcs11).map_err(|error| unavailable(&error))?;
-        Ok(Self { pkcs11 })
+        self.initialized(self.pkcs11.initialize(arguments()))
+    }
+
+    fn initialized(&self, outcome: Result<(), Error>) -> Result<(), Error> {
+        if outcome.is_ok() {
+            self.is_initialized.store(true, Ordering::Release);
+        }
+        outcome
+    }
+
+    /// How often it has been finalised and initialised.
+    pub(super) fn life(&self) -> u64 {
+        self.life.load(Ordering::Acquire)
+    }
+
+    /// The sessions of one more token.
+    pub(super) fn register(&self, desk: Weak<Desk>) {
+        lock(&self.desks).push(desk);
+    }
+
+    /// The last rung: waits until no thread is inside, closes all sessions of all tokens, finalises and
+    /// initialises. The other tokens' jobs wait meanwhile, and log in again.
+    pub(super) fn restart(&self, seen: u64, limit: Duration) -> Result<Restart, Error> {
+        let Some(alone) = self.gate.close(limit) else {
+            return Ok(Restart::Occupied);
+        };
+        if self.life() != seen {
+            return Ok(Restart::Before);
+        }
+        for desk in lock(&self.desks).iter().filter_map(Weak::upgrade) {
+            desk.clear(&alone);
+        }
+        if let Err(error) = self.pkcs11.clone().finalize()
+            && class(&error) != Class::ModuleGone
+        {
+            tracing::warn!(error = describe(&error), "the module did not end cleanly");
+        }
+        self.is_initialized.store(false, Ordering::Release);
+        self.life.fetch_add(1, Ordering::AcqRel);
+        match self.initialize() {
+            // Somebody else in this process has done it.
+            Err(error) if class(&error) == Class::AlreadyDone => Ok(Restart::Done),
+            Err(error) => Err(error),
+            Ok(()) => Ok(Restart::Done),
+        }
     }
 
     /// The binding, for calls that need no session.
@@ -55,59 +136,89 @@ impl Module {
     }
 
     /// The slots whose token can be read, with what it says about itself (sections 5.5.1, 5.5.3).
-    pub(super) fn tokens(&self) -> Result<Vec<(Slot, TokenInfo)>, SignerError> {
-        let slots = self.pkcs11.get_slots_with_token().map_err(|error| unavailable(&error))?;
+    pub(super) fn tokens(&self) -> Result<Vec<(Slot, TokenInfo)>, Fault> {
+        let slots = self.pkcs11.get_slots_with_token()?;
         let read = |slot| Some((slot, self.pkcs11.get_token_info(slot).ok()?));
         Ok(slots.into_iter().filter_map(read).collect())
     }
 
     /// The slot of the one initialised token with this label.
-    pub(super) fn slot_of(&self, label: &str) -> Result<Slot, SignerError> {
+    pub(super) fn slot_of(&self, label: &str) -> Result<Slot, Fault> {
         let named = |token: &TokenInfo| token.token_initialized() && token.label() == label;
         let mut slots = self.tokens()?.into_iter().filter(|(_, token)| named(token));
+        let refuse = |why: String| Err(Fault::Refused(SignerError::Unavailable(why)));
         match (slots.next(), slots.next()) {
             (Some((slot, _)), None) => Ok(slot),
-            (None, _) => Err(SignerError::Unavailable(format!("no token is labelled {label:?}"))),
-            (Some(_), Some(_)) => {
-                Err(SignerError::Unavailable(format!("more than one token is labelled {label:?}")))
-            }
+            (None, _) => refuse(format!("no token is labelled {label:?}")),
+            (Some(_), Some(_)) => refuse(format!("more than one token is labelled {label:?}")),
         }
-    }
-
-    /// A session that cannot change the token (section 5.6.1).
-    pub(super) fn open(&self, slot: Slot) -> Result<OpenSession, Error> {
-        self.pkcs11.open_ro_session(slot).map(OpenSession::new)
     }
 }
 
 impl Drop for Module {
     fn drop(&mut self) {
-        if let Err(error) = self.pkcs11.clone().finalize() {
+        if self.is_initialized.load(Ordering::Acquire)
+            && let Err(error) = self.pkcs11.clone().finalize()
+        {
             tracing::warn!(error = describe(&error), "the module did not end cleanly");
         }
     }
 }
 
-fn initialize(pkcs11: &Pkcs11) -> Result<(), Error> {
-    pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
+fn arguments() -> CInitializeArgs {
+    CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)
 }
 
-/// A session that is counted as long as it is open, with the keys that were unwrapped into it.
-pub(super) struct OpenSession(Session, RefCell<Unwrapped>);
+/// A session that is counted as long as it is ours, with the keys that were unwrapped into it. Dropping it
+/// closes it.
+pub(super) struct OpenSession {
+    session: Session,
+    /// When it was opened; see [`Desk`].
+    epoch: u64,
+    unwrapped: RefCell<Unwrapped>,
+    _counted: Counted,
+}
+
+struct Counted;
 
 impl OpenSession {
-    fn new(session: Session) -> Self {
+    /// Opens one (section 5.6.1).
+    pub(super) fn open(
+        module: &Module,
+        slot: Slot,
+        may_write: bool,
+        epoch: u64,
+    ) -> Result<Self, Error> {
+        let session = if may_write {
+            module.pkcs11.open_rw_session(slot)?
+        } else {
+            module.pkcs11.open_ro_session(slot)?
+        };
         metrics::gauge!("claviger_hsm_sessions").increment(1.0);
-        Self(session, RefCell::default())
+        Ok(Self { session, epoch, unwrapped: RefCell::default(), _counted: Counted })
     }
 
     pub(super) const fn get(&self) -> &Session {
-        &self.0
+        &self.session
+    }
+
+    pub(super) const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// It has been seen to be good in this epoch.
+    pub(super) fn renewed(self, epoch: u64) -> Self {
+        Self { epoch, ..self }
+    }
+
+    /// Gives it up without closing it: its number may be another session's by now.
+    pub(super) fn forget(self) {
+        std::mem::forget(self.session);
     }
 
     /// The keys that were unwrapped into it, if nobody uses them now.
     pub(super) fn unwrapped(&self) -> Option<RefMut<'_, Unwrapped>> {
-        self.1.try_borrow_mut().ok()
+        self.unwrapped.try_borrow_mut().ok()
     }
 }
 
@@ -119,77 +230,8 @@ impl Deref for OpenSession {
     }
 }
 
-impl Drop for OpenSession {
+impl Drop for Counted {
     fn drop(&mut self) {
         metrics::gauge!("claviger_hsm_sessions").decrement(1.0);
-    }
-}
-
-/// Whether the user is logged in, as this session sees it (section 5.6.4).
-pub(super) fn is_logged_in(session: &Session) -> Result<bool, Error> {
-    let state = session.get_session_info()?.session_state();
-    Ok(matches!(state, SessionState::RoUser | SessionState::RwUser))
-}
-
-/// The login of this process. It belongs to the application, not to a session (PKCS#11 v3.1, section
-/// 5.6.8), and ends with the last session. The PIN is kept for the next login only, and forgotten
-/// once the token has refused it.
-pub(super) struct Login(Mutex<Pin>);
-
-enum Pin {
-    Ready(SecretString),
-    Condemned(String),
-}
-
-impl Login {
-    pub(super) const fn new(pin: SecretString) -> Self {
-        Self(Mutex::new(Pin::Ready(pin)))
-    }
-
-    /// Logs in unless that is already so; answers whether it was needed. A PIN that the token once
-    /// refused is never sent again: the next wrong one may lock the token. For the same reason it is
-    /// not sent at all when the token says that one try is left.
-    pub(super) fn ensure(
-        &self,
-        module: &Module,
-        slot: Slot,
-        session: &Session,
-    ) -> Result<bool, SignerError> {
-        let mut pin = lock(&self.0);
-        let secret = match &*pin {
-            Pin::Ready(secret) => secret,
-            Pin::Condemned(why) => return Err(SignerError::Unavailable(why.clone())),
-        };
-        if is_logged_in(session).map_err(|error| unavailable(&error))? {
-            return Ok(false);
-        }
-        let token = module.pkcs11.get_token_info(slot).map_err(|error| unavailable(&error))?;
-        let refusal = if token.user_pin_locked() {
-            "CKF_USER_PIN_LOCKED: the token's user PIN is locked".to_owned()
-        } else if token.user_pin_final_try() {
-            "CKF_USER_PIN_FINAL_TRY: one try is left before the token locks its user PIN, and it is \
-             left to a person"
-                .to_owned()
-        } else {
-            match session.login(UserType::User, Some(secret)) {
-                Ok(()) => {
-                    metrics::counter!("claviger_hsm_logins_total", "outcome" => "ok").increment(1);
-                    return Ok(true);
-                }
-                Err(error) if return_value(&error) == Some(RvError::UserAlreadyLoggedIn) => {
-                    return Ok(false);
-                }
-                Err(error) if condemns_pin(&error) => {
-                    metrics::counter!("claviger_hsm_logins_total", "outcome" => "refused")
-                        .increment(1);
-                    describe(&error)
-                }
-                Err(error) => return Err(unavailable(&error)),
-            }
-        };
-        let why = format!("{refusal}; this process will not try that PIN again");
-        tracing::error!(reason = why, "the login was refused");
-        *pin = Pin::Condemned(why.clone());
-        Err(SignerError::Unavailable(why))
     }
 }

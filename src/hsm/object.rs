@@ -3,7 +3,7 @@
 use crate::core::key::{CkaId, PublicKey};
 use crate::core::key_report::{KeyException, KeyFlag, KeyReport, refused, tell};
 use crate::hsm::fault::{Fault, unusable};
-use crate::hsm::module::is_logged_in;
+use crate::hsm::login::is_logged_in;
 use crate::hsm::point::{SECP256K1_OID, public_key};
 use cryptoki::context::Function;
 use cryptoki::error::{Error, RvError};
@@ -93,7 +93,7 @@ pub(super) fn search(session: &Session, id: &CkaId) -> Result<Found, Fault> {
 
 /// Without a login private objects are invisible (section 4.4), and a key that is there would look
 /// missing. Asked after a search, so that a login lost before it shows.
-fn must_be_logged_in(session: &Session) -> Result<(), Error> {
+pub(super) fn must_be_logged_in(session: &Session) -> Result<(), Error> {
     if is_logged_in(session)? {
         return Ok(());
     }

@@ -1,120 +1,225 @@
-//! Since when each HSM thread is in its present job. A call into the module cannot be cancelled, so a
-//! stuck one must at least be seen.
+//! Since when each HSM thread is in its present call. A call into the module cannot be cancelled, so one that
+//! does not come back is seen, told, and its thread replaced.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::hsm::lock;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
-
-/// Longer than this on one job, and no new work is taken: the module is stuck, and a queue in front
-/// of it would only make callers wait for nothing.
-pub(super) const STUCK: Duration = Duration::from_secs(30);
-
-/// Longer than this on one job, and `health` says so. A signature takes milliseconds.
-pub(super) const SLOW: Duration = Duration::from_secs(2);
-
-const IDLE: u64 = 0;
-const GONE: u64 = u64::MAX;
 
 /// What one thread is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activity {
     /// It waits for work.
     Idle,
-    /// It has been on one job for so long.
+    /// It has been in the module for so long.
     Busy(Duration),
-    /// It has ended.
+    /// It has been in the module for so long, and another thread has taken its place.
+    Replaced(Duration),
+    /// It has ended, and nobody has asked it to.
     Gone,
 }
 
-/// One cell per thread, written by it alone: when its job began, in milliseconds after `start`, plus
-/// one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cell {
+    /// No thread has it.
+    Free,
+    Idle,
+    Busy {
+        since: Duration,
+        is_told: bool,
+    },
+    Replaced {
+        since: Duration,
+    },
+    Gone,
+}
+
+/// One cell for each thread, and as many again for those that take the places of others.
 pub(super) struct Watch {
     start: Instant,
-    since: Vec<AtomicU64>,
+    cells: Mutex<Vec<Cell>>,
+}
+
+/// What is to be done about threads that do not come back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Threads that have been in a call for too long, and were not seen before.
+    pub(super) stalled: Vec<usize>,
+    /// All threads that are in a call for too long.
+    pub(super) stalled_now: usize,
+    /// Cells for which a new thread is to be started.
+    pub(super) vacant: Vec<usize>,
+    /// Whether no thread takes work.
+    pub(super) none_free: bool,
 }
 
 impl Watch {
-    pub(super) fn new(threads: usize) -> Self {
-        Self { start: Instant::now(), since: (0..threads).map(|_| AtomicU64::new(IDLE)).collect() }
+    /// For so many threads, in so many cells.
+    pub(super) fn new(threads: usize, cells: usize) -> Self {
+        let cell = |index| if index < threads { Cell::Idle } else { Cell::Free };
+        Self { start: Instant::now(), cells: Mutex::new((0..cells).map(cell).collect()) }
     }
 
+    /// A call begins.
     pub(super) fn begin(&self, thread: usize) {
-        self.set(thread, self.now().saturating_add(1));
+        self.set(thread, Cell::Busy { since: self.start.elapsed(), is_told: false });
     }
 
-    pub(super) fn end(&self, thread: usize) {
-        self.set(thread, IDLE);
+    /// The call has come back. `false` if the thread was replaced meanwhile: it is to end.
+    pub(super) fn end(&self, thread: usize) -> bool {
+        let mut cells = lock(&self.cells);
+        match cells.get_mut(thread) {
+            Some(cell @ Cell::Replaced { .. }) => {
+                *cell = Cell::Free;
+                false
+            }
+            Some(cell) => {
+                *cell = Cell::Idle;
+                true
+            }
+            None => false,
+        }
     }
 
+    /// The thread has ended.
     pub(super) fn gone(&self, thread: usize) {
-        self.set(thread, GONE);
+        let mut cells = lock(&self.cells);
+        match cells.get_mut(thread) {
+            Some(Cell::Free) | None => {}
+            Some(cell @ Cell::Replaced { .. }) => *cell = Cell::Free,
+            Some(cell) => *cell = Cell::Gone,
+        }
     }
 
     /// What each thread is doing now.
     pub(super) fn activities(&self) -> Vec<Activity> {
-        self.activities_at(self.now())
-    }
-
-    /// Whether no thread has come back from its job within `limit`.
-    pub(super) fn all_busy_for(&self, limit: Duration) -> bool {
-        all_busy_for(&self.activities(), limit)
-    }
-
-    fn set(&self, thread: usize, value: u64) {
-        if let Some(cell) = self.since.get(thread) {
-            cell.store(value, Ordering::Relaxed);
-        }
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(GONE.saturating_sub(2))
-    }
-
-    fn activities_at(&self, now: u64) -> Vec<Activity> {
-        let read = |cell: &AtomicU64| match cell.load(Ordering::Relaxed) {
-            IDLE => Activity::Idle,
-            GONE => Activity::Gone,
-            since => {
-                let began = since.saturating_sub(1);
-                Activity::Busy(Duration::from_millis(now.saturating_sub(began)))
-            }
+        let now = self.start.elapsed();
+        let read = |cell: &Cell| match *cell {
+            Cell::Free => None,
+            Cell::Idle => Some(Activity::Idle),
+            Cell::Busy { since, .. } => Some(Activity::Busy(now.saturating_sub(since))),
+            Cell::Replaced { since } => Some(Activity::Replaced(now.saturating_sub(since))),
+            Cell::Gone => Some(Activity::Gone),
         };
-        self.since.iter().map(read).collect()
+        lock(&self.cells).iter().filter_map(read).collect()
+    }
+
+    /// Whether a thread takes work, or will soon.
+    pub(super) fn has_free(&self) -> bool {
+        lock(&self.cells).iter().any(is_free)
+    }
+
+    /// Looks for threads that have been in one call for longer than `limit`, and for such as have ended.
+    /// Their places are given away, as far as there are free cells.
+    pub(super) fn look(&self, limit: Duration) -> Found {
+        self.look_at(self.start.elapsed(), limit)
+    }
+
+    fn look_at(&self, now: Duration, limit: Duration) -> Found {
+        let mut cells = lock(&self.cells);
+        let mut found = Found::default();
+        for index in 0..cells.len() {
+            match cells.get(index).copied() {
+                Some(Cell::Gone) => {
+                    replace(&mut cells, index, Cell::Idle);
+                    found.vacant.push(index);
+                }
+                Some(Cell::Busy { since, is_told }) if now.saturating_sub(since) > limit => {
+                    found.stalled_now = found.stalled_now.saturating_add(1);
+                    if !is_told {
+                        found.stalled.push(index);
+                    }
+                    let free = cells.iter().position(|cell| *cell == Cell::Free);
+                    let stays = Cell::Busy { since, is_told: true };
+                    replace(&mut cells, index, free.map_or(stays, |_| Cell::Replaced { since }));
+                    if let Some(free) = free {
+                        replace(&mut cells, free, Cell::Idle);
+                        found.vacant.push(free);
+                    }
+                }
+                Some(Cell::Replaced { .. }) => {
+                    found.stalled_now = found.stalled_now.saturating_add(1);
+                }
+                Some(Cell::Free | Cell::Idle | Cell::Busy { .. }) | None => {}
+            }
+        }
+        found.none_free = !cells.iter().any(is_free);
+        found
+    }
+
+    fn set(&self, thread: usize, cell: Cell) {
+        replace(&mut lock(&self.cells), thread, cell);
     }
 }
 
-fn all_busy_for(threads: &[Activity], limit: Duration) -> bool {
-    threads.iter().all(|thread| match thread {
-        Activity::Idle => false,
-        Activity::Busy(span) => *span > limit,
-        Activity::Gone => true,
-    })
+fn replace(cells: &mut [Cell], index: usize, with: Cell) {
+    if let Some(cell) = cells.get_mut(index) {
+        *cell = with;
+    }
+}
+
+const fn is_free(cell: &Cell) -> bool {
+    matches!(cell, Cell::Idle | Cell::Busy { is_told: false, .. })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn all_threads_must_be_stuck_before_work_is_refused() {
-        let busy = |seconds| Activity::Busy(Duration::from_secs(seconds));
-        assert!(!all_busy_for(&[busy(31), Activity::Idle], STUCK));
-        assert!(!all_busy_for(&[busy(31), busy(1)], STUCK));
-        assert!(!all_busy_for(&[busy(31), busy(30)], STUCK));
-        assert!(all_busy_for(&[busy(31), busy(40)], STUCK));
-        assert!(all_busy_for(&[busy(31), Activity::Gone], STUCK));
-        assert!(all_busy_for(&[Activity::Gone], STUCK));
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    /// The time at which what runs now is over the limit.
+    fn late(watch: &Watch) -> Duration {
+        watch.start.elapsed().saturating_add(LIMIT.saturating_mul(2))
     }
 
     #[test]
-    fn a_job_is_seen_from_its_first_millisecond_to_its_end() {
-        let watch = Watch::new(2);
-        watch.begin(1);
-        let began = watch.since[1].load(Ordering::Relaxed) - 1;
-        let later = watch.activities_at(began + 31_000);
-        assert_eq!(later, [Activity::Idle, Activity::Busy(Duration::from_secs(31))]);
-        watch.end(1);
-        assert_eq!(watch.activities(), [Activity::Idle, Activity::Idle]);
+    fn a_stalled_thread_is_told_once_replaced_once_and_ends_when_it_comes_back() {
+        let watch = Watch::new(2, 4);
+        watch.begin(0);
+        assert_eq!(watch.look(LIMIT), Found::default(), "a thread may be busy");
+        let found = watch.look_at(late(&watch), LIMIT);
+        let expected =
+            Found { stalled: vec![0], stalled_now: 1, vacant: vec![2], none_free: false };
+        assert_eq!(found, expected);
+        let found = watch.look_at(late(&watch), LIMIT);
+        assert_eq!(found, Found { stalled_now: 1, ..Found::default() });
+        assert!(matches!(watch.activities()[0], Activity::Replaced(_)));
+        assert_eq!(watch.activities().len(), 3);
+        assert!(!watch.end(0), "its late answer does not count");
         watch.gone(0);
-        assert_eq!(watch.activities(), [Activity::Gone, Activity::Idle]);
+        assert_eq!(watch.activities(), [Activity::Idle, Activity::Idle]);
+    }
+
+    #[test]
+    fn only_as_many_threads_are_started_as_there_were_and_then_nothing_is_taken() {
+        let watch = Watch::new(2, 4);
+        watch.begin(0);
+        watch.begin(1);
+        assert_eq!(watch.look_at(late(&watch), LIMIT).vacant, [2, 3]);
+        watch.begin(2);
+        watch.begin(3);
+        assert!(watch.has_free());
+        let found = watch.look_at(late(&watch), LIMIT);
+        assert_eq!((found.vacant, found.none_free, found.stalled_now), (vec![], true, 4));
+        assert_eq!(found.stalled, [2, 3]);
+        assert!(watch.look_at(late(&watch), LIMIT).stalled.is_empty());
+        assert!(!watch.has_free());
+        assert!(watch.end(3), "nobody has taken its place: it goes on");
+        assert!(watch.has_free());
+        assert!(!watch.end(0));
+        let found = watch.look_at(late(&watch), LIMIT);
+        assert_eq!(found.vacant, [0], "there is room to replace the other one");
+    }
+
+    #[test]
+    fn a_thread_that_has_ended_is_replaced() {
+        let watch = Watch::new(1, 2);
+        watch.begin(0);
+        watch.gone(0);
+        assert_eq!(watch.activities(), [Activity::Gone]);
+        assert!(!watch.has_free());
+        let found = watch.look(LIMIT);
+        assert_eq!((found.vacant, found.none_free), (vec![0], false));
+        assert_eq!(watch.activities(), [Activity::Idle]);
     }
 }

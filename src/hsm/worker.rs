@@ -1,20 +1,26 @@
-//! An HSM thread: one session, one job at a time, and the first rungs of the recovery ladder.
+//! An HSM thread: one session, one job at a time.
 
+use crate::core::id::{KeyId, RequestId};
 use crate::core::key::{CkaId, Custody, OperatorKey, PublicKey, WrappedKey};
-use crate::core::key_report::{KeyException, KeyReport, TokenReport};
-use crate::core::permit::{OpenPermit, Permit, RawSignature};
-use crate::hsm::fault::{Fault, describe, handles_lost, is_curable, unavailable, unusable};
+use crate::core::key_report::{KeyReport, TokenReport};
+use crate::core::permit::{OpenPermit, RawSignature};
+use crate::hsm::HsmConfig;
+use crate::hsm::desk::Desk;
+use crate::hsm::fault::{Fault, unusable};
 use crate::hsm::finish::finish;
 use crate::hsm::keyring::Keyring;
 use crate::hsm::lock;
-use crate::hsm::module::{Login, Module, OpenSession, is_logged_in};
-use crate::hsm::object::{checked, describe_pair, enumerate, generate, names, search};
+use crate::hsm::login::{Login, Secret, is_logged_in};
+use crate::hsm::module::{Module, OpenSession};
+use crate::hsm::news::News;
+use crate::hsm::object::{checked, describe_pair, generate, must_be_logged_in, names, search};
+use crate::hsm::standing::Standing;
 use crate::hsm::unwrapped as wrapped;
 use crate::hsm::watch::Watch;
 use crate::hsm::wrapping::{MadeWrappingKey, Wrapping, create_wrapping_key, describe_wrapping};
-use crate::ports::signer::SignerError;
+use crate::ports::signer::{HsmNews, SignerError};
 use alloy::primitives::{B256, keccak256};
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use cryptoki::context::Function;
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::Mechanism;
@@ -38,7 +44,7 @@ pub(super) type Answer<T> = oneshot::Sender<Result<T, SignerError>>;
 /// What an HSM thread can be asked.
 pub(super) enum Job {
     /// See [`crate::ports::signer::Signer::sign`].
-    Sign(Permit, Answer<RawSignature>),
+    Sign(Arc<OpenPermit>, Answer<RawSignature>),
     /// See [`crate::ports::signer::Signer::create_key`].
     Create(CkaId, String, Answer<PublicKey>),
     /// See [`crate::ports::signer::Signer::create_wrapped`].
@@ -56,95 +62,159 @@ pub(super) enum Job {
     /// See [`crate::hsm::Hsm::check_wrapping_key`].
     CheckWrapping(Answer<()>),
     /// See [`crate::ports::signer::Signer::enroll`].
-    Enroll(OperatorKey, Answer<()>),
+    Enroll(Arc<OperatorKey>, Answer<()>),
     /// See [`crate::ports::signer::Signer::health`].
     Health(Answer<String>),
 }
 
-/// What all HSM threads share.
+impl Job {
+    /// Answers without doing it.
+    pub(super) fn refuse(self, error: SignerError) {
+        match self {
+            Self::Sign(_, answer) => drop(answer.send(Err(error))),
+            Self::Create(_, _, answer) => drop(answer.send(Err(error))),
+            Self::CreateWrapped(answer) => drop(answer.send(Err(error))),
+            Self::Find(_, answer) => drop(answer.send(Err(error))),
+            Self::Describe(_, answer) => drop(answer.send(Err(error))),
+            Self::Survey(answer) => drop(answer.send(Err(error))),
+            Self::MakeWrapping(_, _, answer) => drop(answer.send(Err(error))),
+            Self::DescribeWrapping(_, answer) => drop(answer.send(Err(error))),
+            Self::CheckWrapping(answer) => drop(answer.send(Err(error))),
+            Self::Enroll(_, answer) => drop(answer.send(Err(error))),
+            Self::Health(answer) => drop(answer.send(Err(error))),
+        }
+    }
+
+    /// Whether nobody waits for the answer any more.
+    fn is_deserted(&self) -> bool {
+        match self {
+            Self::Sign(_, answer) => answer.is_closed(),
+            Self::Create(_, _, answer) => answer.is_closed(),
+            Self::CreateWrapped(answer) => answer.is_closed(),
+            Self::Find(_, answer) => answer.is_closed(),
+            Self::Describe(_, answer) => answer.is_closed(),
+            Self::Survey(answer) => answer.is_closed(),
+            Self::MakeWrapping(_, _, answer) => answer.is_closed(),
+            Self::DescribeWrapping(_, answer) => answer.is_closed(),
+            Self::CheckWrapping(answer) => answer.is_closed(),
+            Self::Enroll(_, answer) => answer.is_closed(),
+            Self::Health(answer) => answer.is_closed(),
+        }
+    }
+}
+
+/// What all HSM threads of a token share. The order of the fields is the order of the end: sessions, module.
 pub(super) struct Shared {
+    pub(super) desk: Arc<Desk>,
     pub(super) module: Arc<Module>,
-    pub(super) slot: Slot,
+    /// Where the token was seen last: it may be in another slot after a restart of the module.
+    pub(super) slot: Mutex<Option<Slot>>,
     pub(super) login: Login,
     pub(super) keyring: Keyring,
     pub(super) wrapping: Wrapping,
     /// How many unwrapped keys a session keeps.
     pub(super) wrapped_cache: usize,
-    pub(super) watch: Arc<Watch>,
-    /// Held while a session is renewed: one login and one enumeration for all that wait.
-    renewing: Mutex<()>,
+    pub(super) watch: Watch,
+    pub(super) standing: Standing,
+    pub(super) config: HsmConfig,
+    /// Held while a session is opened: one login and one enumeration for all that wait.
+    pub(super) renewing: Mutex<()>,
     /// Held while a key is made: two threads must not both find the id free.
     creating: Mutex<()>,
 }
 
 impl Shared {
     pub(super) fn new(
+        config: HsmConfig,
         module: Arc<Module>,
-        slot: Slot,
-        login: Login,
-        threads: usize,
-        exceptions: Vec<KeyException>,
+        secret: Arc<Secret>,
+        news: Arc<News>,
     ) -> Self {
+        // As many threads again may take the places of those that do not come back.
+        let seats = config.sessions.saturating_mul(2);
+        let desk = Arc::new(Desk::new(seats));
+        module.register(Arc::downgrade(&desk));
         Self {
+            desk,
             module,
-            slot,
-            login,
-            keyring: Keyring::new(exceptions),
-            wrapping: Wrapping::new(None),
-            wrapped_cache: 0,
-            watch: Arc::new(Watch::new(threads)),
+            slot: Mutex::new(None),
+            login: Login::new(secret),
+            keyring: Keyring::new(config.exceptions.clone()),
+            wrapping: Wrapping::new(config.wrapping.clone()),
+            wrapped_cache: config.wrapped_cache,
+            watch: Watch::new(config.sessions, seats),
+            standing: Standing::new(config.name.clone(), news),
+            config,
             renewing: Mutex::new(()),
             creating: Mutex::new(()),
         }
     }
+
+    /// The token's slot.
+    ///
+    /// # Errors
+    /// When it has not been seen yet, as the module would say it.
+    pub(super) fn slot(&self) -> Result<Slot, Error> {
+        lock(&self.slot).ok_or(Error::Pkcs11(RvError::SlotIdInvalid, Function::OpenSession))
+    }
 }
 
-/// One HSM thread. The order of the fields is the order of the end: session, module, notice.
+/// One HSM thread. The order of the fields is the order of the end: module, notice.
 pub(super) struct Worker {
-    session: Option<OpenSession>,
-    shared: Arc<Shared>,
-    index: usize,
+    pub(super) shared: Arc<Shared>,
+    /// Its place at the desk and in the watch.
+    pub(super) seat: usize,
+    /// Another thread has taken its place: it ends as soon as it can.
+    pub(super) is_replaced: bool,
     _running: Sender<Infallible>,
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.shared.watch.gone(self.index);
+        self.shared.watch.gone(self.seat);
     }
 }
 
 impl Worker {
-    pub(super) const fn new(
-        session: OpenSession,
-        shared: Arc<Shared>,
-        index: usize,
-        running: Sender<Infallible>,
-    ) -> Self {
-        Self { session: Some(session), shared, index, _running: running }
+    pub(super) const fn new(shared: Arc<Shared>, seat: usize, running: Sender<Infallible>) -> Self {
+        Self { shared, seat, is_replaced: false, _running: running }
     }
 
-    /// Works until nobody can ask any more.
+    /// Works until nobody can ask any more, or another thread has taken its place.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
-        for job in jobs {
-            self.shared.watch.begin(self.index);
-            self.perform(job);
-            self.shared.watch.end(self.index);
+        while !self.is_replaced {
+            match jobs.recv_timeout(self.shared.config.limits.keep_alive) {
+                Ok(job) => self.perform(job),
+                Err(RecvTimeoutError::Timeout) => self.keep_alive(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// A token that hears nothing from a session for long may close it. What is lost is renewed now, and not
+    /// by the next job.
+    fn keep_alive(&mut self) {
+        if self.shared.standing.admit().is_ok() {
+            // What goes wrong has been told.
+            let _ = self.attempt(|_, session| must_be_logged_in(session).map_err(Fault::from));
         }
     }
 
     fn perform(&mut self, job: Job) {
         // A caller that is gone gets nothing done. One that goes later loses the answer, which ends
         // here: `send` gives it back and it is dropped.
+        if job.is_deserted() {
+            return;
+        }
         match job {
-            Job::Sign(_, answer) if answer.is_closed() => {}
-            Job::Create(_, _, answer) if answer.is_closed() => {}
-            Job::CreateWrapped(answer) if answer.is_closed() => {}
-            Job::Sign(permit, answer) => drop(answer.send(self.sign(permit))),
+            Job::Sign(permit, answer) => drop(answer.send(self.sign(&permit))),
             Job::Create(id, label, answer) => drop(answer.send(self.create(&id, &label))),
             Job::CreateWrapped(answer) => drop(answer.send(self.attempt(wrapped::create))),
             Job::Find(id, answer) => drop(answer.send(self.find(&id))),
             Job::Describe(id, answer) => drop(answer.send(self.describe(&id))),
-            Job::Survey(answer) => drop(answer.send(self.attempt(survey))),
+            Job::Survey(answer) => {
+                drop(answer.send(self.attempt(survey)));
+            }
             Job::MakeWrapping(id, label, answer) => {
                 drop(answer.send(self.make_wrapping(&id, &label)));
             }
@@ -153,20 +223,29 @@ impl Worker {
             }
             Job::CheckWrapping(answer) => drop(answer.send(self.attempt(check_wrapping))),
             Job::Enroll(key, answer) => drop(answer.send(self.enroll(&key))),
-            Job::Health(answer) => drop(answer.send(self.attempt(health))),
+            Job::Health(answer) => {
+                drop(answer.send(self.attempt(health)));
+            }
         }
     }
 
-    fn sign(&mut self, permit: Permit) -> Result<RawSignature, SignerError> {
-        let permit = permit.open();
-        let signed = self.attempt(|shared, session| sign(shared, session, &permit));
+    fn sign(&mut self, permit: &OpenPermit) -> Result<RawSignature, SignerError> {
+        let signed = self.attempt(|shared, session| sign(shared, session, permit));
         if matches!(signed, Err(SignerError::WrongSignature)) {
             // Perhaps the handle means another key by now. Nothing is signed again for this permit.
-            tracing::error!(key = %permit.key, "a wrong signature was discarded");
-            self.shared.keyring.doubt();
-            self.session = None;
+            self.wrong_signature(permit.key, Some(permit.request));
         }
         signed
+    }
+
+    fn wrong_signature(&self, key: KeyId, request: Option<RequestId>) {
+        let shared = &self.shared;
+        tracing::error!(hsm = %shared.config.name, %key, "a wrong signature was discarded");
+        shared.standing.alarm(HsmNews::WrongSignature { key, request });
+        shared.keyring.doubt();
+        if let Some(session) = shared.desk.take(self.seat) {
+            shared.desk.discard(session);
+        }
     }
 
     fn create(&mut self, id: &CkaId, label: &str) -> Result<PublicKey, SignerError> {
@@ -179,10 +258,10 @@ impl Worker {
             Err(unusable("the token already has an object with this id"))
         })?;
         // Made once: whether a failed call left a pair behind is `find`'s to say.
-        let writable = shared.module.pkcs11().open_rw_session(shared.slot);
-        writable
-            .and_then(|session| generate(&session, id, label))
-            .map_err(|error| unavailable(&error))?;
+        self.once(|shared, _| {
+            let writable = shared.module.pkcs11().open_rw_session(shared.slot()?)?;
+            Ok(generate(&writable, id, label)?)
+        })?;
         self.attempt(|shared, session| {
             let exception = shared.keyring.exception(id);
             let (_, public_key) = checked(session, &search(session, id)?, exception)?;
@@ -190,14 +269,15 @@ impl Worker {
         })
     }
 
-    fn make_wrapping(&self, id: &CkaId, label: &str) -> Result<MadeWrappingKey, SignerError> {
-        let shared = &self.shared;
+    fn make_wrapping(&mut self, id: &CkaId, label: &str) -> Result<MadeWrappingKey, SignerError> {
+        let shared = Arc::clone(&self.shared);
         let _one = lock(&shared.creating);
-        let session = shared.module.pkcs11().open_rw_session(shared.slot);
-        let session = session.map_err(|error| unavailable(&error))?;
-        let made = create_wrapping_key(&session, id, label)?;
+        let made = self.once(|shared, _| {
+            let writable = shared.module.pkcs11().open_rw_session(shared.slot()?)?;
+            create_wrapping_key(&writable, id, label)
+        });
         shared.wrapping.forget();
-        Ok(made)
+        made
     }
 
     fn describe(&mut self, id: &CkaId) -> Result<Option<KeyReport>, SignerError> {
@@ -225,65 +305,13 @@ impl Worker {
         let enrolled = self.attempt(|shared, session| enroll(shared, session, key));
         if let Err(error @ (SignerError::KeyUnusable(_) | SignerError::WrongSignature)) = &enrolled
         {
-            tracing::error!(key = %key.id, %error, "the key may not sign");
+            tracing::error!(hsm = %self.shared.config.name, key = %key.id, %error, "the key may not sign");
             self.shared.keyring.withdraw(key.id);
         }
+        if matches!(enrolled, Err(SignerError::WrongSignature)) {
+            self.wrong_signature(key.id, None);
+        }
         enrolled
-    }
-
-    /// Does a job; where a new session, a login or new handles can cure what went wrong, once more.
-    /// After any error of the module the session is given up, since an operation may be left active
-    /// in it.
-    fn attempt<T>(
-        &mut self,
-        job: impl Fn(&Shared, &OpenSession) -> Result<T, Fault>,
-    ) -> Result<T, SignerError> {
-        let shared = Arc::clone(&self.shared);
-        let mut lost_handles = false;
-        let mut generation = shared.keyring.generation();
-        let mut again = true;
-        loop {
-            let session = match self.session.take() {
-                Some(session) => session,
-                None => self.renew(lost_handles, generation)?,
-            };
-            generation = shared.keyring.generation();
-            match job(&shared, &session) {
-                Ok(done) => {
-                    self.session = Some(session);
-                    return Ok(done);
-                }
-                Err(Fault::Refused(error)) => {
-                    self.session = Some(session);
-                    return Err(error);
-                }
-                Err(Fault::Module(error)) if again && is_curable(&error) => {
-                    tracing::warn!(error = describe(&error), "renewing the HSM session");
-                    lost_handles = handles_lost(&error);
-                    again = false;
-                }
-                Err(Fault::Module(error)) => {
-                    tracing::error!(error = describe(&error), "the HSM failed");
-                    return Err(unavailable(&error));
-                }
-            }
-        }
-    }
-
-    /// A new session, logged in. Handles are found anew when the login had been lost, or when they
-    /// were refused and no other thread has done it since `generation`.
-    fn renew(&self, lost_handles: bool, generation: u64) -> Result<OpenSession, SignerError> {
-        let shared = &self.shared;
-        let _one = lock(&shared.renewing);
-        let session = shared.module.open(shared.slot).map_err(|error| unavailable(&error))?;
-        let logged_in = shared.login.ensure(&shared.module, shared.slot, session.get())?;
-        let untouched = shared.keyring.generation() == generation;
-        if logged_in || (lost_handles && untouched) {
-            shared.keyring.doubt();
-            let found = enumerate(session.get()).map_err(|error| unavailable(&error))?;
-            shared.keyring.replace(found);
-        }
-        Ok(session)
     }
 }
 
@@ -328,8 +356,7 @@ fn enroll(shared: &Shared, session: &OpenSession, key: &OperatorKey) -> Result<(
         return wrapped::prove(shared, session, wrapped, &key.public_key);
     }
     let located = shared.keyring.locate(session, &key.cka_id, &key.public_key)?;
-    let proof = keccak256([PROOF_PREFIX, key.cka_id.as_bytes()].concat());
-    sign_digest(session, located.0, &proof, &key.public_key)?;
+    prove(session, located.0, &key.cka_id, &key.public_key)?;
     shared.keyring.enroll(key.id, key.cka_id.clone(), key.public_key, located);
     if let Some(exception) = shared.keyring.exception(&key.cka_id) {
         let (allows, reason) = (exception.names().join(", "), exception.reason.as_str());
@@ -343,9 +370,20 @@ fn check_wrapping(shared: &Shared, session: &OpenSession) -> Result<(), Fault> {
     shared.wrapping.usable(session, shared.keyring.generation()).map(drop)
 }
 
+/// A proof of possession: what is signed has a fixed prefix and means nothing to anybody.
+pub(super) fn prove(
+    session: &Session,
+    handle: ObjectHandle,
+    cka_id: &CkaId,
+    pinned: &PublicKey,
+) -> Result<(), Fault> {
+    let proof = keccak256([PROOF_PREFIX, cka_id.as_bytes()].concat());
+    sign_digest(session, handle, &proof, pinned).map(drop)
+}
+
 /// What the token says of itself, and the names of what lies in it.
 fn survey(shared: &Shared, session: &OpenSession) -> Result<TokenReport, Fault> {
-    let token = shared.module.pkcs11().get_token_info(shared.slot)?;
+    let token = shared.module.pkcs11().get_token_info(shared.slot()?)?;
     let (labels, ids) = names(session)?;
     let firmware = token.firmware_version();
     Ok(TokenReport {
@@ -361,7 +399,7 @@ fn survey(shared: &Shared, session: &OpenSession) -> Result<TokenReport, Fault> 
 
 /// Token and session state (PKCS#11 v3.1, sections 5.5.3 and 5.6.4) in a sentence.
 fn health(shared: &Shared, session: &OpenSession) -> Result<String, Fault> {
-    let token = shared.module.pkcs11().get_token_info(shared.slot)?;
+    let token = shared.module.pkcs11().get_token_info(shared.slot()?)?;
     if !is_logged_in(session)? {
         return Err(Error::Pkcs11(RvError::UserNotLoggedIn, Function::GetSessionInfo).into());
     }

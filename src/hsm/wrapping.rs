@@ -9,7 +9,8 @@
 use crate::core::key::{CkaId, WrappedKey};
 use crate::hsm::fault::{Fault, describe, return_value, unavailable, unusable};
 use crate::hsm::lock;
-use crate::hsm::module::{Login, Module};
+use crate::hsm::login::{Login, Secret};
+use crate::hsm::module::Module;
 use crate::hsm::pin::read_pin;
 use crate::hsm::unwrapped::{Temporary, wrap_new};
 use crate::ports::signer::SignerError;
@@ -19,7 +20,7 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 use cryptoki::session::Session;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// What a wrapping key lacks, and why it is used all the same: by the attribute's name.
@@ -169,7 +170,7 @@ pub fn make_wrapping_key(
     let module = Module::start(module)?;
     let slot = module.slot_of(token_label)?;
     let session = module.pkcs11().open_rw_session(slot).map_err(|error| unavailable(&error))?;
-    Login::new(pin).ensure(&module, slot, &session)?;
+    Login::new(Arc::new(Secret::new(pin))).ensure(&module, slot, &session)?;
     Ok(create_wrapping_key(&session, id, label)?)
 }
 

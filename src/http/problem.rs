@@ -129,6 +129,13 @@ pub enum Problem {
     Internal(Cause),
     /// 503. The HSM does not answer.
     HsmUnavailable(Option<Cause>),
+    /// 503. The HSM is known to be down.
+    HsmDown {
+        /// What it said.
+        cause: Cause,
+        /// Seconds until it is looked at again.
+        retry_after_s: u32,
+    },
     /// 503. The database does not answer.
     StoreUnavailable(Option<Cause>),
     /// 503. No node of the chain answers.
@@ -207,6 +214,10 @@ impl Problem {
                 ..say(Code::Internal, "the cause is in the server's log, under the request id")
             },
             Self::HsmUnavailable(cause) => Document::unavailable(Code::HsmUnavailable, cause),
+            Self::HsmDown { cause, retry_after_s } => Document {
+                retry_after_s: Some(retry_after_s),
+                ..Document::unavailable(Code::HsmUnavailable, Some(cause))
+            },
             Self::StoreUnavailable(cause) => Document::unavailable(Code::StoreUnavailable, cause),
             Self::ChainUnavailable(cause) => Document::unavailable(Code::ChainUnavailable, cause),
             Self::IssuerUnavailable(cause) => Document::unavailable(Code::IssuerUnavailable, cause),
@@ -373,6 +384,7 @@ mod tests {
         let problems = [
             Problem::RateLimited { retry_after_s: 7 },
             Problem::HsmUnavailable(None),
+            Problem::HsmDown { cause: Cause::new("CKR_DEVICE_ERROR"), retry_after_s: 17 },
             Problem::StoreUnavailable(None),
             Problem::ChainUnavailable(None),
             Problem::IssuerUnavailable(None),

@@ -30,7 +30,10 @@ impl From<AppError> for Problem {
             AppError::WouldRevert(detail) => Self::WouldRevert { detail },
             AppError::NotDecodable(detail) => Self::NotDecodable { detail },
             AppError::Signer(SignerError::Overloaded) => Self::Overloaded,
-            AppError::Signer(error @ SignerError::Unavailable(_)) => {
+            AppError::Signer(error @ SignerError::Down { retry_after_s, .. }) => {
+                Self::HsmDown { cause: Cause::new(error), retry_after_s }
+            }
+            AppError::Signer(error @ (SignerError::Unavailable(_) | SignerError::Condemned(_))) => {
                 Self::HsmUnavailable(Some(Cause::new(error)))
             }
             AppError::Signer(

@@ -62,6 +62,8 @@ pub struct Tally {
     pub pending: u64,
     /// Requests that ended without what they wanted.
     pub failed: u64,
+    /// Requests of impatient callers that were not given at once.
+    pub left: u64,
     /// Signatures that are not right.
     pub wrong: Vec<String>,
     /// Answers by status and code of the problem, with an example of each that is unusual.
@@ -76,12 +78,13 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} asked, {} released, {} retried, {} pending, {} failed, {} wrong; answers {:?}; slowest 503 {:?}",
+            "{} asked, {} released, {} retried, {} pending, {} failed, {} left, {} wrong; answers {:?}; slowest 503 {:?}",
             self.asked,
             self.released,
             self.retried,
             self.pending,
             self.failed,
+            self.left,
             self.wrong.len(),
             self.answers,
             self.slowest_refusal
@@ -167,6 +170,8 @@ struct Shared {
     addresses: Vec<String>,
     next: AtomicU64,
     most: u64,
+    /// What is not given at once is not asked for again: something else is.
+    impatient: bool,
     stopped: AtomicBool,
     tally: Mutex<Tally>,
     /// The ids of payouts that were accepted.
@@ -182,7 +187,15 @@ pub struct Load {
 impl Load {
     /// So many callers who ask these keys for signatures of messages, `most` together.
     pub fn messages(server: &Server, addresses: &[&str], callers: usize, most: u64) -> Self {
-        let mut load = Self::new(server, "m", addresses, most);
+        Self::of_messages(Self::new(server, "m", addresses, (most, false)), callers)
+    }
+
+    /// As [`Self::messages`], until stopped; what is not given at once is never asked for again.
+    pub fn impatient(server: &Server, addresses: &[&str], callers: usize) -> Self {
+        Self::of_messages(Self::new(server, "i", addresses, (u64::MAX, true)), callers)
+    }
+
+    fn of_messages(mut load: Self, callers: usize) -> Self {
         for _ in 0..callers {
             let shared = Arc::clone(&load.shared);
             load.tasks.spawn(async move {
@@ -196,7 +209,7 @@ impl Load {
 
     /// So many callers who ask the group for payouts, `most` together.
     pub fn payouts(server: &Server, callers: usize, most: u64) -> Self {
-        let mut load = Self::new(server, "p", &[], most);
+        let mut load = Self::new(server, "p", &[], (most, false));
         for _ in 0..callers {
             let shared = Arc::clone(&load.shared);
             load.tasks.spawn(async move {
@@ -208,7 +221,12 @@ impl Load {
         load
     }
 
-    fn new(server: &Server, kind: &str, addresses: &[&str], most: u64) -> Self {
+    fn new(
+        server: &Server,
+        kind: &str,
+        addresses: &[&str],
+        (most, impatient): (u64, bool),
+    ) -> Self {
         static LOADS: AtomicU64 = AtomicU64::new(0);
         let shared = Shared {
             caller: Caller::of(server),
@@ -216,6 +234,7 @@ impl Load {
             addresses: addresses.iter().map(|it| (*it).to_owned()).collect(),
             next: AtomicU64::new(0),
             most,
+            impatient,
             stopped: AtomicBool::new(false),
             tally: Mutex::default(),
             accepted: Mutex::default(),
@@ -262,7 +281,7 @@ impl Load {
         let tally = self.tally();
         assert!(tally.wrong.is_empty(), "{:?}", tally.wrong);
         assert_eq!(tally.refusals_without_retry_after, 0, "a 503 without Retry-After");
-        assert_eq!(tally.released + tally.failed, tally.asked, "{tally}");
+        assert_eq!(tally.released + tally.failed + tally.left, tally.asked, "{tally}");
         (tally, self.shared.accepted.lock().unwrap().clone())
     }
 }
@@ -310,6 +329,10 @@ impl Shared {
                 return given;
             }
             tokio::time::sleep(AGAIN).await;
+            if self.impatient {
+                self.tally.lock().unwrap().left += 1;
+                return None;
+            }
         }
         self.tally.lock().unwrap().failed += 1;
         None

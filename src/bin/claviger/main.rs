@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             print::note(&format!("claviger: {failure}"));
-            ExitCode::FAILURE
+            ExitCode::from(failure.code())
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::audit::Signing;
 use crate::{softhsm, world};
-use claviger::app::{App, lease, recover, suspension};
+use claviger::app::{App, hsm_events, lease, recover, suspension};
 use claviger::audit::sequencer;
 use claviger::cli::{Failure, load};
 use claviger::config::server::ServerConfig;
@@ -33,6 +33,9 @@ const GAUGES_MS: u64 = 5_000;
 
 /// How often it is looked whether the server waits for an operator, in milliseconds.
 const SUSPENSION_MS: u64 = 5_000;
+
+/// How often it is looked whether something has happened to a token, in milliseconds.
+const HSM_EVENTS_MS: u64 = 500;
 
 /// Runs the server until SIGTERM or SIGINT.
 ///
@@ -80,6 +83,7 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     }
     let mut edges = vec![sequence(&config, &app)];
     edges.push(watch_suspension(&app));
+    edges.push(record_hsm_events(&app));
     edges.extend(signing.iter().map(Signing::job));
     let periods = Periods { recover_ms: RECOVER_MS, gauges_ms: GAUGES_MS };
     let mut jobs = jobs::start(&app, polled(&config, &app), edges, periods, &stop);
@@ -98,6 +102,9 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
         // Whatever they are at is committed step by step, and goes on at the next start.
         tracing::warn!("jobs did not end in time");
         jobs.shutdown().await;
+    }
+    if let Err(error) = hsm_events::record(&app).await {
+        tracing::warn!(%error, "what happened to the HSM is not in the audit log");
     }
     if let Err(error) = lease::release(&app).await {
         tracing::warn!(%error, "other servers wait until this one's leases run out");
@@ -167,6 +174,16 @@ fn watch_suspension(app: &Arc<App>) -> EdgeJob {
         Box::pin(async move { suspension::watch(&app).await }) as BoxFuture<'static, _>
     };
     EdgeJob { name: "suspension", every_ms: SUSPENSION_MS, run: Box::new(run) }
+}
+
+/// Writes into the audit log what happened to the tokens.
+fn record_hsm_events(app: &Arc<App>) -> EdgeJob {
+    let app = Arc::clone(app);
+    let run = move || {
+        let app = Arc::clone(&app);
+        Box::pin(async move { hsm_events::record(&app).await }) as BoxFuture<'static, _>
+    };
+    EdgeJob { name: "hsm_events", every_ms: HSM_EVENTS_MS, run: Box::new(run) }
 }
 
 async fn wait_for_signal() -> Result<(), Failure> {

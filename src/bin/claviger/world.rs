@@ -11,11 +11,11 @@ use claviger::core::intent::{Fees, TxType};
 use claviger::core::policy::Bundle;
 use claviger::core::time::duration_ms;
 use claviger::core::tx::step::Pace;
-use claviger::hsm::{Hsm, HsmConfig, WrappingConfig};
+use claviger::hsm::{Hsm, HsmConfig, Limits, WrappingConfig};
 use claviger::http::auth::{Authenticator, IssuerConfig};
 use claviger::ports::chain::Chain;
 use claviger::ports::clock::Entropy;
-use claviger::ports::signer::Signer;
+use claviger::ports::signer::{Signer, SignerError};
 use claviger::ports::store::{Store, StoreError};
 use claviger::store::{self, OpenMode};
 use claviger::system::{SystemClock, SystemEntropy};
@@ -59,6 +59,9 @@ pub fn hsm_configs(config: &ServerConfig) -> Vec<HsmConfig> {
         pin_file: section.pin_file.clone(),
         sessions: section.sessions,
         queue: section.queue,
+        standby_for: section.standby_for.clone(),
+        read_write_sessions: section.read_write_sessions,
+        limits: Limits::default(),
         // What is wrong with one was found when the configuration was read.
         exceptions: section.exceptions.iter().filter_map(|one| one.read().ok()).collect(),
         wrapping: section.wrapping_id().map(|key| WrappingConfig {
@@ -84,7 +87,10 @@ pub async fn hsm(config: &ServerConfig) -> Result<Arc<Hsm>, Failure> {
         .await
         .map_err(|e| Failure::of("hsm", e))?
         .map(Arc::new)
-        .map_err(|e| Failure::new(e.to_string()))
+        .map_err(|e| match e {
+            SignerError::Condemned(_) => Failure::for_good(e.to_string()),
+            e => Failure::new(e.to_string()),
+        })
 }
 
 /// One chain's nodes.

@@ -13,7 +13,7 @@ pub async fn healthz() -> Json<Value> {
     Json(json!({ "status": "ok" }))
 }
 
-/// `GET /readyz`: the database and the HSM answer, and the server does not wait for an operator. A full
+/// `GET /readyz`: the database and at least one HSM answer, and the server does not wait for an operator. A full
 /// signing queue is busy, not broken.
 ///
 /// # Errors

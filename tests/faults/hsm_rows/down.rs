@@ -6,7 +6,7 @@ use crate::support::services::poll_until;
 use crate::support::signing_load::{Caller, hello, signer_of};
 
 /// So many answers of the module while it is down: it is asked now and then whether it is back.
-const PROBES: usize = 6;
+const PROBES: usize = 3;
 
 async fn an_outage(row: &str, fault: &str, lifted_by_the_server: bool) {
     let rows = Rows::open(&[]).await;

@@ -3,6 +3,7 @@
 use super::Rows;
 use crate::support::server::LIMIT;
 use crate::support::services::poll_until;
+use crate::support::signing_load::Load;
 use std::time::Duration;
 
 /// So long a caller may wait for its 503 at most: the server's own limit for an answer of the HSM, and what a
@@ -40,26 +41,31 @@ async fn h5_while_one_thread_is_stuck_the_other_works() {
 async fn h5_while_all_threads_are_stuck_callers_are_told_so_and_memory_does_not_grow() {
     let envs = [("CLAVIGER__HSM__SESSIONS", "2"), ("CLAVIGER__HSM__QUEUE", "8")];
     let rows = Rows::open(&envs).await;
-    let (messages, payouts) = (rows.messages(64), rows.payouts(4));
+    let (messages, payouts) = (rows.messages(16), rows.payouts(4));
     messages.until_released(200).await;
     payouts.until_released(5).await;
     let before = memory(rows.server.program.pid());
     rows.faults.set("C_Sign WAIT");
-    poll_until(LIMIT, "both calls hang", async || (rows.faults.count() == 2).then_some(())).await;
-    let seen = messages.tally();
-    let refused = messages
-        .until("a thousand are told to come again", |now| now.retried >= seen.retried + 1_000)
+    poll_until(LIMIT, "both calls hang", async || (rows.faults.count() >= 2).then_some(())).await;
+    // Callers with other requests: those of before are decided, and are not refused any more.
+    let keys: Vec<&str> = rows.keys.iter().map(String::as_str).collect();
+    let more = Load::impatient(&rows.server, &keys, 64);
+    let refused = more
+        .until("two thousand are told to come again", |now| {
+            now.code("overloaded") + now.code("hsm-unavailable") >= 2_000
+        })
         .await;
     assert!(refused.slowest_refusal < REFUSED_WITHIN, "{refused}");
-    let told = refused.code("overloaded") + refused.code("hsm-unavailable");
-    assert!(told >= 1_000, "{refused}");
     let grown = memory(rows.server.program.pid()).saturating_sub(before);
     assert!(grown < MEMORY_MAX, "{grown} bytes more");
-    assert_eq!(rows.faults.count(), 2, "no third call");
+    // Each thread has perhaps been given a second to stand in for it, and no third.
+    assert!(rows.faults.count() <= 4, "{}", rows.faults.count());
+    assert_eq!(refused.released, 0);
+    let (more, _) = more.stop().await;
+    println!("h5, while all were stuck: {more}; {} KiB more", grown / 1024);
     rows.faults.clear();
     messages.until_released(200).await;
     payouts.until_released(5).await;
-    println!("h5, when all were stuck: {refused}; {} KiB more", grown / 1024);
     let (messages, payouts) = rows.stop("h5 all stuck", messages, payouts).await;
     assert_eq!((messages.failed, payouts.failed), (0, 0));
 }

@@ -5,6 +5,7 @@ use crate::ceremony::open_ceremony;
 use crate::world;
 use claviger::app::ceremony::interrupted;
 use claviger::config::server::ServerConfig;
+use claviger::core::id::HsmName;
 use claviger::core::key::{CkaId, Custody, KeyPlace, OperatorKey};
 use claviger::core::key_report::{KeyException, KeyFlag, KeyReport};
 use claviger::hsm::{Diagnosis, Hsm, HsmConfig, WrappingConfig, diagnose, diagnose_pin_file};
@@ -21,9 +22,13 @@ pub async fn check(config: &ServerConfig, store: Option<&dyn Store>, findings: &
     // The lines of the keys come after those of all tokens.
     let mut of_keys = Findings::default();
     for config in &configs {
-        let ours = keys
-            .as_ref()
-            .map(|keys| keys.iter().filter(|key| key.hsm == config.name).collect::<Vec<_>>());
+        // A standby has the keys of the token that it stands by for.
+        let home = config.standby_for.as_ref().unwrap_or(&config.name);
+        let ours = keys.as_ref().map(|keys| {
+            let ours = keys.iter().filter(|key| key.hsm == *home);
+            let here = |key: &OperatorKey| OperatorKey { hsm: config.name.clone(), ..key.clone() };
+            ours.map(here).collect::<Vec<_>>()
+        });
         token(config, ours.as_deref(), findings, &mut of_keys).await;
     }
     for key in keys.iter().flatten() {
@@ -70,7 +75,7 @@ async fn known(store: &dyn Store, findings: &mut Findings) -> Option<Vec<Operato
 /// One token. The module is finalised again before the next token is looked at, which may be of the same.
 async fn token(
     config: &HsmConfig,
-    keys: Option<&[&OperatorKey]>,
+    keys: Option<&[OperatorKey]>,
     findings: &mut Findings,
     of_keys: &mut Findings,
 ) {
@@ -92,7 +97,8 @@ async fn token(
         let config = config.clone();
         let open = move || {
             diagnose(&config)?;
-            let opened = Hsm::open(vec![config]);
+            // It is looked at alone, whatever it stands by for.
+            let opened = Hsm::open(vec![HsmConfig { standby_for: None, ..config }]);
             opened.map_err(|error| Diagnosis {
                 what: error.to_string(),
                 advice: "start the server, and see what its log says".to_owned(),
@@ -119,10 +125,14 @@ async fn token(
         }
     }
     let keys = keys.unwrap_or_default();
-    for &key in keys {
-        match proof(&open, key).await {
-            Ok(text) => of_keys.add(format!("key {}", key.label), Ok(text)),
-            Err(wrong) => of_keys.wrong(format!("key {}", key.label), wrong),
+    for key in keys {
+        let what = match &config.standby_for {
+            None => format!("key {}", key.label),
+            Some(_) => format!("key {} in {name}", key.label),
+        };
+        match proof(&open, key, config.standby_for.as_ref()).await {
+            Ok(text) => of_keys.add(what, Ok(text)),
+            Err(wrong) => of_keys.wrong(what, wrong),
         }
     }
     for exception in &config.exceptions {
@@ -161,11 +171,24 @@ async fn wraps(
 }
 
 /// Whether a key is the one that was pinned, as it must be, and signs.
-async fn proof(hsm: &Hsm, key: &OperatorKey) -> Result<String, Diagnosis> {
+async fn proof(
+    hsm: &Hsm,
+    key: &OperatorKey,
+    standby_for: Option<&HsmName>,
+) -> Result<String, Diagnosis> {
     if key.custody == Custody::Token {
         let report = hsm.describe_key(&key.place()).await.map_err(|error| unusable(&error))?;
         let id = hex::encode(key.cka_id.as_bytes());
         let Some(report) = report else {
+            if let Some(home) = standby_for {
+                return Err(Diagnosis {
+                    what: format!("the standby has no key with CKA_ID {id}"),
+                    advice: format!(
+                        "copy it from `{home}` by the HSM's own means; until then nothing signs with it \
+                         while `{home}` is down"
+                    ),
+                });
+            }
             return Err(Diagnosis {
                 what: format!("the token has no key with CKA_ID {id}: it is missing"),
                 advice: "look whether this is the right token, and put the key back from the HSM's backup; \
@@ -221,7 +244,7 @@ fn unusable(error: &SignerError) -> Diagnosis {
 async fn needed(
     hsm: &Hsm,
     config: &HsmConfig,
-    keys: &[&OperatorKey],
+    keys: &[OperatorKey],
     exception: &KeyException,
 ) -> Result<String, Diagnosis> {
     let known = keys.iter().find(|key| key.cka_id == exception.cka_id);
