@@ -212,9 +212,7 @@ impl Worker {
             Job::CreateWrapped(answer) => drop(answer.send(self.attempt(wrapped::create))),
             Job::Find(id, answer) => drop(answer.send(self.find(&id))),
             Job::Describe(id, answer) => drop(answer.send(self.describe(&id))),
-            Job::Survey(answer) => {
-                drop(answer.send(self.attempt(survey)));
-            }
+            Job::Survey(answer) => drop(answer.send(self.attempt(survey))),
             Job::MakeWrapping(id, label, answer) => {
                 drop(answer.send(self.make_wrapping(&id, &label)));
             }
@@ -365,11 +363,6 @@ fn enroll(shared: &Shared, session: &OpenSession, key: &OperatorKey) -> Result<(
     Ok(())
 }
 
-/// Whether the configured wrapping key is there and as it must be.
-fn check_wrapping(shared: &Shared, session: &OpenSession) -> Result<(), Fault> {
-    shared.wrapping.usable(session, shared.keyring.generation()).map(drop)
-}
-
 /// A proof of possession: what is signed has a fixed prefix and means nothing to anybody.
 pub(super) fn prove(
     session: &Session,
@@ -379,6 +372,11 @@ pub(super) fn prove(
 ) -> Result<(), Fault> {
     let proof = keccak256([PROOF_PREFIX, cka_id.as_bytes()].concat());
     sign_digest(session, handle, &proof, pinned).map(drop)
+}
+
+/// Whether the configured wrapping key is there and as it must be.
+fn check_wrapping(shared: &Shared, session: &OpenSession) -> Result<(), Fault> {
+    shared.wrapping.usable(session, shared.keyring.generation()).map(drop)
 }
 
 /// What the token says of itself, and the names of what lies in it.

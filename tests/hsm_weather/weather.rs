@@ -80,7 +80,7 @@ impl<'a> Weather<'a> {
             let before = self.faults.count();
             self.faults.set(&line);
             *times.entry(format!("faults: {kind}: times")).or_default() += 1;
-            pace(20 + self.random.below(if kind == "gone" { 1_200 } else { 300 })).await;
+            pace(20 + self.lasts(kind)).await;
             if !line.contains("UNTIL_INITIALIZE") {
                 self.faults.clear();
             }
@@ -92,9 +92,21 @@ impl<'a> Weather<'a> {
         times
     }
 
-    /// Until some more are released: each fault finds a server that works.
+    /// How long a fault lasts at most, in milliseconds.
+    fn lasts(&mut self, kind: &str) -> u64 {
+        let at_most = match kind {
+            "gone" => 1_200,
+            // Long enough, now and then, for a thread to be given up.
+            "hangs" if self.random.one_in(6) => 8_000,
+            _ => 300,
+        };
+        self.random.below(at_most)
+    }
+
+    /// Until some more are released: each fault finds a server that works. A long run has longer calms.
     async fn calm(&mut self, load: &Load, most: u64) {
-        let (begun, wanted) = (Instant::now(), 20 + self.random.below(100));
+        let (begun, times) = (Instant::now(), 1 + most / 10_000);
+        let wanted = times * (20 + self.random.below(100));
         let wanted = most.min(load.tally().released + wanted);
         while load.tally().released < wanted {
             let tally = load.tally();
@@ -124,7 +136,8 @@ impl<'a> Weather<'a> {
             "hangs" => {
                 format!("{} WAIT {count}", one_of(&["C_Sign", "C_SignInit", "C_GetSessionInfo"]))
             }
-            _ => "C_GetAttributeValue RAW_POINT".to_owned(),
+            // Points are read when keys are found again.
+            _ => "C_GetAttributeValue RAW_POINT\nC_SignInit LOGOUT 1".to_owned(),
         };
         (kind, line)
     }

@@ -3,7 +3,7 @@
 use super::Rows;
 use crate::support::server::LIMIT;
 use crate::support::services::poll_until;
-use crate::support::signing_load::{Caller, hello, signer_of};
+use crate::support::signing_load::{Caller, Load, Tally, hello, signer_of};
 
 /// So many answers of the module while it is down: it is asked now and then whether it is back.
 const PROBES: usize = 3;
@@ -14,9 +14,11 @@ async fn an_outage(row: &str, fault: &str, lifted_by_the_server: bool) {
     messages.until_released(50).await;
     payouts.until_released(2).await;
     rows.faults.set(fault);
-    let refused = messages
-        .until("every caller is told to come again", |now| now.code("hsm-unavailable") >= 32)
-        .await;
+    // Callers with other requests: what was decided before is not refused any more.
+    let keys: Vec<&str> = rows.keys.iter().map(String::as_str).collect();
+    let more = Load::impatient(&rows.server, &keys, 8);
+    more.until("callers are told to come again", |now| now.code("hsm-unavailable") >= 8).await;
+    let (refused, _) = more.stop().await;
     let (caller, key) = (Caller::of(&rows.server), row.replace(' ', "-"));
     if !lifted_by_the_server {
         // Refused is refused: nothing is bound to the idempotency key.
@@ -28,14 +30,14 @@ async fn an_outage(row: &str, fault: &str, lifted_by_the_server: bool) {
         }
         // It is asked whether it is back, and only now and then: not once for each caller.
         let seen = rows.faults.count();
-        let asked = messages.tally().asked + messages.tally().retried;
+        let told = |tally: &Tally| tally.retried + tally.pending;
+        let before = told(&messages.tally()) + told(&payouts.tally());
         poll_until(LIMIT, "it is probed", async || {
             (rows.faults.count() >= seen + PROBES).then_some(())
         })
         .await;
-        let tally = messages.tally();
-        let answered = tally.asked + tally.retried - asked;
-        println!("{row}: {PROBES} probes while callers were told {answered} times to come again");
+        let times = told(&messages.tally()) + told(&payouts.tally()) - before;
+        println!("{row}: {PROBES} probes while callers were told {times} times to come again");
         rows.faults.clear();
     }
     // No restart of ours.
