@@ -69,6 +69,24 @@ impl Broken {
         command.envs(envs.iter().copied()).output().unwrap()
     }
 
+    /// A second token, `second`, with these lines in its section.
+    fn add_token(&self, lines: &str) {
+        let dir = self.setup.dir();
+        let mut init = Command::new(BIN);
+        init.env("SOFTHSM2_CONF", dir.join("softhsm2.conf")).arg("init-token");
+        init.arg("--module").arg(tool("SOFTHSM_MODULE")).args(["--label", "second"]);
+        init.arg("--so-pin-file").arg(dir.join("so-pin")).arg("--pin-file").arg(dir.join("pin"));
+        assert!(init.status().unwrap().success());
+        fs::copy(dir.join("pin"), dir.join("pin-2")).unwrap();
+        let second = format!(
+            "[[hsm]]\nname = \"second\"\nmodule = \"{}\"\ntoken_label = \"second\"\n\
+             pin_file = \"pin-2\"\n{lines}\n[[auth.issuer]]",
+            tool("SOFTHSM_MODULE").display()
+        );
+        self.edit("[hsm]", "[[hsm]]");
+        self.edit("[[auth.issuer]]", &second);
+    }
+
     fn at_token(&self, task: &Value) -> Value {
         outsider(&self.setup, "a_set_up_that_works_is_all_right", task)
     }
@@ -255,20 +273,7 @@ async fn a_key_that_can_be_read_or_taken_out_is_told_and_so_is_an_exception_with
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_of_several_tokens_has_a_line_and_one_fault_hides_nothing_of_the_others() {
     let it = Broken::new().await;
-    let dir = it.setup.dir();
-    let mut init = Command::new(BIN);
-    init.env("SOFTHSM2_CONF", dir.join("softhsm2.conf")).arg("init-token");
-    init.arg("--module").arg(tool("SOFTHSM_MODULE")).args(["--label", "second"]);
-    init.arg("--so-pin-file").arg(dir.join("so-pin")).arg("--pin-file").arg(dir.join("pin"));
-    assert!(init.status().unwrap().success());
-    fs::copy(dir.join("pin"), dir.join("pin-2")).unwrap();
-    let second = format!(
-        "[[hsm]]\nname = \"second\"\nmodule = \"{}\"\ntoken_label = \"second\"\npin_file = \"pin-2\"\n\n\
-         [[auth.issuer]]",
-        tool("SOFTHSM_MODULE").display()
-    );
-    it.edit("[hsm]", "[[hsm]]");
-    it.edit("[[auth.issuer]]", &second);
+    it.add_token("");
     it.make_keys("second", "other");
     let lines = it.doctor(&[]);
     assert!(lines.iter().all(|line| line["ok"] == true), "{lines:#?}");
@@ -292,4 +297,21 @@ async fn each_of_several_tokens_has_a_line_and_one_fault_hides_nothing_of_the_ot
     let failed = lines.iter().filter(|line| line["ok"] == false);
     let named: Vec<_> = failed.map(|line| line["check"].as_str().unwrap()).collect();
     assert_eq!(named, ["key other-1", "key other-2"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_without_the_keys_is_told_key_by_key() {
+    let it = Broken::new().await;
+    it.add_token("standby_for = \"default\"\n");
+    let lines = it.doctor(&[]);
+    let failed: Vec<_> = lines.iter().filter(|line| line["ok"] == false).collect();
+    let named: Vec<_> = failed.iter().map(|line| line["check"].as_str().unwrap()).collect();
+    assert_eq!(named, ["key op-1 in second", "key op-2 in second"], "{lines:#?}");
+    for line in failed {
+        assert!(line["detail"].as_str().unwrap().contains("the standby has no key"), "{line:#}");
+        assert!(line["advice"].as_str().unwrap().contains("copy it from `default`"), "{line:#}");
+    }
+    for name in ["HSM default", "HSM second", "key op-1", "key op-2"] {
+        assert!(lines.iter().any(|line| line["check"] == name && line["ok"] == true), "{name}");
+    }
 }

@@ -138,13 +138,13 @@ pub struct Record {
     #[serde(default)]
     pub present: Vec<Person>,
     /// The tokens that were used.
-    #[serde(default, rename = "token")]
+    #[serde(default, rename = "token", skip_serializing_if = "Vec::is_empty")]
     pub tokens: Vec<RecordedToken>,
     /// Wrapping keys that were made.
-    #[serde(default, rename = "wrapping_key")]
+    #[serde(default, rename = "wrapping_key", skip_serializing_if = "Vec::is_empty")]
     pub wrapping_keys: Vec<RecordedWrappingKey>,
     /// Keys that were made.
-    #[serde(default, rename = "key")]
+    #[serde(default, rename = "key", skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<RecordedKey>,
     /// The plan.
     pub plan: RecordedPlan,

@@ -23,11 +23,12 @@ pub async fn check(config: &ServerConfig, store: Option<&dyn Store>, findings: &
     // The lines of the keys come after those of all tokens.
     let mut of_keys = Findings::default();
     for config in &configs {
-        let ours = keys
-            .as_ref()
-            .map(|keys| keys.iter().filter(|key| key.hsm == config.name).collect::<Vec<_>>());
+        // A standby has the keys of the token that it stands by for.
+        let home = config.standby_for.as_ref().unwrap_or(&config.name);
+        let here = |key: &OperatorKey| OperatorKey { hsm: config.name.clone(), ..key.clone() };
+        let ours = keys.iter().flatten().filter(|key| key.hsm == *home).map(here).collect();
         let ours = Ours {
-            keys: ours.unwrap_or_default(),
+            keys: ours,
             wrapped: wrapped.iter().flatten().filter(|under| under.hsm == config.name).collect(),
             oldest: oldest_wrapped(store, &config.name).await,
         };
@@ -101,7 +102,7 @@ async fn oldest_wrapped(store: Option<&dyn Store>, hsm: &HsmName) -> Option<Oper
 
 /// What the database has of one token.
 struct Ours<'a> {
-    keys: Vec<&'a OperatorKey>,
+    keys: Vec<OperatorKey>,
     wrapped: Vec<&'a Wrapped>,
     oldest: Option<OperatorKey>,
 }
@@ -138,7 +139,8 @@ async fn token(
         let config = config.clone();
         let open = move || {
             diagnose(&config)?;
-            let opened = Hsm::open(vec![config]);
+            // It is looked at alone, whatever it stands by for.
+            let opened = Hsm::open(vec![HsmConfig { standby_for: None, ..config }]);
             opened.map_err(|error| Diagnosis {
                 what: error.to_string(),
                 advice: "start the server, and see what its log says".to_owned(),
@@ -171,10 +173,14 @@ async fn token(
             Err(wrong) => of_keys.wrong(what, wrong),
         }
     }
-    for &key in &ours.keys {
-        match proof(&open, key).await {
-            Ok(text) => of_keys.add(format!("key {}", key.label), Ok(text)),
-            Err(wrong) => of_keys.wrong(format!("key {}", key.label), wrong),
+    for key in &ours.keys {
+        let what = match &config.standby_for {
+            None => format!("key {}", key.label),
+            Some(_) => format!("key {} in {name}", key.label),
+        };
+        match proof(&open, key, config.standby_for.as_ref()).await {
+            Ok(text) => of_keys.add(what, Ok(text)),
+            Err(wrong) => of_keys.wrong(what, wrong),
         }
     }
     for exception in &config.exceptions {
@@ -235,11 +241,24 @@ async fn unwraps(
 }
 
 /// Whether a key is the one that was pinned, as it must be, and signs.
-async fn proof(hsm: &Hsm, key: &OperatorKey) -> Result<String, Diagnosis> {
+async fn proof(
+    hsm: &Hsm,
+    key: &OperatorKey,
+    standby_for: Option<&HsmName>,
+) -> Result<String, Diagnosis> {
     if key.custody == Custody::Token {
         let report = hsm.describe_key(&key.place()).await.map_err(|error| unusable(&error))?;
         let id = hex::encode(key.cka_id.as_bytes());
         let Some(report) = report else {
+            if let Some(home) = standby_for {
+                return Err(Diagnosis {
+                    what: format!("the standby has no key with CKA_ID {id}"),
+                    advice: format!(
+                        "copy it from `{home}` by the HSM's own means; until then nothing signs with it \
+                         while `{home}` is down"
+                    ),
+                });
+            }
             return Err(Diagnosis {
                 what: format!("the token has no key with CKA_ID {id}: it is missing"),
                 advice: "look whether this is the right token, and put the key back from the HSM's backup; \
@@ -295,7 +314,7 @@ fn unusable(error: &SignerError) -> Diagnosis {
 async fn needed(
     hsm: &Hsm,
     config: &HsmConfig,
-    keys: &[&OperatorKey],
+    keys: &[OperatorKey],
     exception: &KeyException,
 ) -> Result<String, Diagnosis> {
     let known = keys.iter().find(|key| key.cka_id == exception.cka_id);
