@@ -140,8 +140,7 @@ pub(crate) async fn judge(
     let chain = app
         .chain(&command.chain)
         .ok_or_else(|| AppError::invalid("chain", "is not configured here"))?;
-    let keys = signers::named(app, &command.signer).await?;
-    let key = signers::least_busy(app, chain, keys, purpose).await?;
+    let key = signers::least_busy(app, chain, &command.signer, purpose).await?;
     let (request, estimate) = judged_request(app, chain, command, &key, purpose).await?;
     let verdict = evaluate(&app.bundle, &request, now);
     let sendable = match estimate {

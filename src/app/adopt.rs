@@ -4,13 +4,12 @@
 use crate::app::accept::AcceptCommand;
 use crate::app::{App, AppError, lane, record, signers};
 use crate::core::evm::transaction::UnsignedTransaction;
-use crate::core::key::{OperatorKey, PublicKey};
+use crate::core::key::PublicKey;
 use crate::core::permit::RawSignature;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::{Ending, Status};
 use crate::ports::store::{
-    ADOPTED, NO_OP, NewEvent, Orphan, Payment, Sent, SignedAttempt, StoreError, TransactionRow,
-    Unit, look,
+    ADOPTED, NO_OP, NewEvent, Payment, Sent, SignedAttempt, StoreError, TransactionRow, Unit, look,
 };
 use alloy::primitives::{B256, Bytes, keccak256};
 
@@ -145,10 +144,13 @@ pub(crate) async fn repeated(
         let same = same.clone();
         Box::pin(async move {
             let waits = unit.suspension().await?;
-            let orphans = match &same {
-                Some(same) => unit.same_orphans(same).await?,
-                None => Vec::new(),
-            };
+            let mut orphans = Vec::new();
+            if let Some(same) = &same {
+                for orphan in unit.same_orphans(same).await? {
+                    let key = unit.key_at(orphan.address).await?;
+                    orphans.extend(key.map(|key| (orphan, key)));
+                }
+            }
             Ok((waits, orphans))
         })
     })
@@ -156,12 +158,8 @@ pub(crate) async fn repeated(
     if let Some(why) = waits {
         return Err(AppError::ReconcileRequired(why.reason));
     }
-    if orphans.is_empty() {
-        return Ok(None);
-    }
-    let keys = signers::named(app, &command.signer).await?;
-    let mine = orphans.into_iter().find_map(|orphan| {
-        let is_ours = keys.iter().any(|key| key.address == orphan.address);
+    let mine = orphans.into_iter().find_map(|(orphan, key)| {
+        let is_ours = signers::is_named(app, &key, &command.signer);
         let raw = orphan.raw.as_ref().filter(|_| is_ours)?;
         // Its signature was checked when it was found.
         Some((orphan.address, OnChain::read(raw)?))
@@ -197,19 +195,19 @@ pub(crate) async fn is_mined_for(
         value: intent.value,
         data: intent.data.clone(),
     };
-    let mut same = unit.same_orphans(&payment).await?;
-    same.retain(|orphan| orphan.raw.is_some());
-    if same.is_empty() {
-        return Ok(false);
-    }
-    let keys = unit.keys().await?;
-    let is_asked = |key: &OperatorKey| {
+    for orphan in unit.same_orphans(&payment).await? {
+        if orphan.raw.is_none() {
+            continue;
+        }
+        let Some(key) = unit.key_at(orphan.address).await? else {
+            continue;
+        };
         let group = key.group.as_ref().is_some_and(|group| group.as_str() == row.new.signer);
-        group || key.address == row.new.address
-    };
-    let asked =
-        |orphan: &Orphan| keys.iter().any(|key| key.address == orphan.address && is_asked(key));
-    Ok(same.iter().any(asked))
+        if group || key.address == row.new.address {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Binds a request that was just stored to what is on the chain for it. `false` if another request was

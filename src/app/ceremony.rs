@@ -160,6 +160,7 @@ pub async fn make_key(
         group: key.group.clone(),
         mode: key.mode,
         hsm: key.hsm.clone(),
+        is_wrapped: key.custody == PlannedCustody::Wrapped,
     };
     create_key::create(app, command).await
 }

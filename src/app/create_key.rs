@@ -1,7 +1,7 @@
 //! Make an operator key: intention first, then the HSM, then the pinned public key.
 
 use crate::app::key_leaf::PinnedKey;
-use crate::app::{App, AppError};
+use crate::app::{App, AppError, create_wrapped};
 use crate::core::audit::LeafKind;
 use crate::core::id::{GroupName, HsmName, KeyId};
 use crate::core::key::{CkaId, Custody, KeyState, NonceMode, OperatorKey, PublicKey};
@@ -23,6 +23,8 @@ pub struct CreateKey {
     pub mode: NonceMode,
     /// The token that it is to be in.
     pub hsm: HsmName,
+    /// Whether its private half is kept wrapped in the database, and not as an object of the token.
+    pub is_wrapped: bool,
 }
 
 /// Makes a key inside the HSM and pins its public key. A crash in between is finished at the next start.
@@ -32,6 +34,9 @@ pub struct CreateKey {
 pub async fn create(app: &App, command: CreateKey) -> Result<OperatorKey, AppError> {
     check_asked(app, command.group.as_ref(), &command.hsm, &command.label)?;
     app.signer.is_up(&command.hsm)?;
+    if command.is_wrapped {
+        return create_wrapped::create(app, command).await;
+    }
     let key = NewKey {
         id: KeyId::new(app.entropy.uuid()),
         hsm: command.hsm,
@@ -89,6 +94,7 @@ async fn finish(app: &App, key: NewKey, public_key: PublicKey) -> Result<Operato
         mode: key.mode,
         principal: &key.principal,
         public_key,
+        custody: &Custody::Token,
         report: report.as_ref(),
     };
     let leaf = pinned.leaf(LeafKind::KeyCreated, app.clock.now()).map_err(AppError::internal)?;

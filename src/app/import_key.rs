@@ -63,6 +63,7 @@ pub async fn import(app: &App, command: ImportKey) -> Result<OperatorKey, AppErr
         mode: key.mode,
         principal: &command.principal,
         public_key: key.public_key,
+        custody: &Custody::Token,
         report: Some(&report),
     };
     let leaf = pinned.leaf(LeafKind::KeyImported, key.created_at).map_err(AppError::internal)?;

@@ -2,10 +2,11 @@
 
 use crate::core::audit::{EncodedLeaf, Leaf, LeafKind, LeafTooLong, Value};
 use crate::core::id::{GroupName, KeyId};
-use crate::core::key::{KeyPlace, NonceMode, PublicKey};
+use crate::core::key::{Custody, KeyPlace, NonceMode, PublicKey};
 use crate::core::key_report::KeyReport;
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
+use sha2::{Digest, Sha256};
 
 /// A key that is pinned now.
 pub struct PinnedKey<'a> {
@@ -23,6 +24,8 @@ pub struct PinnedKey<'a> {
     pub principal: &'a Principal,
     /// The public key that is pinned.
     pub public_key: PublicKey,
+    /// Where its private half is kept.
+    pub custody: &'a Custody,
     /// What its token told of it; none where its private half is no object of the token.
     pub report: Option<&'a KeyReport>,
 }
@@ -43,6 +46,13 @@ impl PinnedKey<'_> {
             .with_hex("cka_id", self.place.cka_id.as_bytes())
             .with_hex("public_key", self.public_key.as_bytes())
             .with("address", format!("{:#x}", self.public_key.address()));
+        leaf = match self.custody {
+            Custody::Token => leaf.with("custody", "token"),
+            Custody::Wrapped(wrapped) => leaf
+                .with("custody", "wrapped")
+                .with_hex("wrapping_key", wrapped.under.as_bytes())
+                .with("wrapped_sha256", hex::encode(Sha256::digest(&wrapped.blob))),
+        };
         if let Some(report) = self.report {
             let values = report.values().map(|(name, value)| (name, Value::from(value)));
             leaf = leaf.with("attributes", Value::Map(values.collect()));

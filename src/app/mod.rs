@@ -10,6 +10,7 @@ pub mod cancel;
 pub mod ceremony;
 pub mod chains;
 pub mod create_key;
+mod create_wrapped;
 pub mod error;
 pub mod evaluate;
 pub mod finality;

@@ -4,7 +4,9 @@ use crate::app::{App, AppError};
 use crate::core::id::RequestId;
 use crate::core::key::OperatorKey;
 use crate::core::principal::Principal;
-use crate::ports::store::{AttemptRow, Filter, LogHead, SignatureRow, TransactionRow, look};
+use crate::ports::store::{
+    AttemptRow, Filter, KeyFilter, LogHead, SignatureRow, TransactionRow, look,
+};
 
 /// A transaction with its attempts.
 #[derive(Debug, Clone)]
@@ -77,12 +79,17 @@ pub async fn signature(
         .ok_or(AppError::NotFound)
 }
 
-/// All keys.
+/// Keys that match, oldest first.
 ///
 /// # Errors
 /// When the store does not answer.
-pub async fn keys(app: &App) -> Result<Vec<OperatorKey>, AppError> {
-    Ok(look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?)
+pub async fn keys(app: &App, filter: KeyFilter) -> Result<Vec<OperatorKey>, AppError> {
+    let found = look(&*app.store, "keys_page", move |unit| {
+        let filter = filter.clone();
+        Box::pin(async move { unit.keys_page(&filter).await })
+    })
+    .await?;
+    Ok(found)
 }
 
 /// The audit log's head, and how many leaves are not in it yet.

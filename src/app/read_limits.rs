@@ -2,11 +2,16 @@
 
 use crate::app::{App, AppError};
 use crate::core::amount::Amount;
-use crate::core::policy::{WindowInForce, windows_in_force};
+use crate::core::key::OperatorKey;
+use crate::core::policy::{CountedKeys, WindowInForce, counted_keys, windows_in_force};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
-use crate::ports::store::look;
+use crate::ports::store::{KeyFilter, StoreError, Unit, look};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// How many keys are read at once.
+const PAGE: i64 = 1_000;
 
 /// A window with what it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +50,10 @@ pub async fn limits(
     only: Option<&Principal>,
 ) -> Result<(Timestamp, Vec<LimitView>), AppError> {
     let now = app.clock.now();
+    let counted = Arc::new(counted_keys(&app.bundle));
     let (keys, rows) = look(&*app.store, "limits", move |unit| {
-        Box::pin(async move { Ok((unit.keys().await?, unit.limits_now(now).await?)) })
+        let counted = Arc::clone(&counted);
+        Box::pin(async move { Ok((keys(unit, &counted).await?, unit.limits_now(now).await?)) })
     })
     .await?;
     let mut windows = windows_in_force(&app.bundle, only, &keys);
@@ -68,6 +75,37 @@ pub async fn limits(
     found.extend(untouched(windows));
     found.sort_by(|a, b| a.label.cmp(&b.label));
     Ok((now, found))
+}
+
+/// Where no window counts each key of a group alone, a group of any size costs nothing.
+async fn keys(unit: &mut dyn Unit, counted: &CountedKeys) -> Result<Vec<OperatorKey>, StoreError> {
+    let mut found = Vec::new();
+    for group in &counted.groups {
+        let mut after = None;
+        loop {
+            let filter = KeyFilter {
+                after,
+                group: Some(group.clone()),
+                hsm: None,
+                state: None,
+                is_wrapped: None,
+                limit: PAGE,
+            };
+            let page = unit.keys_page(&filter).await?;
+            after = page.last().map(|key| key.id);
+            found.extend(page);
+            if after.is_none() {
+                break;
+            }
+        }
+    }
+    for id in &counted.ids {
+        found.extend(unit.key(*id).await?);
+    }
+    for address in &counted.addresses {
+        found.extend(unit.key_at(*address).await?);
+    }
+    Ok(found)
 }
 
 /// Windows that nothing was charged to yet.

@@ -4,7 +4,7 @@
 use crate::app::{App, AppError, create_key, finality, lease, send, sign};
 use crate::core::id::RequestId;
 use crate::ports::signer::SignerError;
-use crate::ports::store::look;
+use crate::ports::store::{Wrapped, look};
 
 /// Signs what was decided and not signed, and sends what are transactions of ours, but for the lanes of
 /// other processes. The same bytes with the same nonce: the permit is minted from the committed decision.
@@ -63,9 +63,10 @@ async fn one(app: &App, request: RequestId, number: i64) -> Result<(), AppError>
 async fn enroll_again(app: &App, request: RequestId, number: i64) -> Result<bool, AppError> {
     let key = look(&*app.store, "key_of", move |unit| {
         Box::pin(async move {
-            let decision = unit.decision(request, number).await?;
-            let keys = unit.keys().await?;
-            Ok(keys.into_iter().find(|key| decision.as_ref().is_some_and(|it| it.key == key.id)))
+            match unit.decision(request, number).await? {
+                Some(decision) => unit.key(decision.key).await,
+                None => Ok(None),
+            }
         })
     })
     .await?;
@@ -79,8 +80,9 @@ async fn enroll_again(app: &App, request: RequestId, number: i64) -> Result<bool
     Ok(enrolled.is_ok())
 }
 
-/// Finishes keys whose creation was interrupted, then enrolls every key. A key that cannot be used is told
-/// in an alarm; the others serve.
+/// Finishes keys whose creation was interrupted, then enrolls every key of a token. A key that cannot be used
+/// is told in an alarm; the others serve. Wrapped keys need no enrolment, and may be very many: it is only
+/// looked whether each is under the wrapping key of its token.
 ///
 /// # Errors
 /// When the store does not answer.
@@ -92,7 +94,23 @@ pub async fn keys(app: &App) -> Result<(), AppError> {
     if let Some(open) = open.await? {
         tracing::warn!(id = %open.id, title = open.title, "a key ceremony was begun and has not ended");
     }
-    let keys = look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?;
+    let (keys, wrapped) = look(&*app.store, "token_keys", |unit| {
+        Box::pin(async move { Ok((unit.token_keys().await?, unit.wrapped_under().await?)) })
+    })
+    .await?;
+    for Wrapped { hsm, under, keys } in wrapped {
+        let id = hex::encode(under.as_bytes());
+        if app.signer.wrapping_key(&hsm) == Some(under) {
+            tracing::info!(%hsm, wrapping_key = id, keys, "wrapped keys");
+        } else {
+            tracing::error!(
+                %hsm,
+                wrapping_key = id,
+                keys,
+                "ALARM: wrapped keys cannot be used: this is not the token's wrapping_key"
+            );
+        }
+    }
     for key in keys {
         if let Err(error) = app.signer.enroll(&key).await {
             tracing::error!(key = %key.id, address = %key.address, %error, "a key cannot be used");

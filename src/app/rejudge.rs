@@ -48,8 +48,9 @@ pub async fn rejudge(
     row: &TransactionRow,
     now: Timestamp,
 ) -> Result<Rejudged, AppError> {
-    let keys = look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?;
-    let key = keys.into_iter().find(|key| key.id == row.new.key);
+    let id = row.new.key;
+    let key =
+        look(&*app.store, "key", move |unit| Box::pin(async move { unit.key(id).await })).await?;
     let key = key.ok_or_else(|| AppError::internal("a transaction's key is not there"))?;
     let intent = row.new.intent.clone();
     let request = PolicyRequest {

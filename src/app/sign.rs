@@ -150,15 +150,58 @@ fn envelope(
             let unsigned =
                 UnsignedTransaction::from_signing_bytes(bytes).map_err(AppError::internal)?;
             let signed = unsigned.assemble(signature).map_err(AppError::internal)?;
+            if !says(&signed.raw, bytes, signature) {
+                return Err(AppError::internal("the signed bytes do not say what was permitted"));
+            }
             Ok(Some((signed.raw, signed.hash)))
         }
     }
 }
 
+/// Whether an envelope, decoded, is the permitted bytes with this signature and nothing else. The signature is
+/// over their hash and by the pinned key, as the HSM room has proved; so whoever recovers the sender finds the
+/// key's address.
+fn says(envelope: &[u8], permitted: &[u8], signature: &RawSignature) -> bool {
+    UnsignedTransaction::from_envelope(envelope).is_ok_and(|(read, carried)| {
+        carried == *signature && read.signing_bytes().is_ok_and(|bytes| bytes == permitted)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::amount::Amount;
+    use crate::core::id::ChainId;
+    use crate::core::intent::{Fees, TxType};
+    use alloy::primitives::{Address, Bytes};
     use uuid::Uuid;
+
+    #[test]
+    fn an_envelope_is_compared_with_the_permitted_bytes_and_the_signature() {
+        let transaction = |nonce, tx_type| UnsignedTransaction {
+            tx_type,
+            chain_id: ChainId::new(1),
+            nonce,
+            to: Some(Address::repeat_byte(7)),
+            value: Amount::from(5_u64),
+            data: Bytes::from(vec![1, 2, 3]),
+            gas: 50_000,
+            fees: Fees { max_fee: 9, max_priority_fee: 9 },
+            access_list: Vec::new(),
+        };
+        let signature = |s| RawSignature { r: [3; 32], s: [s; 32], y_parity: true };
+        for tx_type in [TxType::Legacy, TxType::Eip2930, TxType::Eip1559] {
+            let permitted = transaction(7, tx_type).signing_bytes().unwrap();
+            let (good, hash) =
+                envelope(PayloadKind::Transaction, &permitted, &signature(5)).unwrap().unwrap();
+            assert_eq!(hash, alloy::primitives::keccak256(&good));
+            assert!(says(&good, &permitted, &signature(5)));
+            assert!(!says(&good, &permitted, &signature(6)), "another signature");
+            let other = transaction(8, tx_type).assemble(&signature(5)).unwrap().raw;
+            assert!(!says(&other, &permitted, &signature(5)), "another nonce");
+            assert!(!says(&[&good[..], &[0]].concat(), &permitted, &signature(5)), "more bytes");
+        }
+    }
 
     #[test]
     fn an_attempt_has_one_turn_at_a_time_and_a_refused_one_takes_nothing_away() {

@@ -145,15 +145,7 @@ pub(crate) async fn judge(
     purpose: Purpose,
     now: Timestamp,
 ) -> Result<Judged, AppError> {
-    let mut keys = signers::named(app, &command.signer).await?;
-    keys.sort_by_key(|key| key.created_at);
-    // A transaction is of its account. Messages of a group are signed by a key that can.
-    let can = |key: &&OperatorKey| app.signer.ready(key).is_ok();
-    let able = match &command.intent {
-        Intent::Transaction(_) => None,
-        Intent::Message { .. } | Intent::TypedData { .. } => keys.iter().find(can).cloned(),
-    };
-    let key = able.or_else(|| keys.into_iter().next()).ok_or(AppError::NotFound)?;
+    let key = signers::first(app, &command.signer, &command.intent).await?;
     let payload = payload(&command.intent)?;
     let request = PolicyRequest {
         principal: command.principal.clone(),

@@ -1,42 +1,89 @@
 //! Which key signs: callers name a group, a key id, or an address.
 
 use crate::app::{App, AppError, ChainRuntime};
-use crate::core::id::{GroupName, KeyId};
+use crate::core::id::{ChainId, GroupName, KeyId};
+use crate::core::intent::Intent;
 use crate::core::key::{KeyState, NonceMode, OperatorKey};
 use crate::ports::signer::SignerError;
-use crate::ports::store::look;
-use alloy::primitives::Address;
+use crate::ports::store::{Candidate, look};
+use alloy::primitives::{Address, keccak256};
 use std::sync::atomic::Ordering;
 
-/// The active keys that a name stands for.
+/// What a name stands for.
+enum Named {
+    Group(GroupName),
+    Key(Box<OperatorKey>),
+}
+
+async fn named(app: &App, signer: &str) -> Result<Named, AppError> {
+    let group = GroupName::new(signer);
+    if app.groups.contains(&group) {
+        return Ok(Named::Group(group));
+    }
+    let (id, address) = (signer.parse::<KeyId>().ok(), parse_address(signer));
+    let key = look(&*app.store, "named_key", move |unit| {
+        Box::pin(async move {
+            match (id, address) {
+                (Some(id), _) => unit.key(id).await,
+                (None, Some(address)) => unit.key_at(address).await,
+                (None, None) => Ok(None),
+            }
+        })
+    })
+    .await?;
+    match key.filter(|key| key.state == KeyState::Active) {
+        Some(key) => Ok(Named::Key(Box::new(key))),
+        None => Err(nobody()),
+    }
+}
+
+fn nobody() -> AppError {
+    AppError::invalid(
+        "signer",
+        "no group with keys, key id or address of an active key has this name",
+    )
+}
+
+/// The key that a name stands for, for a request that has no lane of ours: of a group the oldest active one.
+/// Where that one cannot sign now, a message is signed by another that can; a transaction is of its account.
 ///
 /// # Errors
 /// When it stands for none.
-pub async fn named(app: &App, signer: &str) -> Result<Vec<OperatorKey>, AppError> {
-    let group = GroupName::new(signer);
-    let keys = if app.groups.contains(&group) {
-        look(&*app.store, "group_keys", move |unit| {
-            let group = group.clone();
-            Box::pin(async move { unit.group_keys(&group).await })
-        })
-        .await?
-    } else {
-        let all =
-            look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?;
-        let id = signer.parse::<KeyId>().ok();
-        let address = parse_address(signer);
-        all.into_iter()
-            .filter(|key| key.state == KeyState::Active)
-            .filter(|key| Some(key.id) == id || Some(key.address) == address)
-            .collect()
+pub async fn first(app: &App, signer: &str, intent: &Intent) -> Result<OperatorKey, AppError> {
+    let group = match named(app, signer).await? {
+        Named::Key(key) => return Ok(*key),
+        Named::Group(group) => group,
     };
-    if keys.is_empty() {
-        return Err(AppError::invalid(
-            "signer",
-            "no group with keys, key id or address of an active key has this name",
-        ));
+    let sought = group.clone();
+    let oldest = look(&*app.store, "oldest_of", move |unit| {
+        let group = sought.clone();
+        Box::pin(async move { unit.oldest_of(&group).await })
+    });
+    let oldest = oldest.await?.ok_or_else(nobody)?;
+    let is_bound = matches!(intent, Intent::Transaction(_));
+    if is_bound || app.signer.ready(&oldest).is_ok() {
+        return Ok(oldest);
     }
-    Ok(keys)
+    // The chain does not matter: a message has no lane.
+    let others = look(&*app.store, "candidates", move |unit| {
+        let group = group.clone();
+        Box::pin(async move { unit.candidates(ChainId::new(0), &group, Address::ZERO).await })
+    });
+    let able = others.await?.into_iter().find(|one| app.signer.ready(&one.key).is_ok());
+    Ok(able.map_or(oldest, |one| one.key))
+}
+
+/// Whether an active key is one of those that a name stands for.
+#[must_use]
+pub fn is_named(app: &App, key: &OperatorKey, signer: &str) -> bool {
+    if key.state != KeyState::Active {
+        return false;
+    }
+    let group = GroupName::new(signer);
+    if app.groups.contains(&group) {
+        return key.group == Some(group);
+    }
+    signer.parse() == Ok(key.id) || parse_address(signer) == Some(key.address)
 }
 
 /// Lower case or valid EIP-55, with `0x`.
@@ -85,37 +132,54 @@ pub enum Purpose {
     Tell,
 }
 
-/// The managed key of a set with the least work waiting on this chain, of those that this process may work
-/// at once: where another process holds the lane, or the lane is full, the caller would wait for an answer.
-/// Equals take turns, so that requests which arrive together, before any of them is stored, do not all meet
-/// on one lane.
+/// The managed key that a name stands for; of a group the one with the least work waiting on this chain, of
+/// those that this process may work at once: where another process holds the lane, or the lane is full, the
+/// caller would wait for an answer. Equals take turns, so that requests which arrive together, before any of
+/// them is stored, do not all meet on one lane. A large group is not looked through: as many of its keys as
+/// [`candidates_max`](crate::ports::store::candidates_max) says, others at each turn, are compared.
 ///
 /// # Errors
-/// When none of them is managed there.
+/// When it stands for none, or none of them is managed there.
 pub async fn least_busy(
     app: &App,
     chain: &ChainRuntime,
-    keys: Vec<OperatorKey>,
+    signer: &str,
     purpose: Purpose,
 ) -> Result<OperatorKey, AppError> {
     let id = chain.settings.id;
-    let mut keys = keys;
+    let group = match named(app, signer).await? {
+        Named::Group(group) => group,
+        Named::Key(key) => {
+            let address = key.address;
+            let lane = look(&*app.store, "lane", move |unit| {
+                Box::pin(async move { unit.lane(id, address).await })
+            })
+            .await?;
+            let mode = lane.map_or(key.mode, |lane| lane.mode);
+            return if mode == NonceMode::Managed { Ok(*key) } else { Err(external()) };
+        }
+    };
     let turn = match purpose {
         Purpose::Accept => app.turn.fetch_add(1, Ordering::Relaxed),
         // The key that the next request would get.
         Purpose::Tell => app.turn.load(Ordering::Relaxed),
     };
-    let first = turn.checked_rem(keys.len()).unwrap_or(0);
-    keys.rotate_left(first);
-    let loads =
-        look(&*app.store, "least_busy", move |unit| Box::pin(async move { unit.loads(id).await }))
-            .await?;
+    let anywhere = Address::from_word(keccak256(turn.to_be_bytes()));
+    let mut candidates = look(&*app.store, "candidates", move |unit| {
+        let group = group.clone();
+        Box::pin(async move { unit.candidates(id, &group, anywhere).await })
+    })
+    .await?;
+    if candidates.is_empty() {
+        return Err(nobody());
+    }
+    let first = turn.checked_rem(candidates.len()).unwrap_or(0);
+    candidates.rotate_left(first);
     let now = app.clock.now();
     let mut best: Option<((u8, i64), OperatorKey)> = None;
-    for key in keys {
+    for Candidate { key, lane } in candidates {
         // An account without a lane has not been used on this chain.
-        let lane = loads.iter().find(|lane| lane.address == key.address);
-        if lane.map_or(key.mode, |lane| lane.mode) != NonceMode::Managed {
+        if lane.as_ref().map_or(key.mode, |lane| lane.mode) != NonceMode::Managed {
             continue;
         }
         let load = match lane {
@@ -134,12 +198,14 @@ pub async fn least_busy(
             best = Some((load, key));
         }
     }
-    best.map(|(_, key)| key).ok_or_else(|| {
-        AppError::invalid(
-            "signer",
-            "the nonces of this signer are given by its callers; use /v1/signatures",
-        )
-    })
+    best.map(|(_, key)| key).ok_or_else(external)
+}
+
+fn external() -> AppError {
+    AppError::invalid(
+        "signer",
+        "the nonces of this signer are given by its callers; use /v1/signatures",
+    )
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! run `claviger reconcile`. The state is a row of the database, looked at in the units themselves.
 
 use crate::app::{App, AppError, chains, record};
+use crate::core::id::KeyId;
 use crate::core::key::NonceMode;
 use crate::core::time::Timestamp;
 use crate::ports::chain::BlockAt;
@@ -10,7 +11,15 @@ use crate::ports::store::{
     DATABASE_IDENTITY, End, Lane, LaneKey, Store, StoreError, Suspension, Unit, known_identity,
     look, other_copy, unit,
 };
+use alloy::primitives::Address;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// How many accounts of a chain are compared with it before the server is ready.
+const COMPARED_MAX: usize = 1_024;
+/// How many of them at once.
+const COMPARED_AT_ONCE: usize = 8;
 
 /// The copy of the database that was told of in the log as another one.
 const TOLD: &str = "database_identity_told";
@@ -142,37 +151,48 @@ pub async fn watch(app: &App) -> Result<(), AppError> {
     Ok(())
 }
 
-/// Compares every managed account with its chain at the start, also those that were never used here: a lane
-/// whose account has more mined transactions than nonces were given stands still at once. A node that does
-/// not answer now is asked again before the lane's first nonce.
+/// Compares managed accounts with their chain at the start: those of the tokens, also those that were never
+/// used here, and those of wrapped keys that have a lane. A lane whose account has more mined transactions than
+/// nonces were given stands still at once. What is not compared now, because a node does not answer or because
+/// there are very many, is before its lane's first nonce.
 ///
 /// # Errors
 /// When the store does not answer.
 pub async fn check_lanes(app: &App) -> Result<(), AppError> {
-    let keys = look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?;
-    if keys.iter().all(|key| key.mode != NonceMode::Managed) {
-        return Ok(());
-    }
     for chain in app.chains.values() {
+        let id = chain.settings.id;
+        let (keys, lanes) = look(&*app.store, "managed_accounts", move |unit| {
+            Box::pin(async move { Ok((unit.token_keys().await?, unit.lanes(id).await?)) })
+        })
+        .await?;
+        let keys = keys.into_iter().filter(|key| key.mode == NonceMode::Managed);
+        let keys = keys.map(|key| (key.address, key.id));
+        let lanes = lanes.into_iter().filter(|lane| lane.mode == NonceMode::Managed);
+        let lanes = lanes.map(|lane| (lane.address, lane.key));
+        let accounts: BTreeMap<Address, KeyId> = keys.chain(lanes).collect();
+        if accounts.is_empty() {
+            continue;
+        }
         if let Err(error) = chains::verify(app, chain).await {
             tracing::warn!(chain = %chain.settings.name, %error, "its lanes are compared later");
             continue;
         }
-        for key in keys.iter().filter(|key| key.mode == NonceMode::Managed) {
-            // The chain first: what we give and mine meanwhile cannot look like a stranger's then.
-            let Ok(mined) = chain.port.nonce(key.address, BlockAt::Latest).await else {
-                continue;
-            };
-            if mined > 0 {
-                let open = LaneKey {
-                    chain: chain.settings.id,
-                    address: key.address,
-                    key: key.id,
-                    mode: NonceMode::Managed,
-                };
-                check_lane(app, open, mined).await?;
-            }
+        if accounts.len() > COMPARED_MAX {
+            let (all, now) = (accounts.len(), COMPARED_MAX);
+            tracing::info!(chain = %chain.settings.name, all, now, "the others are compared later");
         }
+        let compared = accounts.into_iter().take(COMPARED_MAX).map(|(address, key)| async move {
+            // The chain first: what we give and mine meanwhile cannot look like a stranger's then.
+            match chain.port.nonce(address, BlockAt::Latest).await {
+                Ok(mined) if mined > 0 => {
+                    let open = LaneKey { chain: id, address, key, mode: NonceMode::Managed };
+                    check_lane(app, open, mined).await
+                }
+                _ => Ok(()),
+            }
+        });
+        let compared = stream::iter(compared).buffer_unordered(COMPARED_AT_ONCE);
+        compared.try_collect::<()>().await?;
     }
     Ok(())
 }

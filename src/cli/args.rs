@@ -173,7 +173,7 @@ pub struct TokenArgs {
 }
 
 /// How a command reaches the server.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct RemoteArgs {
     /// The server's configuration file, for its addresses and its development issuer.
     #[arg(long)]
@@ -189,27 +189,15 @@ pub struct RemoteArgs {
 /// `claviger key`
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// Make a key pair inside the HSM.
+    /// Make a key pair inside the HSM, or many.
     #[command(
-        after_help = "Example:\n  claviger key create --config ./dev/claviger.toml --label op-1 --group payments"
+        after_help = "With --count N the labels are LABEL-1 to LABEL-N; those that exist already are left as they are, so \
+                      that a run that was interrupted is finished by the same command. Run one at a time.\n\n\
+                      Example:\n  claviger key create --config ./dev/claviger.toml --label op-1 --group payments\n  \
+                      claviger key create --config ./dev/claviger.toml --label deposit --group deposits \
+                      --custody wrapped --count 20000"
     )]
-    Create {
-        /// How to reach the server.
-        #[command(flatten)]
-        remote: RemoteArgs,
-        /// What people call it.
-        #[arg(long)]
-        label: String,
-        /// The group that will use it.
-        #[arg(long)]
-        group: Option<String>,
-        /// Who gives its nonces, for ever: managed or external.
-        #[arg(long, default_value = "managed")]
-        mode: String,
-        /// The configured token that it is to be in.
-        #[arg(long, default_value = DEFAULT_HSM)]
-        hsm: String,
-    },
+    Create(KeyCreateArgs),
     /// Take over a key pair that the HSM has already, by its CKA_ID.
     #[command(
         after_help = "The pair must be one of secp256k1 whose private half is sensitive, never was and never will be \
@@ -244,13 +232,63 @@ pub enum KeyCommand {
     Ceremony(CeremonyArgs),
     /// Check the record of a ceremony, offline.
     CeremonyVerify(CeremonyVerifyArgs),
-    /// List keys.
-    #[command(after_help = "Example:\n  claviger key list --config ./dev/claviger.toml")]
-    List {
-        /// How to reach the server.
-        #[command(flatten)]
-        remote: RemoteArgs,
-    },
+    /// List keys, oldest first.
+    #[command(
+        after_help = "Example:\n  claviger key list --config ./dev/claviger.toml --group payments --custody wrapped"
+    )]
+    List(KeyListArgs),
+}
+
+/// `claviger key create`
+#[derive(Debug, Args)]
+pub struct KeyCreateArgs {
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+    /// What people call it.
+    #[arg(long)]
+    pub label: String,
+    /// The group that will use it.
+    #[arg(long)]
+    pub group: Option<String>,
+    /// Who gives its nonces, for ever: managed or external.
+    #[arg(long, default_value = "managed")]
+    pub mode: String,
+    /// The configured token that it is to be in.
+    #[arg(long, default_value = DEFAULT_HSM)]
+    pub hsm: String,
+    /// Where its private half is kept: token (an object of it), or wrapped (by the token, in the database).
+    #[arg(long, default_value = "token")]
+    pub custody: String,
+    /// Make so many, named LABEL-1, LABEL-2 and so on.
+    #[arg(long)]
+    pub count: Option<u32>,
+    /// With --count, how many are asked for at once.
+    #[arg(long, default_value_t = 8)]
+    pub at_once: usize,
+}
+
+/// `claviger key list`
+#[derive(Debug, Args)]
+pub struct KeyListArgs {
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+    /// Only of this group.
+    #[arg(long)]
+    pub group: Option<String>,
+    /// Only of this token.
+    #[arg(long)]
+    pub hsm: Option<String>,
+    /// Only of this custody: token or wrapped.
+    #[arg(long)]
+    pub custody: Option<String>,
+    /// Only in this state.
+    #[arg(long)]
+    pub state: Option<String>,
+    /// At most so many.
+    #[arg(long)]
+    pub limit: Option<usize>,
 }
 
 /// `claviger tx`

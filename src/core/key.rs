@@ -138,6 +138,17 @@ pub enum Custody {
     Wrapped(WrappedKey),
 }
 
+impl Custody {
+    /// The name in the API.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Wrapped(_) => "wrapped",
+        }
+    }
+}
+
 /// An operator key as pinned when it was made. Public facts only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OperatorKey {

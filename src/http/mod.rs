@@ -19,6 +19,7 @@ pub mod code;
 pub mod idempotency;
 pub mod json;
 pub mod jwks;
+pub mod key_list;
 pub mod key_source;
 pub mod limits;
 pub mod listener;

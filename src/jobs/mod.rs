@@ -6,11 +6,14 @@ mod looks;
 pub use looks::Looks;
 
 use crate::app::{App, AppError, ChainRuntime, finality, recover, settle_external};
+use crate::core::id::ChainId;
 use crate::core::tx::state::Status;
 use crate::ports::store::look;
+use alloy::primitives::Address;
 use futures::future::BoxFuture;
+use std::collections::BTreeSet;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior};
@@ -115,13 +118,45 @@ async fn gauges(app: &App) -> Result<(), AppError> {
     Ok(())
 }
 
+/// The accounts that have gauges of their own: what is told of an account must not stay when it is not told any
+/// more.
+static TOLD: Mutex<BTreeSet<(ChainId, Address)>> = Mutex::new(BTreeSet::new());
+
+fn lock_told() -> MutexGuard<'static, BTreeSet<(ChainId, Address)>> {
+    TOLD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 async fn lane_gauges(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
     let (id, name) = (chain.settings.id, chain.settings.name.to_string());
-    let lanes = look(&*app.store, "lane_ages", move |unit| {
-        Box::pin(async move { unit.lane_ages(id).await })
+    let (mut lanes, is_many) = look(&*app.store, "lane_ages", move |unit| {
+        Box::pin(async move { Ok((unit.lane_ages(id).await?, unit.has_many_lanes(id).await?)) })
     })
     .await?;
     let now = app.clock.now();
+    if is_many {
+        // Each account would be a time series for ever: they are told as one.
+        let flying = lanes.iter().map(|lane| lane.flying).fold(0, i64::saturating_add);
+        let oldest = lanes.iter().filter_map(|lane| lane.oldest).min();
+        let own = lanes.iter().filter(|lane| app.leases.is_own(lane.lease, now)).count();
+        let labels = [("chain", name.clone()), ("address", "all".to_owned())];
+        metrics::gauge!("claviger_lane_in_flight", &labels).set(as_f64(flying));
+        let age_ms = oldest.map_or(0, |at| now.since(at).max(0));
+        metrics::gauge!("claviger_lane_oldest_seconds", &labels).set(as_f64(age_ms) / 1_000.0);
+        let own = i64::try_from(own).unwrap_or(i64::MAX);
+        metrics::gauge!("claviger_lane_leased", &labels).set(as_f64(own));
+        lanes.clear();
+    }
+    let mut told = lock_told();
+    for address in told.iter().filter(|(of, _)| *of == id).map(|(_, address)| *address) {
+        if lanes.iter().all(|lane| lane.address != address) {
+            let labels = [("chain", name.clone()), ("address", format!("{address:#x}"))];
+            metrics::gauge!("claviger_lane_in_flight", &labels).set(0.0);
+            metrics::gauge!("claviger_lane_oldest_seconds", &labels).set(0.0);
+            metrics::gauge!("claviger_lane_leased", &labels).set(0.0);
+        }
+    }
+    told.retain(|(of, _)| *of != id);
+    told.extend(lanes.iter().map(|lane| (id, lane.address)));
     for lane in lanes {
         let labels = [("chain", name.clone()), ("address", format!("{:#x}", lane.address))];
         metrics::gauge!("claviger_lane_in_flight", &labels).set(as_f64(lane.flying));

@@ -24,6 +24,8 @@ enum Reach {
     Denial,
     /// A new key.
     Key,
+    /// A new key that is kept wrapped.
+    WrappedKey,
     /// A signature for an external account, whose caller sends it.
     External,
     /// A payment that waits for money until its time has passed.
@@ -53,6 +55,8 @@ const POINTS: &[(&str, Reach)] = &[
     ("create_key.after_begin", Reach::Key),
     ("create_key.after_hsm", Reach::Key),
     ("create_key.after_pinned", Reach::Key),
+    ("create_wrapped.after_hsm", Reach::WrappedKey),
+    ("create_wrapped.after_stored", Reach::WrappedKey),
     ("finality.after_halt", Reach::Elsewhere),
     ("follow.after_change", Reach::Payment),
     ("follow.after_change:2", Reach::Payment),
@@ -157,10 +161,16 @@ impl World {
                 body["to"] = json!(STRANGER);
                 ask(stage, server, "denied", &body).await;
             }
-            Reach::Key => {
+            Reach::Key | Reach::WrappedKey => {
+                let custody = if self.reach == Reach::Key { "token" } else { "wrapped" };
                 let token = server.token("dev:op", Role::Operator);
                 let url = format!("{}/admin/v1/keys", server.admin_url());
-                let body = json!({ "label": "op-3", "group": "payments", "mode": "managed" });
+                let body = json!({
+                    "label": "op-3",
+                    "group": "payments",
+                    "mode": "managed",
+                    "custody": custody,
+                });
                 server.try_call(Method::POST, url, &token, None, Some(&body)).await;
             }
             Reach::External => {
@@ -279,7 +289,15 @@ async fn a_kill_at_every_point_of_another_version_pays_exactly_once() {
 
 #[tokio::test]
 async fn a_kill_at_every_other_point_loses_nothing() {
-    walk(&[Reach::Denial, Reach::Key, Reach::External, Reach::Expiry, Reach::Halt]).await;
+    walk(&[
+        Reach::Denial,
+        Reach::Key,
+        Reach::WrappedKey,
+        Reach::External,
+        Reach::Expiry,
+        Reach::Halt,
+    ])
+    .await;
 }
 
 /// The names in `failpoint!("…")` below a folder, without the watcher's, which its own tests walk.

@@ -40,6 +40,15 @@ fn module() -> PathBuf {
 /// Runs `body` in a child process. The module takes its token directory from an environment variable,
 /// which a process cannot safely set for itself, and it must start afresh anyway.
 pub fn in_own_process<F: Future<Output = ()>>(test: &str, body: impl FnOnce(Token) -> F) {
+    in_own_process_with(test, |_| Vec::new(), body);
+}
+
+/// As [`in_own_process`], with more in the child's environment, made from its folder.
+pub fn in_own_process_with<F: Future<Output = ()>>(
+    test: &str,
+    envs: impl FnOnce(&Path) -> Vec<(&'static str, PathBuf)>,
+    body: impl FnOnce(Token) -> F,
+) {
     if std::env::var(MARK).is_ok_and(|mark| mark == test) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         return runtime.block_on(body(Token::new()));
@@ -54,6 +63,7 @@ pub fn in_own_process<F: Future<Output = ()>>(test: &str, body: impl FnOnce(Toke
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(MARK, test)
         .env("SOFTHSM2_CONF", &conf)
+        .envs(envs(dir.path()))
         .output()
         .unwrap();
     let (out, err) =
@@ -89,11 +99,17 @@ impl Token {
         secret_file(&self.dir, name, content)
     }
 
+    /// The folder of all that is this test's.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub fn config(&self) -> HsmConfig {
         HsmConfig::new(module(), LABEL, &self.pin_file)
     }
 
     /// Makes a wrapping key with this id.
+    #[allow(dead_code, reason = "for the tests of wrapped keys")]
     pub fn wrapping_key(&self, id: &CkaId) -> MadeWrappingKey {
         make_wrapping_key(&module(), LABEL, &self.pin_file, id, "wrapping").unwrap()
     }
@@ -132,9 +148,13 @@ impl Outsider {
     }
 
     pub fn session(&self) -> Session {
+        self.session_of(LABEL)
+    }
+
+    pub fn session_of(&self, label: &str) -> Session {
         let slots = self.0.get_slots_with_initialized_token().unwrap();
         let ours =
-            |slot: &cryptoki::slot::Slot| self.0.get_token_info(*slot).unwrap().label() == LABEL;
+            |slot: &cryptoki::slot::Slot| self.0.get_token_info(*slot).unwrap().label() == label;
         self.0.open_rw_session(slots.into_iter().find(ours).unwrap()).unwrap()
     }
 

@@ -27,6 +27,7 @@ mod groups;
 mod keys;
 mod lanes;
 mod leases;
+mod many_keys;
 mod nonces;
 mod opening;
 mod reconcile;

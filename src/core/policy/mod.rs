@@ -10,6 +10,6 @@ pub mod verdict;
 
 pub use bundle::{Bundle, BundleError};
 pub use evaluate::evaluate;
-pub use evaluate::in_force::{WindowInForce, windows_in_force};
+pub use evaluate::in_force::{CountedKeys, WindowInForce, counted_keys, windows_in_force};
 pub use facts::{CodeFact, EventFact, Facts, PolicyRequest};
 pub use verdict::{Charge, ChargeKind, Effect, LimitId, Outcome, Reason, Verdict};

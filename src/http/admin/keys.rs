@@ -2,12 +2,12 @@
 
 use crate::app::create_key::{CreateKey, create as create_key};
 use crate::app::import_key::{ImportKey, import as import_key};
-use crate::app::read as reading;
 use crate::core::access::Action;
 use crate::core::id::{GroupName, HsmName};
 use crate::core::key::{CkaId, NonceMode};
 use crate::http::body::JsonBody;
 use crate::http::caller::Caller;
+use crate::http::key_list::is_wrapped;
 use crate::http::problem::Problem;
 use crate::http::state::HttpState;
 use crate::http::v1::show;
@@ -15,7 +15,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::sync::Arc;
 
 /// The longest `CKA_ID` that is taken, in bytes.
@@ -29,9 +29,11 @@ pub struct CreateBody {
     group: Option<String>,
     mode: Option<String>,
     hsm: Option<String>,
+    custody: Option<String>,
 }
 
-/// `POST /admin/v1/keys`: makes a key pair inside the HSM.
+/// `POST /admin/v1/keys`: makes a key pair inside the HSM. With `"custody": "wrapped"` its private half is kept
+/// wrapped in the database.
 ///
 /// # Errors
 /// As `docs/problems.md` lists.
@@ -48,6 +50,7 @@ pub async fn create(
         group: body.value.group.map(GroupName::new),
         mode,
         hsm: body.value.hsm.map(HsmName::new).unwrap_or_default(),
+        is_wrapped: body.value.custody.as_deref().map_or(Ok(false), is_wrapped)?,
     };
     let app = Arc::clone(&state.app);
     let key = tokio::spawn(async move { create_key(&app, command).await })
@@ -103,15 +106,4 @@ fn mode_named(name: Option<&str>) -> Result<NonceMode, Problem> {
         Some(name) => NonceMode::from_name(name)
             .ok_or_else(|| Problem::invalid("mode", "must be managed or external")),
     }
-}
-
-/// `GET /admin/v1/keys`
-///
-/// # Errors
-/// As `docs/problems.md` lists.
-pub async fn list(caller: Caller, State(state): State<HttpState>) -> Result<Json<Value>, Problem> {
-    caller.require(Action::ReadKeys)?;
-    let keys = reading::keys(&state.app).await?;
-    let shown: Vec<Value> = keys.iter().map(show::key).collect();
-    Ok(Json(json!({ "keys": shown })))
 }

@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod keys;
 
+use crate::http::key_list;
 use crate::http::state::HttpState;
 use crate::http::v1::health;
 use axum::Router;
@@ -11,7 +12,7 @@ use axum::routing::{get, post};
 /// All routes of the admin listener.
 pub fn router(state: HttpState) -> Router {
     Router::new()
-        .route("/admin/v1/keys", get(keys::list).post(keys::create))
+        .route("/admin/v1/keys", get(key_list::list).post(keys::create))
         .route("/admin/v1/keys/import", post(keys::import))
         .route("/admin/v1/audit/checkpoint", get(audit::checkpoint))
         .route("/healthz", get(health::healthz))

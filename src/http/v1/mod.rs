@@ -9,6 +9,7 @@ pub mod show;
 pub mod signatures;
 pub mod transactions;
 
+use crate::http::key_list;
 use crate::http::state::HttpState;
 use axum::Router;
 use axum::routing::{get, post};
@@ -24,6 +25,7 @@ pub fn router(state: HttpState) -> Router {
         .route("/v1/signatures/{id}", get(signatures::read))
         .route("/v1/policy/evaluate", post(policy::create))
         .route("/v1/limits", get(limits::list))
+        .route("/v1/keys", get(key_list::list))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .with_state(state)

@@ -171,6 +171,7 @@ pub fn key(key: &OperatorKey) -> Value {
         "id": key.id.to_string(),
         "label": key.label,
         "hsm": key.hsm.as_str(),
+        "custody": key.custody.name(),
         "group": key.group.as_ref().map(|group| group.as_str()),
         "mode": key.mode.name(),
         "state": key.state.name(),

@@ -5,6 +5,7 @@
 //! first error is kept and nothing is stored. Nobody can hold a unit across a wait for the network.
 
 mod ceremonies;
+mod many_keys;
 mod reconcile;
 mod replication;
 mod rows;
@@ -12,6 +13,7 @@ mod run;
 mod work;
 
 pub use ceremonies::{KeyBook, OpenCeremony};
+pub use many_keys::*;
 pub use reconcile::*;
 pub use replication::Replication;
 pub use rows::*;
@@ -103,7 +105,7 @@ pub trait Store: Send + Sync {
 /// One open transaction. Every method is atomic with the rest of the unit. Locks are taken in one
 /// order: idempotency, lease, lane, limits by id.
 #[async_trait]
-pub trait Unit: KeyBook {
+pub trait Unit: KeyBook + ManyKeys + Send {
     // -- requests -----------------------------------------------------------------------------------
 
     /// Binds an idempotency key to a request, or says to what it is bound already. Waits for another
@@ -438,7 +440,7 @@ pub trait Unit: KeyBook {
     async fn end_leases(&mut self) -> Result<(), StoreError>;
 
     /// Accounts of a chain that have transactions without an end, with a nonce or without one. Costs a look
-    /// per account, whatever waits there.
+    /// for each of them, however many keys there are and whatever waits there.
     async fn busy_accounts(&mut self, chain: ChainId) -> Result<Vec<Address>, StoreError>;
 
     /// Transactions of an account that have a nonce and no end, by nonce.
@@ -456,7 +458,7 @@ pub trait Unit: KeyBook {
         now: Timestamp,
     ) -> Result<Option<TransactionRow>, StoreError>;
 
-    /// The lanes of a chain, for metrics.
+    /// The lanes of a chain, for metrics; of more than [`FEW_LANES`] those that have work.
     async fn lane_ages(&mut self, chain: ChainId) -> Result<Vec<LaneAge>, StoreError>;
 
     // -- reconciling with the chain -----------------------------------------------------------------

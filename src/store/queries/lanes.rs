@@ -6,9 +6,27 @@ use super::statement::{Tx, values};
 use crate::core::id::{ChainId, HolderId};
 use crate::core::key::NonceMode;
 use crate::core::time::Timestamp;
-use crate::ports::store::{Lane, LaneAge, LaneKey, LaneLoad, Owed, StoreError, TransactionRow};
+use crate::ports::store::{
+    FEW_LANES, Lane, LaneAge, LaneKey, LaneLoad, Owed, StoreError, TransactionRow,
+};
 use alloy::primitives::Address;
 use sqlx::FromRow;
+
+/// The accounts of chain $1 that have transactions without an end: one step through the index for each, however
+/// many keys there are, and however much waits at one of them.
+macro_rules! busy {
+    () => {
+        "WITH RECURSIVE busy (status, address) AS (\
+            SELECT s.status, (SELECT t.address FROM transactions t WHERE t.chain_id = $1 \
+                AND t.status = s.status ORDER BY t.address LIMIT 1) \
+            FROM (SELECT 'queued' AS status UNION ALL SELECT 'submitted' \
+                UNION ALL SELECT 'cancelling' UNION ALL SELECT 'mined') s \
+            UNION ALL \
+            SELECT b.status, (SELECT t.address FROM transactions t WHERE t.chain_id = $1 \
+                AND t.status = b.status AND t.address > b.address ORDER BY t.address LIMIT 1) \
+            FROM busy b WHERE b.address IS NOT NULL) "
+    };
+}
 
 statements! {
     OPEN_LANE = "INSERT INTO lanes (chain_id, address, key_id, mode, next_nonce, version) \
@@ -28,10 +46,8 @@ statements! {
         AND status IN ('submitted', 'cancelling', 'mined') AND address = $2";
     NEXT_EXPIRED = "SELECT * FROM transactions WHERE chain_id = $1 AND status = 'queued' \
         AND address = $2 AND not_after IS NOT NULL AND not_after < $3 ORDER BY not_after LIMIT 1";
-    BUSY_ACCOUNTS = "SELECT k.address FROM operator_keys k WHERE k.address IS NOT NULL \
-        AND EXISTS (SELECT 1 FROM transactions t WHERE t.chain_id = $1 \
-        AND t.status IN ('queued', 'submitted', 'cancelling', 'mined') AND t.address = k.address) \
-        ORDER BY k.address";
+    BUSY_ACCOUNTS = concat!(busy!(), "SELECT DISTINCT address FROM busy \
+        WHERE address IS NOT NULL ORDER BY address");
     LOADS = "SELECT lanes.address, mode, halted, holder, until, (SELECT COUNT(*) FROM transactions \
         WHERE transactions.chain_id = lanes.chain_id AND transactions.address = lanes.address \
         AND status IN ('submitted', 'cancelling') AND mined_hash IS NULL) AS flying, \
@@ -40,7 +56,7 @@ statements! {
         AND status = 'queued' LIMIT 256) AS waiting) AS queued \
         FROM lanes LEFT JOIN leases ON leases.chain_id = lanes.chain_id \
         AND leases.address = lanes.address WHERE lanes.chain_id = $1 ORDER BY lanes.address";
-    LANE_AGES = "SELECT lanes.address, holder, until, (SELECT COUNT(*) FROM transactions \
+    LANE_AGES = concat!(busy!(), "SELECT lanes.address, holder, until, (SELECT COUNT(*) FROM transactions \
         WHERE transactions.chain_id = lanes.chain_id AND transactions.address = lanes.address \
         AND status IN ('submitted', 'cancelling') AND mined_hash IS NULL) AS flying, \
         (SELECT created_at FROM transactions \
@@ -50,7 +66,12 @@ statements! {
         WHERE transactions.chain_id = lanes.chain_id AND transactions.address = lanes.address \
         AND status IN ('submitted', 'cancelling') AND mined_hash IS NULL) AS flies_since \
         FROM lanes LEFT JOIN leases ON leases.chain_id = lanes.chain_id \
-        AND leases.address = lanes.address WHERE lanes.chain_id = $1 ORDER BY lanes.address";
+        AND leases.address = lanes.address WHERE lanes.chain_id = $1 \
+        AND ((SELECT COUNT(*) FROM (SELECT 1 FROM lanes few WHERE few.chain_id = $1 LIMIT $2) x) < $2 \
+        OR lanes.address IN (SELECT address FROM busy WHERE address IS NOT NULL)) \
+        ORDER BY lanes.address");
+    LANES_UP_TO = "SELECT COUNT(*) AS n FROM \
+        (SELECT 1 FROM lanes WHERE chain_id = $1 LIMIT $2) few";
     TAKE_NONCE = "UPDATE lanes SET next_nonce = next_nonce + 1, version = version + 1 \
         WHERE chain_id = $1 AND address = $2 AND version = $3 AND halted IS NULL \
         AND mode = 'managed'";
@@ -285,8 +306,14 @@ pub(super) async fn loads(tx: &mut Tx, chain: ChainId) -> Result<Vec<LaneLoad>, 
         .collect()
 }
 
+pub(super) async fn has_many_lanes(tx: &mut Tx, chain: ChainId) -> Result<bool, StoreError> {
+    let values = values![to_i64(chain.get())?, FEW_LANES.saturating_add(1)];
+    Ok(tx.one::<Count>(LANES_UP_TO, values).await?.is_some_and(|row| row.n > FEW_LANES))
+}
+
 pub(super) async fn lane_ages(tx: &mut Tx, chain: ChainId) -> Result<Vec<LaneAge>, StoreError> {
-    let rows = tx.all::<AgeColumns>(LANE_AGES, values![to_i64(chain.get())?]).await?;
+    let values = values![to_i64(chain.get())?, FEW_LANES.saturating_add(1)];
+    let rows = tx.all::<AgeColumns>(LANE_AGES, values).await?;
     let read = |row: AgeColumns| {
         let oldest = [row.waits_since, row.flies_since].into_iter().flatten().min();
         Ok(LaneAge {
@@ -299,7 +326,7 @@ pub(super) async fn lane_ages(tx: &mut Tx, chain: ChainId) -> Result<Vec<LaneAge
     rows.into_iter().map(read).collect()
 }
 
-fn held(
+pub(super) fn held(
     holder: Option<&str>,
     until: Option<i64>,
 ) -> Result<Option<(HolderId, Timestamp)>, StoreError> {

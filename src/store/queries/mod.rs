@@ -11,6 +11,7 @@ mod column;
 mod keys;
 mod lanes;
 mod leases;
+mod many_keys;
 mod reconcile;
 mod requests;
 mod rows;
@@ -36,6 +37,7 @@ pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
         keys::ALL,
         lanes::ALL,
         leases::ALL,
+        many_keys::ALL,
         reconcile::ALL,
         requests::ALL,
         signatures::ALL,

@@ -5,18 +5,20 @@ use crate::ceremony::open_ceremony;
 use crate::world;
 use claviger::app::ceremony::interrupted;
 use claviger::config::server::ServerConfig;
+use claviger::core::id::HsmName;
 use claviger::core::key::{CkaId, Custody, KeyPlace, OperatorKey};
 use claviger::core::key_report::{KeyException, KeyFlag, KeyReport};
 use claviger::hsm::{Diagnosis, Hsm, HsmConfig, WrappingConfig, diagnose, diagnose_pin_file};
 use claviger::ports::signer::{Signer, SignerError};
-use claviger::ports::store::{Store, look};
+use claviger::ports::store::{KeyFilter, Store, Wrapped, look};
 
 /// Checks every configured token, and every key of the database in its token.
 pub async fn check(config: &ServerConfig, store: Option<&dyn Store>, findings: &mut Findings) {
-    let keys = match store {
+    let known = match store {
         Some(store) => known(store, findings).await,
         None => None,
     };
+    let (keys, wrapped) = known.unzip();
     let configs = world::hsm_configs(config);
     // The lines of the keys come after those of all tokens.
     let mut of_keys = Findings::default();
@@ -24,7 +26,12 @@ pub async fn check(config: &ServerConfig, store: Option<&dyn Store>, findings: &
         let ours = keys
             .as_ref()
             .map(|keys| keys.iter().filter(|key| key.hsm == config.name).collect::<Vec<_>>());
-        token(config, ours.as_deref(), findings, &mut of_keys).await;
+        let ours = Ours {
+            keys: ours.unwrap_or_default(),
+            wrapped: wrapped.iter().flatten().filter(|under| under.hsm == config.name).collect(),
+            oldest: oldest_wrapped(store, &config.name).await,
+        };
+        token(config, &ours, findings, &mut of_keys).await;
     }
     for key in keys.iter().flatten() {
         if configs.iter().all(|config| config.name != key.hsm) {
@@ -51,15 +58,23 @@ pub async fn check(config: &ServerConfig, store: Option<&dyn Store>, findings: &
     }
 }
 
-async fn known(store: &dyn Store, findings: &mut Findings) -> Option<Vec<OperatorKey>> {
-    let keys = look(store, "keys", |unit| Box::pin(async move { unit.keys().await })).await;
-    match keys {
-        Ok(keys) if keys.is_empty() => {
-            let text = "none yet; make one with `claviger key create` while the server runs";
-            findings.add("keys", Ok(text.to_owned()));
-            Some(keys)
+/// The keys of the tokens, and how many are wrapped: there may be very many.
+async fn known(
+    store: &dyn Store,
+    findings: &mut Findings,
+) -> Option<(Vec<OperatorKey>, Vec<Wrapped>)> {
+    let known = look(store, "token_keys", |unit| {
+        Box::pin(async move { Ok((unit.token_keys().await?, unit.wrapped_under().await?)) })
+    })
+    .await;
+    match known {
+        Ok((keys, wrapped)) => {
+            if keys.is_empty() && wrapped.is_empty() {
+                let text = "none yet; make one with `claviger key create` while the server runs";
+                findings.add("keys", Ok(text.to_owned()));
+            }
+            Some((keys, wrapped))
         }
-        Ok(keys) => Some(keys),
         Err(error) => {
             findings.add("keys", Err(error.to_string()));
             None
@@ -67,16 +82,47 @@ async fn known(store: &dyn Store, findings: &mut Findings) -> Option<Vec<Operato
     }
 }
 
+/// One wrapped key stands for all of its token: each is verified when it signs.
+async fn oldest_wrapped(store: Option<&dyn Store>, hsm: &HsmName) -> Option<OperatorKey> {
+    let filter = KeyFilter {
+        after: None,
+        group: None,
+        hsm: Some(hsm.clone()),
+        state: None,
+        is_wrapped: Some(true),
+        limit: 1,
+    };
+    let found = look(store?, "keys_page", move |unit| {
+        let filter = filter.clone();
+        Box::pin(async move { unit.keys_page(&filter).await })
+    });
+    found.await.ok()?.into_iter().next()
+}
+
+/// What the database has of one token.
+struct Ours<'a> {
+    keys: Vec<&'a OperatorKey>,
+    wrapped: Vec<&'a Wrapped>,
+    oldest: Option<OperatorKey>,
+}
+
+impl Ours<'_> {
+    fn count(&self) -> i64 {
+        let keys = i64::try_from(self.keys.len()).unwrap_or(i64::MAX);
+        self.wrapped.iter().fold(keys, |sum, under| sum.saturating_add(under.keys))
+    }
+}
+
 /// One token. The module is finalised again before the next token is looked at, which may be of the same.
 async fn token(
     config: &HsmConfig,
-    keys: Option<&[&OperatorKey]>,
+    ours: &Ours<'_>,
     findings: &mut Findings,
     of_keys: &mut Findings,
 ) {
     let name = &config.name;
     let (pin, hsm) = (format!("PIN file of {name}"), format!("HSM {name}"));
-    let count = keys.map_or(0, <[_]>::len);
+    let count = ours.count();
     let mut skip_keys = |why: &str| {
         if count > 0 {
             of_keys.not_checked(format!("keys in {name}"), format!("{why}; {count} key(s)"));
@@ -118,8 +164,14 @@ async fn token(
             Err(wrong) => findings.wrong(what, wrong),
         }
     }
-    let keys = keys.unwrap_or_default();
-    for &key in keys {
+    for under in &ours.wrapped {
+        let what = format!("{} keys wrapped by {}", under.keys, under.hsm);
+        match unwraps(&open, under, ours.oldest.as_ref()).await {
+            Ok(text) => of_keys.add(what, Ok(text)),
+            Err(wrong) => of_keys.wrong(what, wrong),
+        }
+    }
+    for &key in &ours.keys {
         match proof(&open, key).await {
             Ok(text) => of_keys.add(format!("key {}", key.label), Ok(text)),
             Err(wrong) => of_keys.wrong(format!("key {}", key.label), wrong),
@@ -127,7 +179,7 @@ async fn token(
     }
     for exception in &config.exceptions {
         let what = format!("exception {}", hex::encode(exception.cka_id.as_bytes()));
-        match needed(&open, config, keys, exception).await {
+        match needed(&open, config, &ours.keys, exception).await {
             Ok(text) => of_keys.add(what, Ok(text)),
             Err(wrong) => of_keys.wrong(what, wrong),
         }
@@ -158,6 +210,28 @@ async fn wraps(
         }),
         Err(error) => Err(unusable(&error)),
     }
+}
+
+/// Whether the keys under a wrapping key can be used, and the oldest signs.
+async fn unwraps(
+    hsm: &Hsm,
+    under: &Wrapped,
+    oldest: Option<&OperatorKey>,
+) -> Result<String, Diagnosis> {
+    let id = hex::encode(under.under.as_bytes());
+    if hsm.wrapping_key(&under.hsm).as_ref() != Some(&under.under) {
+        return Err(Diagnosis {
+            what: format!("they are under {id}, which is not this token's wrapping_key"),
+            advice: "put `wrapping_key` of its `[[hsm]]` back: no other key unwraps them"
+                .to_owned(),
+        });
+    }
+    let wraps_it = |key: &&OperatorKey| matches!(&key.custody, Custody::Wrapped(wrapped) if wrapped.under == under.under);
+    let Some(oldest) = oldest.filter(wraps_it) else {
+        return Ok(format!("under {id}"));
+    };
+    hsm.enroll(oldest).await.map_err(|error| unusable(&error))?;
+    Ok(format!("under {id}; the oldest, {:#x}, signs and verifies", oldest.address))
 }
 
 /// Whether a key is the one that was pinned, as it must be, and signs.

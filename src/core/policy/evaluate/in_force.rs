@@ -11,7 +11,8 @@ use crate::core::policy::bundle::grant::{
 };
 use crate::core::policy::{Bundle, LimitId};
 use crate::core::principal::Principal;
-use std::collections::BTreeMap;
+use alloy::primitives::Address;
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 /// A window of the bundle in force, for one holder.
@@ -35,6 +36,36 @@ pub struct WindowInForce {
     pub max: Amount,
     /// Its length, in milliseconds.
     pub span_ms: i64,
+}
+
+/// The keys that [`windows_in_force`] must know: groups of whose keys each has a counter of its own, and keys
+/// that grants name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CountedKeys {
+    /// Groups with windows that count each key alone.
+    pub groups: BTreeSet<GroupName>,
+    /// Keys by their ids.
+    pub ids: BTreeSet<KeyId>,
+    /// Keys by their addresses.
+    pub addresses: BTreeSet<Address>,
+}
+
+/// Whom [`windows_in_force`] must know: of a group whose windows count it as a whole, no key.
+#[must_use]
+pub fn counted_keys(bundle: &Bundle) -> CountedKeys {
+    let mut found = CountedKeys::default();
+    for grant in bundle.rules() {
+        let by_key = lines(grant).iter().any(|line| line.window.scope == Scope::Key);
+        for signer in &grant.signers {
+            match signer {
+                SignerRef::Group(group) if by_key => drop(found.groups.insert(group.clone())),
+                SignerRef::Group(_) => {}
+                SignerRef::Key(id) => drop(found.ids.insert(*id)),
+                SignerRef::Address(address) => drop(found.addresses.insert(*address)),
+            }
+        }
+    }
+    found
 }
 
 /// All windows by counter, for these keys. With `only`, those of the grants that name this principal,
@@ -177,7 +208,6 @@ mod tests {
     use super::*;
     use crate::core::id::HsmName;
     use crate::core::key::{CkaId, Custody, KeyState, NonceMode, PublicKey};
-    use alloy::primitives::Address;
 
     fn key(id: u128, group: Option<&str>, address: Address) -> OperatorKey {
         OperatorKey {
