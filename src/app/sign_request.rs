@@ -86,7 +86,7 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
             return Err(ChainError::Unavailable(reason).into());
         }
     }
-    signers::must_be_up(app, &key)?;
+    signers::must_have_room(app, &key)?;
     let binding =
         command.key.map(|key| KeyBinding { scope, key, body_hash: command.body_hash, request: id });
     let decision = Arc::new(Decision {

@@ -4,6 +4,7 @@ use crate::app::{App, AppError, ChainRuntime};
 use crate::core::id::{ChainId, GroupName, KeyId};
 use crate::core::intent::Intent;
 use crate::core::key::{KeyState, NonceMode, OperatorKey};
+use crate::ports::signer::SignerError;
 use crate::ports::store::{Candidate, look};
 use alloy::primitives::{Address, keccak256};
 use std::sync::atomic::Ordering;
@@ -107,6 +108,18 @@ pub(crate) fn must_be_up(app: &App, key: &OperatorKey) -> Result<(), AppError> {
     match app.signer.ready(key) {
         Err(error) if error.is_unavailable() => Err(error.into()),
         _ => Ok(()),
+    }
+}
+
+/// As [`must_be_up`], of what is signed at once: nor is anything taken while the token has no room in its queue.
+/// (Transactions wait in their lanes, which bound what is in flight.)
+///
+/// # Errors
+/// When its token is down and none stands by for it, or is overloaded.
+pub(crate) fn must_have_room(app: &App, key: &OperatorKey) -> Result<(), AppError> {
+    match app.signer.ready(key) {
+        Err(error @ SignerError::Overloaded) => Err(error.into()),
+        _ => must_be_up(app, key),
     }
 }
 

@@ -97,6 +97,11 @@ impl Line {
         self.shared.standing.admit()
     }
 
+    /// Whether one more job would find room in the queue, as it is now.
+    pub(super) fn has_room(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| !queue.is_full())
+    }
+
     /// Whether a key may sign here.
     pub(super) fn knows(&self, key: KeyId) -> bool {
         self.shared.keyring.knows(key)

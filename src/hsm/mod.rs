@@ -410,6 +410,7 @@ impl Signer for Hsm {
         }
         match (line.is_up(), self.standby(line)) {
             (Err(_), Some(standby)) if standby.is_up().is_ok() && standby.has(key) => Ok(()),
+            (Ok(()), _) if !line.has_room() => Err(SignerError::Overloaded),
             (answer, _) => answer,
         }
     }

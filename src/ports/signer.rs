@@ -126,7 +126,8 @@ pub trait Signer: Send + Sync {
     async fn enroll(&self, key: &OperatorKey) -> Result<(), SignerError>;
 
     /// Whether a signature of this key may be asked for now: its token, or one that stands by for it, is not
-    /// known to be down, and the key has not been found unusable. Cheap: it asks no module.
+    /// known to be down and has room in its queue, and the key has not been found unusable. Cheap: it asks no
+    /// module.
     ///
     /// # Errors
     /// Why not.
