@@ -196,10 +196,34 @@ async fn beside_a_running_server_nothing_is_made_on_sqlite() {
 #[tokio::test]
 async fn a_wrapping_key_is_made_first_and_recorded_with_its_attributes() {
     let setup = set_up(NO_CHAIN);
-    let keys =
-        format!("[[wrapping_key]]\nlabel = \"wrapping-2027\"\ncka_id = \"aa55\"\n\n{TWO_KEYS}");
+    let config = fs::read_to_string(setup.config()).unwrap();
+    let configured = |id: &str| {
+        let text =
+            config.replace("wrapping_key = \"77726170\"", &format!("wrapping_key = \"{id}\""));
+        fs::write(setup.config(), text).unwrap();
+    };
+    configured("aa55");
+    let keys = format!(
+        "[[wrapping_key]]\nlabel = \"wrapping-2027\"\ncka_id = \"aa55\"\n\n{TWO_KEYS}\n[[key]]\n\
+         label = \"deposit\"\nmode = \"external\"\ncustody = \"wrapped\"\ncount = 2\n"
+    );
     let plan = plan_of(&setup, &keys);
     let told = carried_out(&setup, &plan, &[], &[]).ok();
+    let keys_made = told["record"]["key"].as_array().unwrap();
+    let custody: Vec<_> = keys_made.iter().map(|key| key["custody"].as_str().unwrap()).collect();
+    assert_eq!(custody, ["token", "token", "wrapped", "wrapped"]);
+    assert_eq!(
+        private_labels(&world(&setup).await).len(),
+        2,
+        "the wrapped ones are not in the token"
+    );
+    let doctor = claviger(&["doctor", "--config", &setup.config().display().to_string()], &[], "");
+    assert!(doctor.out.contains("2 keys wrapped by default"), "{doctor:#?}");
+    assert_eq!(
+        doctor.out.lines().filter(|line| line.starts_with("FAIL")).count(),
+        1,
+        "{doctor:#?}"
+    );
     let made = &told["record"]["wrapping_key"][0];
     assert_eq!((&made["cka_id"], &made["label"]), (&json!("aa55"), &json!("wrapping-2027")));
     for (name, value) in [
@@ -211,14 +235,13 @@ async fn a_wrapping_key_is_made_first_and_recorded_with_its_attributes() {
         assert_eq!(made["attributes"][name], value, "{made:#}");
     }
     let before = world(&setup).await;
-    let other = plan_of(&setup, &keys.replace("\"op\"", "\"other\""));
+    let other = keys.replace("\"op\"", "\"other\"").replace("\"deposit\"", "\"third\"");
+    let other = plan_of(&setup, &other);
     let again = carried_out(&setup, &other, &[], &[]);
     again.refused("has an object labelled `wrapping-2027`");
     again.refused("has an object with the id of `wrapping-2027`");
     let wrapped = "[[key]]\nlabel = \"w\"\nmode = \"managed\"\ncustody = \"wrapped\"\n";
-    let text = fs::read_to_string(setup.config()).unwrap();
-    fs::write(setup.config(), text.replace("wrapping_key = \"77726170\"", "wrapping_key = \"77\""))
-        .unwrap();
+    configured("77");
     let refused = carried_out(&setup, &plan_of(&setup, wrapped), &[], &[]);
     refused.refused("the wrapping key 77 of token `default` is not there, and not in the plan");
     assert_eq!(world(&setup).await, before);

@@ -155,11 +155,13 @@ pub fn leaves_of(world: &World, kind: LeafKind) -> Vec<ReadLeaf> {
     read.filter(|leaf| leaf.kind == kind).collect()
 }
 
-/// Labels of the private keys in the token.
+/// Labels of the private keys in the token, sorted: the token lists them in no order.
 pub fn private_labels(world: &World) -> Vec<String> {
     let all = world.objects.as_array().unwrap().iter();
     let private = all.filter(|one| one["class"].as_str().unwrap().contains("PRIVATE"));
-    private.map(|one| one["label"].as_str().unwrap().to_owned()).collect()
+    let mut labels: Vec<_> = private.map(|one| one["label"].as_str().unwrap().to_owned()).collect();
+    labels.sort();
+    labels
 }
 
 pub fn later_than(text: &Value, than: &Value) -> bool {
