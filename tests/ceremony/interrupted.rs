@@ -12,8 +12,8 @@ fn doctor_on_ceremonies(setup: &SetUp) -> Value {
     let config = setup.config().display().to_string();
     let ran = claviger(&["doctor", "--config", &config, "--json"], &[], "");
     let told: Value = serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{ran:#?}"));
-    let checks = told["checks"].as_array().unwrap().iter();
-    checks.cloned().find(|it| it["check"] == "key ceremonies").unwrap_or(Value::Null)
+    let mut checks = told["checks"].as_array().unwrap().iter();
+    checks.find(|&it| it["check"] == "key ceremonies").cloned().unwrap_or(Value::Null)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
