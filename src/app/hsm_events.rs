@@ -34,7 +34,6 @@ pub async fn record(app: &App) -> Result<(), AppError> {
         })
     })
     .await?;
-    crate::failpoint!("hsm_events.after_recorded");
     app.signer.events_recorded(last);
     if events.iter().any(|event| matches!(event.news, HsmNews::Up { .. })) {
         enroll(app).await?;
