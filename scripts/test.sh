@@ -98,7 +98,8 @@ if [ "$((passed + failed))" -eq 0 ]; then
 fi
 if [ -s "$CLAVIGER_TEST_REPORT" ]; then
     echo "what was counted ($CLAVIGER_TEST_REPORT):"
-    sed 's/^/  /' "$CLAVIGER_TEST_REPORT"
+    # Tests run side by side: each one's lines together, in their order.
+    sort -s -t: -k1,1 "$CLAVIGER_TEST_REPORT" | sed 's/^/  /'
 fi
 echo "$passed passed, $failed failed"
 if [ "$failed" -ne 0 ]; then

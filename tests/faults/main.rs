@@ -18,6 +18,7 @@
 mod support {
     pub mod fault_proxy;
     pub mod invariants;
+    pub mod outsider;
     pub mod pkcs11_faults;
     pub mod report;
     pub mod server;

@@ -82,7 +82,7 @@ async fn settle(anvil: &Anvil, server: &Server, ids: &[String], paid_before: u12
 
 fn table(rows: &BTreeMap<String, u64>) {
     for (what, count) in rows {
-        report(&format!("  {what:<52} {count:>10}"));
+        report(&format!("hsm: {what:<52} {count:>10}"));
     }
 }
 

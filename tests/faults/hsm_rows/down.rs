@@ -25,16 +25,20 @@ async fn down_for_a_while(row: &str, rows: &Rows, refused: &Load, caller: &Calle
         assert_eq!((said.status, said.body["code"].as_str()), (503, Some("hsm-unavailable")));
         assert!(said.retry_after.is_some());
     }
-    let (begun, seen) = (Instant::now(), (rows.faults.count(), refused.tally()));
+    let (begun, seen) = (Instant::now(), refused.tally());
+    let (calls_before, probes_before) = (rows.faults.count(), probes(rows));
     refused.until("the outage lasts", |_| begun.elapsed() >= OUTAGE).await;
-    poll_until(LIMIT, "it is probed", async || (probes(rows) >= PROBES).then_some(())).await;
+    poll_until(LIMIT, "it is probed", async || {
+        (probes(rows) >= probes_before + PROBES).then_some(())
+    })
+    .await;
     // It is asked whether it is back, and only now and then: not once for each caller.
-    let calls = rows.faults.count() - seen.0;
+    let calls = rows.faults.count() - calls_before;
     let code = "hsm-unavailable";
-    let refusals = usize::try_from(refused.tally().code(code) - seen.1.code(code)).unwrap();
-    let (probes, lasted) = (probes(rows), begun.elapsed().as_secs());
+    let refusals = usize::try_from(refused.tally().code(code) - seen.code(code)).unwrap();
+    let (probes, lasted) = (probes(rows) - probes_before, begun.elapsed().as_secs());
     report(&format!(
-        "{row}: down for {lasted} s: {refusals} refused, {probes} probes of {calls} calls in all"
+        "{row}: down for {lasted} s: {refusals} refused, {probes} probes, {calls} calls of the module"
     ));
     assert!(calls * 10 < refusals, "{calls} calls, {refusals} refusals");
     // Pauses grow: as often as at first would be more than a hundred times.
