@@ -10,28 +10,14 @@
 #   CLAVIGER_SEED             which faults, in which order (the time of day)
 set -euo pipefail
 
-case "${1:-}" in
-    "") ;;
-    -h | --help)
-        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
-        exit 0
-        ;;
-    *)
-        echo "usage: [CLAVIGER_HSM_SIGNATURES=N] [CLAVIGER_SEED=N] scripts/hsm.sh" >&2
-        exit 2
-        ;;
-esac
-
 cd "$(dirname "$0")/.."
 . scripts/env.sh
-scripts/setup.sh test
+claviger_no_arguments "[CLAVIGER_HSM_SIGNATURES=N] [CLAVIGER_SEED=N] scripts/hsm.sh" "$@"
+
+scripts/setup.sh demo
 . scripts/env.sh
 
-# Settings of other set-ups, and proxies, do not concern it.
-for variable in $(compgen -v CLAVIGER__); do
-    unset "$variable"
-done
-export NO_PROXY="127.0.0.1,localhost" no_proxy="127.0.0.1,localhost"
+claviger_clear_environment
 export CLAVIGER_HSM_SIGNATURES="${CLAVIGER_HSM_SIGNATURES:-100000}"
 export CLAVIGER_SEED="${CLAVIGER_SEED:-$(date +%s)}"
 

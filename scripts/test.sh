@@ -12,6 +12,8 @@ cd "$(dirname "$0")/.."
 
 threads="${CLAVIGER_TEST_THREADS:-$(nproc)}"
 log="$(mktemp)"
+# Tests that count things tell them here: cargo shows nothing of what passes.
+export CLAVIGER_TEST_REPORT="$CARGO_TARGET_DIR/test-report.txt"
 trap 'rm -f "$log"' EXIT
 
 # Runs one phase, whose commands must be joined by `&&`: the shell does not stop at a failure inside
@@ -71,6 +73,8 @@ phase build build
 
 started="$SECONDS"
 status=0
+mkdir -p "$CARGO_TARGET_DIR"
+: >"$CLAVIGER_TEST_REPORT"
 cargo test --locked --workspace --features failpoints --no-fail-fast "$@" -- --test-threads="$threads" \
     2>&1 </dev/null | tee "$log" || status=$?
 printf '%-10s %4d s\n' tests "$((SECONDS - started))"
@@ -91,6 +95,11 @@ fi
 if [ "$((passed + failed))" -eq 0 ]; then
     echo "no test ran"
     status=1
+fi
+if [ -s "$CLAVIGER_TEST_REPORT" ]; then
+    echo "what was counted ($CLAVIGER_TEST_REPORT):"
+    # Tests run side by side: each one's lines together, in their order.
+    sort -s -t: -k1,1 "$CLAVIGER_TEST_REPORT" | sed 's/^/  /'
 fi
 echo "$passed passed, $failed failed"
 if [ "$failed" -ne 0 ]; then

@@ -7,25 +7,16 @@
 #   CLAVIGER_WRAPPED_KEYS   how many (20000)
 set -euo pipefail
 
-case "${1:-}" in
-    "") ;;
-    -h | --help)
-        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
-        exit 0
-        ;;
-    *)
-        echo "usage: [CLAVIGER_WRAPPED_KEYS=N] scripts/wrapped.sh" >&2
-        exit 2
-        ;;
-esac
-
 cd "$(dirname "$0")/.."
 . scripts/env.sh
+claviger_no_arguments "[CLAVIGER_WRAPPED_KEYS=N] scripts/wrapped.sh" "$@"
+
 scripts/setup.sh demo
 . scripts/env.sh
 
+claviger_clear_environment
 export CLAVIGER_WRAPPED_KEYS="${CLAVIGER_WRAPPED_KEYS:-20000}"
 
 echo "building for release; the first time takes some minutes"
-cargo test --locked --release --features failpoints --test wrapped --no-run
-cargo test --locked --quiet --release --features failpoints --test wrapped -- --nocapture many_wrapped
+cargo test --locked --release --test wrapped --no-run
+cargo test --locked --quiet --release --test wrapped -- --nocapture many_wrapped

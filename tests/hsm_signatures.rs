@@ -17,6 +17,9 @@
 #[path = "hsm/softhsm.rs"]
 mod softhsm;
 
+#[path = "support/report.rs"]
+mod report;
+
 use alloy::primitives::{B256, Signature, U256, keccak256};
 use claviger::core::evm::message::message_bytes;
 use claviger::core::key::OperatorKey;
@@ -25,6 +28,7 @@ use claviger::hsm::Hsm;
 use claviger::ports::signer::Signer;
 use ethers_core::types::{H256, RecoveryMessage, Signature as EthersSignature, U256 as EthersU256};
 use futures::StreamExt;
+use report::report;
 use softhsm::{Token, in_own_process, new_key, permit};
 use std::time::Instant;
 
@@ -98,6 +102,7 @@ fn ten_thousand_signatures_of_each_of_several_keys_are_recovered_by_two_other_im
         "ten_thousand_signatures_of_each_of_several_keys_are_recovered_by_two_other_implementations",
         async |token: Token| {
             let count = std::env::var("CLAVIGER_SIGNATURES_PER_KEY");
+            let count = count.ok().filter(|count| !count.is_empty());
             let count = count.map_or(PER_KEY, |count| count.parse().unwrap());
             let hsm = token.open(2, 64);
             for number in 1..=KEYS {
@@ -114,13 +119,13 @@ fn ten_thousand_signatures_of_each_of_several_keys_are_recovered_by_two_other_im
                     |is: fn(&RawSignature) -> bool| made.iter().filter(|it| is(&it.1)).count();
                 let (zero_r, zero_s) = (seen(|it| it.r[0] == 0), seen(|it| it.s[0] == 0));
                 let odd = seen(|it| it.y_parity);
-                println!(
-                    "key {number}: {count} signatures, {:.0} a second, all recovered in {:.1} s more; \
+                report(&format!(
+                    "hsm_signatures: key {number}: {count} signatures, {:.0} a second, all recovered in {:.1} s more; \
                      high s before finishing: {high}; leading zero in r: {zero_r}, in s: {zero_s}; \
                      odd y: {odd}",
                     count as f64 / signed_in.as_secs_f64(),
                     (begun.elapsed() - signed_in).as_secs_f64(),
-                );
+                ));
                 assert_usual("high s", high, count, 0.5);
                 assert_usual("odd y", odd, count, 0.5);
                 assert_usual("a leading zero in r", zero_r, count, 1.0 / 256.0);

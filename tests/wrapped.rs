@@ -10,12 +10,13 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
-    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a test fails by panicking"
 )]
 
 mod support {
+    pub mod pkcs11_faults;
+    pub mod report;
     pub mod server;
     pub mod services;
 }
@@ -31,6 +32,8 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use support::pkcs11_faults::Pkcs11Faults;
+use support::report::report;
 use support::server::{BIN, ETHER, PAYEE, Server, SetUp, payout_grants};
 use support::services::{Anvil, AnvilOptions, poll_until};
 
@@ -165,14 +168,14 @@ async fn assert_leaves(set_up: &SetUp, expected: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_wrapped_keys_are_made_listed_and_sign_and_a_start_does_not_wait_for_them() {
-    let all: usize =
-        std::env::var("CLAVIGER_WRAPPED_KEYS").map_or(300, |number| number.parse().unwrap());
+    let all = std::env::var("CLAVIGER_WRAPPED_KEYS").ok().filter(|number| !number.is_empty());
+    let all: usize = all.map_or(300, |number| number.parse().unwrap());
     let signatures = if all > 1_000 { 400 } else { 40 };
     let anvil = chain().await;
     let set_up = SetUp::new(&anvil.url(), None, &grants());
     let mut server = set_up.start(&[]).await;
-    println!(
-        "  keys  made/s  list s  start s  rss MB   sign ms p50 p99  accept ms p50 p99  signed ms p50 p99"
+    report(
+        "wrapped:  keys  made/s  list s  start s  rss MB   sign ms p50 p99  accept ms p50 p99  signed ms p50 p99",
     );
     let steps = [10, 1_000, 5_000].into_iter().filter(|step| *step < all).chain([all]);
     let mut before = 0;
@@ -219,13 +222,13 @@ async fn many_wrapped_keys_are_made_listed_and_sign_and_a_start_does_not_wait_fo
         for address in poor {
             anvil.set_balance(&address, ETHER).await;
         }
-        println!(
-            "{step:6}  {rate:6.0}  {listed:6.2}  {start:7.2}  {:6.0}    {}     {}      {}",
+        report(&format!(
+            "wrapped:{step:6}  {rate:6.0}  {listed:6.2}  {start:7.2}  {:6.0}    {}     {}      {}",
             memory_mb(&mut server),
             told(signed),
             told(accepted),
             told(first),
-        );
+        ));
         // What flies is mined before the next step.
         poll_until(Duration::from_secs(120), "nothing flies", async || {
             anvil.mine(1).await;
@@ -331,5 +334,37 @@ async fn a_row_with_the_wrapped_bytes_of_another_key_signs_nothing() {
         assert!(answer.body.get("signature").is_none(), "{:#}", answer.body);
     }
     sign(&server, &address("w-2"), "hello after").await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_unwraps_as_often_for_many_keys_as_for_none() {
+    let anvil = chain().await;
+    let set_up = SetUp::new(&anvil.url(), None, &grants());
+    let faults = Pkcs11Faults::new();
+    let mut unwrapped = Vec::new();
+    // How many there are at the end of each start.
+    for keys in [0, 1, 30] {
+        let before = faults.count_of("C_UnwrapKey");
+        faults.set("C_UnwrapKey LOG");
+        let server = set_up.start(&faults.envs()).await;
+        unwrapped.push(faults.count_of("C_UnwrapKey") - before);
+        faults.clear();
+        if keys > 0 {
+            make(&set_up, &server, keys);
+        }
+        server.stop().await;
+    }
+    let before = faults.count_of("C_UnwrapKey");
+    faults.set("C_UnwrapKey LOG");
+    let server = set_up.start(&faults.envs()).await;
+    unwrapped.push(faults.count_of("C_UnwrapKey") - before);
+    report(&format!("wrapped: C_UnwrapKey at a start with 0, 0, 1 and 30 keys: {unwrapped:?}"));
+    // The wrapping key is tried out; the keys are not.
+    assert!(unwrapped[0] > 0 && unwrapped.iter().all(|count| *count == unwrapped[0]));
+    // A key is unwrapped when it signs, so that this counts what it says.
+    let before = faults.count_of("C_UnwrapKey");
+    sign(&server, list(&set_up, &server)[0]["address"].as_str().unwrap(), "hello once").await;
+    assert_eq!(faults.count_of("C_UnwrapKey"), before + 1);
     server.stop().await;
 }

@@ -98,3 +98,27 @@ async fn a_crash_at_every_step_leaves_an_open_ceremony_or_a_whole_one() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_crash_after_a_wrapping_key_leaves_an_open_ceremony_whose_record_names_it() {
+    let setup = set_up("http://127.0.0.1:1");
+    let config = std::fs::read_to_string(setup.config()).unwrap();
+    assert!(config.contains("wrapping_key = \"77726170\""));
+    std::fs::write(setup.config(), config.replace("\"77726170\"", "\"aa55\"")).unwrap();
+    let keys =
+        format!("[[wrapping_key]]\nlabel = \"wrapping-2027\"\ncka_id = \"aa55\"\n\n{TWO_KEYS}");
+    let plan = plan_of(&setup, &keys);
+    let point = "ceremony.after_wrapping_key";
+    let killed = carried_out(&setup, &plan, &[], &[("CLAVIGER_FAILPOINT", point)]);
+    assert_eq!(killed.code, None, "{killed:#?}");
+    let left = world(&setup).await;
+    assert_eq!((left.open, private_labels(&left).len()), (true, 0));
+    // It is in the token, and nowhere else; no second one is made with its id.
+    carried_out(&setup, &plan, &[], &[]).refused("has an object labelled `wrapping-2027`");
+    let ended = ceremony(&setup, &["--end-interrupted", "killed"], &[], "").ok();
+    let record = &ended["record"];
+    assert_eq!(record["wrapping_key"][0]["label"], "wrapping-2027", "{ended:#}");
+    assert_eq!(record["wrapping_key"][0]["attributes"]["CKA_EXTRACTABLE"], "false");
+    assert_eq!(record["ceremony"]["not_made"], serde_json::json!(["op-1", "op-2"]));
+    assert!(!world(&setup).await.open);
+}

@@ -1,5 +1,5 @@
 //! What an HSM does to its callers, through the HTTP door and under load: messages of two keys asked by many
-//! callers, and payouts of their group at the same time. Each test prints how many requests were released,
+//! callers, and payouts of their group at the same time. Each test reports how many requests were released,
 //! retried and failed; every released signature was recovered, and the invariants hold at the end.
 
 mod down;
@@ -7,10 +7,12 @@ mod lost;
 mod missing;
 mod shapes;
 mod stuck;
+mod tokens;
 mod wrong;
 
 use crate::stage::{Options, Stage, attempts};
 use crate::support::pkcs11_faults::Pkcs11Faults;
+use crate::support::report::report;
 use crate::support::server::{LIMIT, PAYEE, Server, payout_grants};
 use crate::support::services::poll_until;
 use crate::support::signing_load::{Load, MESSAGE_GRANT, SMALL, Tally, sender_of};
@@ -99,8 +101,8 @@ impl Rows {
     pub async fn stop(&self, row: &str, messages: Load, payouts: Load) -> (Tally, Tally) {
         let (messages, _) = messages.stop().await;
         let (payouts, ids) = payouts.stop().await;
-        println!("{row}: messages: {messages}");
-        println!("{row}: payouts: {payouts}");
+        report(&format!("{row}: messages: {messages}"));
+        report(&format!("{row}: payouts: {payouts}"));
         self.settle(&ids).await;
         let overlap = self.faults.was_finalized_during_a_call();
         assert!(!overlap, "C_Finalize while another call was in the module");

@@ -18,7 +18,9 @@
 mod support {
     pub mod fault_proxy;
     pub mod invariants;
+    pub mod outsider;
     pub mod pkcs11_faults;
+    pub mod report;
     pub mod server;
     pub mod services;
     pub mod signing_load;

@@ -4,7 +4,7 @@
 //! given. Payouts run beside them, and the invariants hold at the end.
 //!
 //! `CLAVIGER_HSM_SIGNATURES` says how many signatures of messages, `CLAVIGER_SEED` chooses the weather. Threads
-//! never run the same twice: what the seed replays is which faults come in which order, and how long they last.
+//! never run the same twice: what the seed replays is which faults come in which order, and how many calls each meets at least.
 
 #![cfg(feature = "server")]
 #![allow(
@@ -12,7 +12,6 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
-    clippy::print_stdout,
     clippy::unwrap_used,
     missing_docs,
     reason = "a test fails by panicking"
@@ -22,6 +21,7 @@
 mod support {
     pub mod invariants;
     pub mod pkcs11_faults;
+    pub mod report;
     pub mod server;
     pub mod services;
     pub mod signing_load;
@@ -37,6 +37,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use support::invariants::Invariants;
 use support::pkcs11_faults::Pkcs11Faults;
+use support::report::report;
 use support::server::{ETHER, PAYEE, Server, SetUp, payout_grants};
 use support::services::{Anvil, AnvilOptions, Mining, poll_until};
 use support::signing_load::{Load, MESSAGE_GRANT, SMALL, Tally, sender_of};
@@ -81,7 +82,7 @@ async fn settle(anvil: &Anvil, server: &Server, ids: &[String], paid_before: u12
 
 fn table(rows: &BTreeMap<String, u64>) {
     for (what, count) in rows {
-        println!("  {what:<52} {count:>10}");
+        report(&format!("hsm: {what:<52} {count:>10}"));
     }
 }
 
@@ -101,7 +102,7 @@ fn told(kind: &str, tally: &Tally, rows: &mut BTreeMap<String, u64>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn not_one_wrong_signature_is_released_whatever_the_hsm_does() {
     let (most, seed) = (number("CLAVIGER_HSM_SIGNATURES", 3_000), number("CLAVIGER_SEED", 1));
-    println!("hsm: {most} signatures, CLAVIGER_SEED={seed}");
+    report(&format!("hsm: {most} signatures, CLAVIGER_SEED={seed}"));
     let anvil = Anvil::start(AnvilOptions {
         mining: Mining::Auto,
         slots_in_an_epoch: Some(1),
@@ -143,6 +144,14 @@ async fn not_one_wrong_signature_is_released_whatever_the_hsm_does() {
     table(&rows);
     assert_eq!((messages.released, messages.failed), (most, 0));
     assert_eq!(payouts.failed, 0);
+    // What did not come was not survived.
+    for kind in weather::KINDS {
+        let met = rows.get(&format!("{}{kind}", weather::MET)).copied().unwrap_or_default();
+        assert!(met > 0, "not one call has met: {kind}");
+    }
+    for shape in ["high_s", "wrong"] {
+        assert!(raw(&server, shape).await > 0, "not one signature was {shape}");
+    }
     // Each one that was spoilt was seen, and nothing else was taken for one.
     assert_eq!(raw(&server, "wrong").await, faults.count_with(weather::SPOILT) as u64);
     assert!(!faults.was_finalized_during_a_call(), "C_Finalize while a call was in the module");

@@ -2,9 +2,10 @@
 
 use crate::random::Random;
 use crate::support::pkcs11_faults::Pkcs11Faults;
+use crate::support::services::poll_until;
 use crate::support::signing_load::Load;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Faults of `C_Sign` that make its answer wrong.
 pub const SPOILT: &[&str] = &["WRONG", "OTHER_KEY", "RANDOM", "SHORT"];
@@ -44,11 +45,13 @@ const VALUES: &[&str] = &[
     "CKR_TOKEN_NOT_PRESENT",
     "CKR_USER_NOT_LOGGED_IN",
 ];
-/// So long without a signature, and the weather is not to blame.
+/// How the rows begin that tell how many calls a kind of fault has met.
+pub const MET: &str = "faults, calls met: ";
+/// So long without a signature, or without a call that is met, and the weather is not to blame.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// What there is. Each comes once before any comes again.
-const KINDS: &[&str] = &[
+pub const KINDS: &[&str] = &[
     "wrong signatures",
     "rare signatures",
     "lost",
@@ -59,6 +62,17 @@ const KINDS: &[&str] = &[
     "lost",
     "refused",
 ];
+
+/// One of them.
+struct Fault {
+    kind: &'static str,
+    /// What is wrong.
+    line: String,
+    /// What else must be wrong for it to be met.
+    helper: &'static str,
+    /// It is over when it has met so many calls.
+    calls: usize,
+}
 
 pub struct Weather<'a> {
     faults: &'a Pkcs11Faults,
@@ -76,49 +90,42 @@ impl<'a> Weather<'a> {
     pub async fn until(mut self, load: &Load, most: u64) -> BTreeMap<String, u64> {
         let mut times: BTreeMap<String, u64> = BTreeMap::new();
         while load.tally().released < most {
-            let (kind, line) = self.next();
-            let before = self.faults.count();
-            self.faults.set(&line);
+            let Fault { kind, line, helper, calls } = self.next();
+            let before = self.faults.count_by(&line);
+            self.faults.set(&[line.as_str(), helper].join("\n"));
             *times.entry(format!("faults: {kind}: times")).or_default() += 1;
-            pace(20 + self.lasts(kind)).await;
+            poll_until(LIMIT, &format!("`{line}` has met {calls} calls"), async || {
+                let over = load.tally().released >= most;
+                (over || self.faults.count_by(&line) >= before + calls).then_some(())
+            })
+            .await;
             if !line.contains("UNTIL_INITIALIZE") {
                 self.faults.clear();
             }
             self.calm(load, most).await;
-            let met = self.faults.count() - before;
-            *times.entry(format!("faults: {kind}: calls")).or_default() += met as u64;
+            let met = self.faults.count_by(&line) - before;
+            *times.entry(format!("{MET}{kind}")).or_default() += met as u64;
         }
         self.faults.clear();
         times
     }
 
-    /// How long a fault lasts at most, in milliseconds.
-    fn lasts(&mut self, kind: &str) -> u64 {
-        let at_most = match kind {
-            "gone" => 1_200,
-            // Long enough, now and then, for a thread to be given up.
-            "hangs" if self.random.one_in(6) => 8_000,
-            _ => 300,
-        };
-        self.random.below(at_most)
-    }
-
     /// Until some more are released: each fault finds a server that works. A long run has longer calms.
     async fn calm(&mut self, load: &Load, most: u64) {
-        let (begun, times) = (Instant::now(), 1 + most / 10_000);
+        let times = 1 + most / 10_000;
         let wanted = times * (20 + self.random.below(100));
         let wanted = most.min(load.tally().released + wanted);
-        while load.tally().released < wanted {
+        poll_until(LIMIT, "signatures are given again", async || {
             let tally = load.tally();
             assert!(tally.wrong.is_empty(), "{:?}", tally.wrong);
-            assert!(begun.elapsed() < LIMIT, "no signature any more: {tally}");
-            pace(5).await;
-        }
+            (tally.released >= wanted).then_some(())
+        })
+        .await;
         self.faults.clear();
     }
 
-    /// A kind of fault, and its line.
-    fn next(&mut self) -> (&'static str, String) {
+    /// The next fault.
+    fn next(&mut self) -> Fault {
         if self.deck.is_empty() {
             self.deck = KINDS.to_vec();
         }
@@ -127,23 +134,50 @@ impl<'a> Weather<'a> {
         let kind = self.deck.swap_remove(place);
         let count = 1 + random.below(4);
         let mut one_of = |from: &'static [&'static str]| *random.pick(from).unwrap();
-        let line = match kind {
-            "wrong signatures" => format!("C_Sign {} {count}", one_of(SPOILT)),
-            "rare signatures" => format!("C_Sign {} {count}", one_of(RARE)),
-            "lost" => format!("{} {} 1", one_of(&["C_Sign", "C_SignInit"]), one_of(LOST)),
-            "gone" => one_of(GONE).to_owned(),
-            "refused" => format!("{} {} {count}", one_of(FUNCTIONS), one_of(VALUES)),
+        let mut helper = "";
+        let (line, calls) = match kind {
+            "wrong signatures" => (format!("C_Sign {} {count}", one_of(SPOILT)), count),
+            "rare signatures" => (format!("C_Sign {} {count}", one_of(RARE)), count),
+            "lost" => (format!("{} {} 1", one_of(&["C_Sign", "C_SignInit"]), one_of(LOST)), 1),
+            // A few probes long, or until the module is started again.
+            "gone" => match one_of(GONE) {
+                again if again.contains("UNTIL_INITIALIZE") => (again.to_owned(), 1),
+                gone => (gone.to_owned(), 2 + 3 * count),
+            },
+            "refused" => {
+                let function = one_of(FUNCTIONS);
+                helper = what_brings_it_there(function);
+                // While nothing is wrong only the two first are called at all.
+                let calls = if helper.is_empty() { count } else { 1 };
+                (format!("{function} {} {count}", one_of(VALUES)), calls)
+            }
             "hangs" => {
-                format!("{} WAIT {count}", one_of(&["C_Sign", "C_SignInit", "C_GetSessionInfo"]))
+                let function = one_of(&["C_Sign", "C_SignInit", "C_GetSessionInfo"]);
+                helper = what_brings_it_there(function);
+                // A third one hangs, now and then, in a thread that has taken the place of another.
+                let calls = match count {
+                    _ if !helper.is_empty() => 1,
+                    4 => 3,
+                    few => few.min(2),
+                };
+                (format!("{function} WAIT {calls}"), calls)
             }
             // Points are read when keys are found again.
-            _ => "C_GetAttributeValue RAW_POINT\nC_SignInit LOGOUT 1".to_owned(),
+            _ => {
+                helper = "C_SignInit LOGOUT 1";
+                ("C_GetAttributeValue RAW_POINT".to_owned(), count)
+            }
         };
-        (kind, line)
+        Fault { kind, line, helper, calls: usize::try_from(calls).unwrap() }
     }
 }
 
-/// Time that passes on purpose. Nothing waits for a result this way.
-async fn pace(millis: u64) {
-    tokio::time::sleep(Duration::from_millis(millis)).await;
+/// A second line, without which a function is not called while all is well.
+fn what_brings_it_there(function: &str) -> &'static str {
+    match function {
+        "C_Sign" | "C_SignInit" => "",
+        // A token is looked at when it was gone.
+        "C_GetTokenInfo" => "C_SignInit CKR_TOKEN_NOT_PRESENT",
+        _ => "C_SignInit LOGOUT 1",
+    }
 }

@@ -1,11 +1,12 @@
 //! T39, the way out: a chain that was reorganised below its finality goes on when an operator says so, and what
 //! was told as final and is gone is sent again, so that it becomes so once more.
 
-use crate::command::{apply, reconcile};
-use crate::stage::{Options, Stage, id};
+use crate::command::{apply, reconcile, reconcile_with};
+use crate::stage::{FAILPOINT, Options, Stage, id, of_attempt};
 use crate::support::server::LIMIT;
 use crate::support::services::poll_until;
 use serde_json::json;
+use std::collections::BTreeSet;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t39_a_chain_that_stands_still_goes_on_and_what_was_told_is_mined_again() {
@@ -36,10 +37,15 @@ async fn t39_a_chain_that_stands_still_goes_on_and_what_was_told_is_mined_again(
     let reason = chains[0]["reason"].as_str().unwrap();
     assert!(reason.contains("below its finality"), "{reason}");
     let sent = stage.proxy.sent().len();
+    // Killed when the chain may go on: the operator's word is in the log, and the rest is done the next time.
+    let args = ["--apply", "--reason", "killed on the way"];
+    let killed = reconcile_with(&stage.setup, &args, &[(FAILPOINT, "reconcile.after_chain")]);
+    assert_eq!(killed.code, None, "{killed:#?}");
     let done = apply(&stage.setup, &[]);
     assert_eq!(done.code, Some(0), "{done:#?}");
     assert!(done.json()["done"].to_string().contains("sent again"), "{done:#?}");
-    assert_eq!(stage.proxy.sent().len(), sent + 1, "the same bytes, once");
+    let again: BTreeSet<String> = stage.proxy.sent().drain(sent..).collect();
+    assert_eq!(again.into_iter().collect::<Vec<_>>(), [of_attempt(&mined, 0, "raw")], "its bytes");
     stage.anvil.mine(1).await;
     assert_eq!((stage.paid().await, stage.anvil.nonce(&address).await), (1, 1));
     assert_eq!(reconcile(&stage.setup, &[]).code, Some(0), "all agrees again");

@@ -16,8 +16,9 @@ use super::server::SetUp;
 use super::services::tool;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::mechanism::Mechanism;
-use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
+use ethers_core::k256::ecdsa::SigningKey;
 use serde_json::{Value, json};
 use std::process::Command;
 
@@ -59,6 +60,7 @@ pub fn play() -> bool {
     let done = match task["do"].as_str().unwrap() {
         "list" => list(&session),
         "generate" => generate(&session, &task),
+        "import" => import(&session, &task),
         "destroy" => {
             for object in found(&session, &task) {
                 session.destroy_object(object).unwrap();
@@ -132,5 +134,40 @@ fn generate(session: &Session, task: &Value) -> Value {
         label,
     ];
     session.generate_key_pair(&Mechanism::EccKeyPairGen, &public, &private).unwrap();
+    Value::Null
+}
+
+/// A pair whose private half was made elsewhere: `value`, in hex.
+fn import(session: &Session, task: &Value) -> Value {
+    let bytes = |name: &str| hex::decode(task[name].as_str().unwrap()).unwrap();
+    let value = bytes("value");
+    let key = SigningKey::from_slice(&value).unwrap();
+    let point = key.verifying_key().to_encoded_point(false);
+    let both = |class| {
+        vec![
+            Attribute::Class(class),
+            Attribute::KeyType(KeyType::EC),
+            Attribute::Token(true),
+            Attribute::EcParams(SECP256K1.to_vec()),
+            Attribute::Id(bytes("id")),
+        ]
+    };
+    let mut private = both(ObjectClass::PRIVATE_KEY);
+    private.extend([
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Sign(true),
+        Attribute::Decrypt(false),
+        Attribute::Unwrap(false),
+        Attribute::Derive(false),
+        Attribute::Value(value),
+    ]);
+    session.create_object(&private).unwrap();
+    let mut public = both(ObjectClass::PUBLIC_KEY);
+    // The point as an octet string (DER).
+    let point = [&[0x04, 0x41], point.as_bytes()].concat();
+    public.extend([Attribute::Verify(true), Attribute::EcPoint(point)]);
+    session.create_object(&public).unwrap();
     Value::Null
 }

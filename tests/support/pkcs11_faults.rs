@@ -67,6 +67,14 @@ impl Pkcs11Faults {
         self.log().lines().filter(named).count()
     }
 
+    /// As [`Self::count`], of one line of the control file.
+    pub fn count_by(&self, line: &str) -> usize {
+        self.log()
+            .lines()
+            .filter(|told| told.split_once('\t').is_some_and(|it| it.1 == line))
+            .count()
+    }
+
     /// As [`Self::count`], of the lines that have one of these words.
     pub fn count_with(&self, words: &[&str]) -> usize {
         let has = |line: &&str| line.split_whitespace().any(|word| words.contains(&word));

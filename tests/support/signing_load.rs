@@ -34,7 +34,9 @@ const HALF_ORDER: &str = "7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f
 /// How long a caller that was told to come again waits. The server says two seconds.
 const AGAIN: Duration = Duration::from_millis(25);
 /// How long a caller goes on.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(180);
+/// Under which requests are counted that ended without an answer.
+const NONE: &str = "none";
 
 /// A grant for messages, to stand beside that for payouts.
 pub const MESSAGE_GRANT: &str = r#"
@@ -93,6 +95,16 @@ impl fmt::Display for Tally {
 }
 
 impl Tally {
+    /// Requests that ended without an answer.
+    pub fn unanswered(&self) -> u64 {
+        self.answers.get(NONE).copied().unwrap_or_default()
+    }
+
+    /// How often callers were told to come again.
+    pub const fn told_again(&self) -> u64 {
+        self.retried + self.pending
+    }
+
     /// Answers with this problem.
     pub fn code(&self, code: &str) -> u64 {
         let of = |answer: &&String| answer.ends_with(&format!(" {code}"));
@@ -273,6 +285,15 @@ impl Load {
         self.end().await
     }
 
+    /// Leaves at once, whatever was asked.
+    pub async fn leave(mut self) -> Tally {
+        self.tasks.shutdown().await;
+        let tally = self.tally();
+        assert!(tally.wrong.is_empty(), "{:?}", tally.wrong);
+        assert_eq!(tally.unanswered(), 0, "no answer: {tally}");
+        tally
+    }
+
     /// Waits until as much was asked as was to be.
     pub async fn end(mut self) -> (Tally, Vec<String>) {
         while let Some(ended) = self.tasks.join_next().await {
@@ -281,6 +302,7 @@ impl Load {
         let tally = self.tally();
         assert!(tally.wrong.is_empty(), "{:?}", tally.wrong);
         assert_eq!(tally.refusals_without_retry_after, 0, "a 503 without Retry-After");
+        assert_eq!(tally.unanswered(), 0, "no answer: {tally}");
         assert_eq!(tally.released + tally.failed + tally.left, tally.asked, "{tally}");
         (tally, self.shared.accepted.lock().unwrap().clone())
     }
@@ -342,7 +364,7 @@ impl Shared {
     fn judge(&self, said: Option<Said>, took: Duration) -> Option<Option<Value>> {
         let mut tally = self.tally.lock().unwrap();
         let Some(Said { status, retry_after, body }) = said else {
-            *tally.answers.entry("none".to_owned()).or_default() += 1;
+            *tally.answers.entry(NONE.to_owned()).or_default() += 1;
             return None;
         };
         let code = body["code"].as_str().unwrap_or_default();

@@ -1,12 +1,50 @@
 //! A device or a token that is gone for a while.
 
 use super::Rows;
+use crate::support::report::report;
 use crate::support::server::LIMIT;
 use crate::support::services::poll_until;
-use crate::support::signing_load::{Caller, Load, Tally, hello, signer_of};
+use crate::support::signing_load::{Caller, Load, hello, signer_of};
+use std::time::{Duration, Instant};
 
-/// So many answers of the module while it is down: it is asked now and then whether it is back.
+/// So long it is down, and so many probes fail at least.
+const OUTAGE: Duration = Duration::from_secs(30);
 const PROBES: usize = 3;
+
+/// How many probes have failed.
+fn probes(rows: &Rows) -> usize {
+    rows.server.program.stderr().matches("the HSM is still down").count()
+}
+
+/// The token is not there until the test brings it back; whoever asks meanwhile is told so, and not by asking it.
+async fn down_for_a_while(row: &str, rows: &Rows, refused: &Load, caller: &Caller, key: &str) {
+    // Refused is refused: nothing is bound to the idempotency key.
+    for text in ["before", "instead"] {
+        let said = caller.post("/v1/signatures", key, &hello(&rows.keys[0], text)).await;
+        let said = said.unwrap();
+        assert_eq!((said.status, said.body["code"].as_str()), (503, Some("hsm-unavailable")));
+        assert!(said.retry_after.is_some());
+    }
+    let (begun, seen) = (Instant::now(), refused.tally());
+    let (calls_before, probes_before) = (rows.faults.count(), probes(rows));
+    refused.until("the outage lasts", |_| begun.elapsed() >= OUTAGE).await;
+    poll_until(LIMIT, "it is probed", async || {
+        (probes(rows) >= probes_before + PROBES).then_some(())
+    })
+    .await;
+    // It is asked whether it is back, and only now and then: not once for each caller.
+    let calls = rows.faults.count() - calls_before;
+    let code = "hsm-unavailable";
+    let refusals = usize::try_from(refused.tally().code(code) - seen.code(code)).unwrap();
+    let (probes, lasted) = (probes(rows) - probes_before, begun.elapsed().as_secs());
+    report(&format!(
+        "{row}: down for {lasted} s: {refusals} refused, {probes} probes, {calls} calls of the module"
+    ));
+    assert!(calls * 10 < refusals, "{calls} calls, {refusals} refusals");
+    // Pauses grow: as often as at first would be more than a hundred times.
+    assert!(probes < 30, "{probes}");
+    rows.faults.clear();
+}
 
 async fn an_outage(row: &str, fault: &str, lifted_by_the_server: bool) {
     let rows = Rows::open(&[]).await;
@@ -18,28 +56,11 @@ async fn an_outage(row: &str, fault: &str, lifted_by_the_server: bool) {
     let keys: Vec<&str> = rows.keys.iter().map(String::as_str).collect();
     let more = Load::impatient(&rows.server, &keys, 8);
     more.until("callers are told to come again", |now| now.code("hsm-unavailable") >= 8).await;
-    let (refused, _) = more.stop().await;
     let (caller, key) = (Caller::of(&rows.server), row.replace(' ', "-"));
     if !lifted_by_the_server {
-        // Refused is refused: nothing is bound to the idempotency key.
-        for text in ["before", "instead"] {
-            let said = caller.post("/v1/signatures", &key, &hello(&rows.keys[0], text)).await;
-            let said = said.unwrap();
-            assert_eq!((said.status, said.body["code"].as_str()), (503, Some("hsm-unavailable")));
-            assert!(said.retry_after.is_some());
-        }
-        // It is asked whether it is back, and only now and then: not once for each caller.
-        let seen = rows.faults.count();
-        let told = |tally: &Tally| tally.retried + tally.pending;
-        let before = told(&messages.tally()) + told(&payouts.tally());
-        poll_until(LIMIT, "it is probed", async || {
-            (rows.faults.count() >= seen + PROBES).then_some(())
-        })
-        .await;
-        let times = told(&messages.tally()) + told(&payouts.tally()) - before;
-        println!("{row}: {PROBES} probes while callers were told {times} times to come again");
-        rows.faults.clear();
+        down_for_a_while(row, &rows, &more, &caller, &key).await;
     }
+    let (refused, _) = more.stop().await;
     // No restart of ours.
     messages.until_released(200).await;
     payouts.until_released(5).await;
@@ -49,13 +70,13 @@ async fn an_outage(row: &str, fault: &str, lifted_by_the_server: bool) {
     .await;
     assert_eq!(said.status, 201, "{}", said.body);
     assert_eq!(signer_of("instead", &said.body).as_ref(), Ok(&rows.keys[0]));
-    println!("{row}: while it was down: {refused}");
+    report(&format!("{row}: new requests while it was down: {refused}"));
     let (messages, payouts) = rows.stop(row, messages, payouts).await;
     assert_eq!((messages.failed, payouts.failed), (0, 0));
     let invariants = rows.stage.invariants();
     let (down, up) = (invariants.leaves("HSM_DOWN").await, invariants.leaves("HSM_UP").await);
     assert_eq!((down.len(), up.len()), (1, 1), "{down:#?} {up:#?}");
-    println!("{row}: {} {}", down[0], up[0]);
+    report(&format!("{row}: {} {}", down[0], up[0]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

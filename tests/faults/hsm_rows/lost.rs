@@ -1,12 +1,16 @@
 //! Sessions and logins that are lost, and a PIN that is wrong.
 
 use super::Rows;
-use crate::stage::{Options, Stage};
+use crate::stage::{Options, Stage, id};
 use crate::support::pkcs11_faults::Pkcs11Faults;
+use crate::support::report::report;
 use crate::support::server::{LIMIT, READY};
 use crate::support::services::poll_until;
 use crate::support::signing_load::{Caller, hello};
 use std::os::unix::fs::PermissionsExt as _;
+
+/// The exit code of a start that only a person can mend: EX_CONFIG of sysexits.h.
+const REFUSED_BY_THE_SET_UP: i32 = 78;
 
 /// What is lost costs one login, whoever noticed it first, and no caller notices.
 async fn one_login_each(row: &str, fault: &str) {
@@ -26,6 +30,7 @@ async fn one_login_each(row: &str, fault: &str) {
         assert!((more - 1.0).abs() < 0.5, "one login for all that wait: {more}");
     }
     assert_eq!(rows.faults.count(), 6);
+    report(&format!("{row}: 6 times, one login each"));
     let (messages, payouts) = rows.stop(row, messages, payouts).await;
     Rows::assert_unnoticed(&messages);
     Rows::assert_unnoticed(&payouts);
@@ -53,7 +58,7 @@ async fn h3_a_wrong_pin_ends_the_start_with_a_clear_error_after_one_try() {
     faults.set("C_Login LOG");
     let mut program = stage.setup.spawn(&faults.envs());
     let status = program.exit_status(LIMIT).await;
-    assert!(!status.success());
+    assert_eq!(status.code(), Some(REFUSED_BY_THE_SET_UP), "{status}");
     let told = program.stderr();
     assert!(told.contains("CKR_PIN_INCORRECT"), "{told}");
     assert!(!told.contains("not-this-one") && !told.contains(right.trim()), "{told}");
@@ -103,12 +108,18 @@ async fn h3_a_pin_that_was_changed_meanwhile_is_tried_once_and_never_again() {
     assert_eq!(rows.faults.count_of("C_Login"), 1, "a PIN that was refused is never tried again");
     let refused = rows.server.metric("claviger_hsm_logins_total", &[("outcome", "refused")]).await;
     assert!((refused - 1.0).abs() < 0.5, "{refused}");
-    drop((messages, payouts));
+    report(&format!("h3, until the restart: messages: {}", messages.leave().await));
+    report(&format!("h3, until the restart: payouts: {}", payouts.leave().await));
     let rows = rows.restart(&[], || ()).await;
+    // What was accepted before, answered or not, is paid too: once.
+    let before = rows.server.list().await;
     let (messages, payouts) = (rows.messages(8), rows.payouts(2));
     messages.until_released(50).await;
     let (messages, _) = messages.stop().await;
-    let (payouts, _) = payouts.stop().await;
-    println!("h3, after the restart: messages: {messages}; payouts: {payouts}");
+    let (payouts, ids) = payouts.stop().await;
+    report(&format!("h3, after the restart: messages: {messages}"));
+    report(&format!("h3, after the restart: payouts: {payouts}"));
     assert_eq!((messages.failed, payouts.failed), (0, 0));
+    assert!(before.len() < 200, "more than one page");
+    rows.settle(&[before.iter().map(id).collect(), ids].concat()).await;
 }

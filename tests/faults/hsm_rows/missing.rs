@@ -1,6 +1,7 @@
 //! A key that is not in the token when the server starts.
 
 use super::Rows;
+use crate::support::report::report;
 use crate::support::server::LIMIT;
 use crate::support::services::poll_until;
 use crate::support::signing_load::{Caller, Load, hello, signer_of};
@@ -63,7 +64,8 @@ async fn h6_a_key_that_is_missing_at_start_is_an_alarm_and_the_others_serve() {
     let text = "while it is gone";
     let said = caller.post("/v1/signatures", "h6-1", &hello(&lost, text)).await.unwrap();
     assert!(said.body["signature"].is_null(), "{}", said.body);
-    assert!(matches!(said.status, 202 | 409 | 503), "{} {}", said.status, said.body);
+    // Another server may have it: what is asked is accepted, and signed once the key is back.
+    assert_eq!(said.status, 202, "{}", said.body);
     messages.until_released(100).await;
     payouts.until_released(5).await;
     let (messages, payouts) = rows.stop("h6", messages, payouts).await;
@@ -83,6 +85,6 @@ async fn h6_a_key_that_is_missing_at_start_is_an_alarm_and_the_others_serve() {
     assert_eq!(signer_of(text, &said.body).as_ref(), Ok(&lost));
     let load = Load::messages(&rows.server, &[&lost], 4, 50);
     let (tally, _) = load.end().await;
-    println!("h6, when it is back: {tally}");
+    report(&format!("h6, when it is back: {tally}"));
     Rows::assert_unnoticed(&tally);
 }

@@ -2,6 +2,7 @@
 
 use super::Rows;
 use crate::stage::attempts;
+use crate::support::report::report;
 use crate::support::server::LIMIT;
 use crate::support::services::poll_until;
 use crate::support::signing_load::{Caller, hello, sender_of, signer_of, small_payout};
@@ -75,7 +76,7 @@ async fn h7_leading_zeros_and_a_high_s_leave_as_right_signatures() {
         if fault == "HIGH_S" {
             assert!((high - 9.0).abs() < 0.5, "{high}");
         }
-        println!("h7 {fault}: 9 released, none retried, none failed; high s: {high}");
+        report(&format!("h7 {fault}: 9 released, 0 failed, high s: {high}"));
     }
     rows.faults.clear();
     assert!(rows.signatures("wrong").await < 0.5);

@@ -1,6 +1,7 @@
 //! Calls that do not come back.
 
 use super::Rows;
+use crate::support::report::report;
 use crate::support::server::LIMIT;
 use crate::support::services::poll_until;
 use crate::support::signing_load::Load;
@@ -20,20 +21,37 @@ fn memory(pid: u32) -> u64 {
     kib * 1024
 }
 
+/// Waits until the watchdog tells of so many threads that do not come back.
+async fn until_stalled(rows: &Rows, threads: f64) {
+    poll_until(LIMIT, &format!("{threads} stalled"), async || {
+        let told = rows.server.metric("claviger_hsm_stalled_threads", &[("hsm", "default")]).await;
+        ((told - threads).abs() < 0.5).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn h5_while_one_thread_is_stuck_the_other_works() {
+async fn h5_a_thread_that_is_stuck_is_replaced_and_the_others_work() {
     let rows = Rows::open(&[("CLAVIGER__HSM__SESSIONS", "2")]).await;
     let (messages, payouts) = (rows.messages(8), rows.payouts(2));
     messages.until_released(50).await;
-    rows.faults.set("C_Sign WAIT 1");
-    poll_until(LIMIT, "one call hangs", async || (rows.faults.count() == 1).then_some(())).await;
-    messages.until_released(300).await;
-    payouts.until_released(5).await;
-    let stuck = messages.tally();
+    // One after the other, as many as there were at the start: the same line once more lets the first one hang.
+    for stuck in [1_u8, 2] {
+        rows.faults.set("C_Sign WAIT 1");
+        poll_until(LIMIT, "one more call hangs", async || {
+            (rows.faults.count() == usize::from(stuck)).then_some(())
+        })
+        .await;
+        until_stalled(&rows, f64::from(stuck)).await;
+        messages.until_released(200).await;
+        payouts.until_released(5).await;
+        report(&format!("h5, while {stuck} of 2 threads hung: {}", messages.tally()));
+    }
+    assert_eq!(rows.server.program.stderr().matches("another HSM thread was started").count(), 2);
     rows.faults.clear();
+    until_stalled(&rows, 0.0).await;
     messages.until_released(100).await;
-    println!("h5, while one was stuck: {stuck}");
-    let (messages, payouts) = rows.stop("h5 one stuck", messages, payouts).await;
+    let (messages, payouts) = rows.stop("h5 stuck and replaced", messages, payouts).await;
     assert_eq!((messages.failed, payouts.failed), (0, 0));
 }
 
@@ -64,7 +82,7 @@ async fn h5_while_all_threads_are_stuck_callers_are_told_so_and_memory_does_not_
     // A full queue is told before anything is decided; a few come in beside each other.
     assert!(refused.code("overloaded") > 0 && refused.pending < 200, "{refused}");
     let (more, _) = more.stop().await;
-    println!("h5, while all were stuck: {more}; {} KiB more", grown / 1024);
+    report(&format!("h5, while all were stuck: {more}; {} KiB more", grown / 1024));
     rows.faults.clear();
     messages.until_released(200).await;
     payouts.until_released(5).await;

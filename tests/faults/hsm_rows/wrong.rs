@@ -1,10 +1,18 @@
 //! A module that gives signatures which are none of the key over the data.
 
 use super::Rows;
+use crate::support::report::report;
 use crate::support::server::LIMIT;
 use crate::support::services::poll_until;
+use serde_json::Value;
 
 const EACH: usize = 3;
+
+/// Of how many wrong signatures a leaf tells.
+fn times(alarm: &Value) -> Option<usize> {
+    let told = alarm["what"].as_str()?.split_once(" gave a wrong signature for key ")?.1;
+    told.split_once(", ")?.1.split_once(" times;")?.0.parse().ok()
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn h4_a_wrong_signature_is_caught_told_and_never_released() {
@@ -29,6 +37,16 @@ async fn h4_a_wrong_signature_is_caught_told_and_never_released() {
     let alarms = log.lines().filter(|line| line.contains("a wrong signature was discarded"));
     let alarms: Vec<_> = alarms.filter(|line| line.contains("\"level\":\"ERROR\"")).collect();
     assert_eq!(alarms.len(), expected, "{alarms:#?}");
+    // Each is in the audit log, some of them together.
+    let invariants = rows.stage.invariants();
+    poll_until(LIMIT, "each is in the audit log", async || {
+        let told: usize = invariants.leaves("ALARM").await.iter().filter_map(times).sum();
+        assert!(told <= expected, "{told} of {expected}");
+        (told == expected).then_some(())
+    })
+    .await;
+    let leaves = invariants.leaves("ALARM").await.len();
+    report(&format!("h4: {expected} wrong signatures, {leaves} leaves, none released"));
     // What was decided is signed later, right: no caller is told that it failed.
     let (messages, payouts) = rows.stop("h4", messages, payouts).await;
     assert_eq!((messages.failed, payouts.failed), (0, 0));
