@@ -19,7 +19,8 @@ use alloy::primitives::keccak256;
 use claviger::core::evm::message::message_bytes;
 use claviger::core::id::HsmName;
 use claviger::core::key::{CkaId, Custody, OperatorKey, WrappedKey};
-use claviger::hsm::{Exceptions, Hsm, HsmConfig, MAY_BE_EXCEPTED, WrappingConfig, is_signed_by};
+use claviger::core::key_report::WRAPPING_EXCEPTIONS;
+use claviger::hsm::{Exceptions, Hsm, HsmConfig, WrappingConfig, is_signed_by};
 use claviger::ports::signer::{Signer, SignerError};
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::Mechanism;
@@ -47,8 +48,8 @@ fn config(token: &Token, exceptions: &[&str], cache: usize) -> HsmConfig {
 }
 
 fn open(token: &Token, cache: usize) -> Hsm {
-    assert_eq!(token.wrapping_key(&wrapping_id()).lacks, ["trusted"]);
-    Hsm::open(vec![config(token, &["trusted"], cache)]).unwrap()
+    assert_eq!(token.wrapping_key(&wrapping_id()).lacks, ["not-trusted"]);
+    Hsm::open(vec![config(token, &["not-trusted"], cache)]).unwrap()
 }
 
 async fn new_wrapped(hsm: &Hsm, number: u8) -> OperatorKey {
@@ -237,7 +238,7 @@ fn without_its_wrapping_key_a_token_has_no_wrapped_keys_and_the_others_sign() {
             // Another one in its place opens none of the old blobs.
             drop(session);
             token.wrapping_key(&wrapping_id());
-            let hsm = Hsm::open(vec![config(&token, &["trusted"], 0)]).unwrap();
+            let hsm = Hsm::open(vec![config(&token, &["not-trusted"], 0)]).unwrap();
             let why = unusable(hsm.sign(permit(&wrapped, "another")).await);
             assert!(why.contains("do not unwrap"), "{why}");
             assert_signs(&hsm, &new_wrapped(&hsm, 3).await, "new").await;
@@ -291,6 +292,8 @@ fn foreign_wrapping_key(session: &Session, change: &[Attribute]) -> ObjectHandle
         Attribute::Decrypt(false),
         Attribute::Sign(false),
         Attribute::Derive(false),
+        Attribute::Modifiable(false),
+        Attribute::Copyable(false),
         Attribute::Id(wrapping_id().as_bytes().to_vec()),
     ];
     for attribute in change {
@@ -314,9 +317,11 @@ fn a_wrapping_key_that_could_give_keys_away_is_refused_unless_it_is_said_why() {
                 (vec![Attribute::Unwrap(false)], None, "Unwrap is not true"),
                 (vec![Attribute::Extractable(true)], None, "Extractable is not false"),
                 (vec![Attribute::Sensitive(false)], None, "Sensitive is not true"),
-                (vec![Attribute::Private(false)], Some("private"), "Private is not true"),
-                (vec![], Some("trusted"), "Trusted is not true"),
-                (vec![], Some("unwrap_template"), "unwrap keys so that they can be read"),
+                (vec![Attribute::Private(false)], Some("not-private"), "Private is not true"),
+                (vec![], Some("not-trusted"), "Trusted is not true"),
+                (vec![Attribute::Modifiable(true)], Some("modifiable"), "Modifiable is not false"),
+                (vec![Attribute::Copyable(true)], Some("copyable"), "Copyable is not false"),
+                (vec![], Some("no-unwrap-template"), "unwrap keys so that they can be read"),
             ] {
                 let id = {
                     // Opens the module, and logs in.
@@ -328,7 +333,8 @@ fn a_wrapping_key_that_could_give_keys_away_is_refused_unless_it_is_said_why() {
                     handle
                 };
                 let exceptions = |without: Option<&str>| {
-                    let all = ["trusted", "unwrap_template", "private"];
+                    let all =
+                        ["not-trusted", "no-unwrap-template", "not-private", "modifiable", "copyable"];
                     all.into_iter().filter(|name| Some(*name) != without).collect::<Vec<_>>()
                 };
                 let hsm = Hsm::open(vec![config(&token, &exceptions(except), 0)]).unwrap();
@@ -343,7 +349,7 @@ fn a_wrapping_key_that_could_give_keys_away_is_refused_unless_it_is_said_why() {
                 assert_eq!(session_objects(&session), 0);
                 session.destroy_object(find(&session, &wrapping_id())).unwrap();
             }
-            assert_eq!(MAY_BE_EXCEPTED.len(), 4);
+            assert_eq!(WRAPPING_EXCEPTIONS.len(), 7);
         },
     );
 }
@@ -436,7 +442,7 @@ fn softhsms_officer_can_vouch_only_for_a_wrapping_key_that_is_not_private() {
                 module.0.finalize().unwrap();
             }
             // Its keys may be wrapped under trusted keys only; for the price that it needs no PIN.
-            let excepted = ["private", "unwrap_template"];
+            let excepted = ["not-private", "no-unwrap-template"];
             let hsm = Hsm::open(vec![config(&token, &excepted, 4)]).unwrap();
             assert_signs(&hsm, &new_wrapped(&hsm, 1).await, "under a trusted key").await;
 

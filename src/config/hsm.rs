@@ -2,11 +2,11 @@
 
 use crate::core::id::HsmName;
 use crate::core::key::CkaId;
-use crate::core::key_report::{KeyException, KeyFlag};
+use crate::core::key_report::{KeyException, KeyFlag, WRAPPING_EXCEPTIONS};
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -44,10 +44,8 @@ pub struct HsmSection {
     /// How many unwrapped keys each session keeps.
     #[serde(default = "default_wrapped_cache")]
     pub wrapped_cache: usize,
-    /// What the wrapping key lacks, and why it is used all the same.
-    #[serde(default)]
-    pub wrapping_exceptions: WrappingExceptions,
-    /// Keys of this token that may be used although their attributes are not as they should be.
+    /// Keys of this token, the wrapping key too, that may be used although their attributes are not as they
+    /// should be.
     #[serde(default, rename = "exception")]
     pub exceptions: Vec<ExceptionSection>,
 }
@@ -60,22 +58,54 @@ pub struct ExceptionSection {
     /// The key's `CKA_ID`, in hex.
     pub cka_id: String,
     /// What may be wrong with it: any of `not-sensitive`, `extractable`, `not-always-sensitive`,
-    /// `not-never-extractable`, `not-private`, `decrypt`, `unwrap`, `derive`.
+    /// `not-never-extractable`, `not-private`, `not-local`, `decrypt`, `unwrap`, `derive`; of the wrapping key
+    /// any of [`WRAPPING_EXCEPTIONS`].
     pub allows: Vec<String>,
     /// Why, for those who read the log: 1 to 500 characters.
     pub reason: String,
 }
 
+/// A `CKA_ID`: hex, with or without `0x`, 1 to 64 bytes.
+fn read_id(text: &str) -> Option<CkaId> {
+    let id = hex::decode(text.strip_prefix("0x").unwrap_or(text)).ok()?;
+    (1..=64).contains(&id.len()).then(|| CkaId::new(id))
+}
+
 impl ExceptionSection {
-    /// The exception.
+    /// The exception of a key that signs.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn read(&self) -> Result<KeyException, String> {
-        let id = hex::decode(self.cka_id.strip_prefix("0x").unwrap_or(&self.cka_id))
-            .ok()
-            .filter(|id| !id.is_empty())
-            .ok_or_else(|| format!("cka_id `{}` is not hex", self.cka_id))?;
+        let (cka_id, reason) = self.read_all_but_names()?;
+        let allows = self.allows.iter().map(|name| KeyFlag::from_exception(name));
+        let allows = allows.collect::<Result<_, _>>();
+        Ok(KeyException {
+            cka_id,
+            allows: allows.map_err(|error| format!("`{}`: {error}", self.cka_id))?,
+            reason,
+        })
+    }
+
+    /// The exception of a wrapping key: the reason, by the names of [`WRAPPING_EXCEPTIONS`].
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read_wrapping(&self) -> Result<BTreeMap<String, String>, String> {
+        let (_, reason) = self.read_all_but_names()?;
+        if let Some(name) = self.allows.iter().find(|one| !WRAPPING_EXCEPTIONS.contains(&one.as_str())) {
+            let known = WRAPPING_EXCEPTIONS.join(", ");
+            return Err(format!(
+                "`{}` is the wrapping key: unknown attribute `{name}`; known: {known}",
+                self.cka_id
+            ));
+        }
+        Ok(self.allows.iter().map(|name| (name.clone(), reason.clone())).collect())
+    }
+
+    fn read_all_but_names(&self) -> Result<(CkaId, String), String> {
+        let id = read_id(&self.cka_id)
+            .ok_or_else(|| format!("cka_id `{}` is not hex of 1 to 64 bytes", self.cka_id))?;
         let reason = self.reason.trim();
         if reason.is_empty() || reason.chars().count() > REASON_CHARS_MAX {
             return Err(format!(
@@ -86,40 +116,7 @@ impl ExceptionSection {
         if self.allows.is_empty() {
             return Err(format!("`{}`: allows names nothing", self.cka_id));
         }
-        let allows = self.allows.iter().map(|name| KeyFlag::from_exception(name));
-        let allows = allows.collect::<Result<_, _>>();
-        Ok(KeyException {
-            cka_id: CkaId::new(id),
-            allows: allows.map_err(|error| format!("`{}`: {error}", self.cka_id))?,
-            reason: reason.to_owned(),
-        })
-    }
-}
-
-/// `[hsm.wrapping_exceptions]`: a reason for each.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WrappingExceptions {
-    /// It is not `CKA_TRUSTED`.
-    pub trusted: Option<String>,
-    /// It is not `CKA_PRIVATE`.
-    pub private: Option<String>,
-    /// It was extractable or readable once, so perhaps not made in the token.
-    pub made_inside: Option<String>,
-    /// What it unwraps can be unwrapped to be read.
-    pub unwrap_template: Option<String>,
-}
-
-impl WrappingExceptions {
-    /// By the names of the HSM room.
-    pub fn named(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let all = [
-            ("trusted", &self.trusted),
-            ("private", &self.private),
-            ("made_inside", &self.made_inside),
-            ("unwrap_template", &self.unwrap_template),
-        ];
-        all.into_iter().filter_map(|(name, why)| Some((name, why.as_deref()?)))
+        Ok((id, reason.to_owned()))
     }
 }
 
@@ -127,8 +124,25 @@ impl HsmSection {
     /// The wrapping key's id.
     #[must_use]
     pub fn wrapping_id(&self) -> Option<CkaId> {
-        let id = hex::decode(self.wrapping_key.as_deref()?).ok()?;
-        (1..=64).contains(&id.len()).then(|| CkaId::new(id))
+        read_id(self.wrapping_key.as_deref()?)
+    }
+
+    /// The exceptions of the keys that sign. What is wrong with one was found when the configuration was read.
+    #[must_use]
+    pub fn key_exceptions(&self) -> Vec<KeyException> {
+        let ours = self.exceptions.iter().filter(|one| !self.is_of_wrapping_key(one));
+        ours.filter_map(|one| one.read().ok()).collect()
+    }
+
+    /// What the wrapping key lacks, and why it is used all the same.
+    #[must_use]
+    pub fn wrapping_exceptions(&self) -> BTreeMap<String, String> {
+        let ours = self.exceptions.iter().find(|one| self.is_of_wrapping_key(one));
+        ours.and_then(|one| one.read_wrapping().ok()).unwrap_or_default()
+    }
+
+    fn is_of_wrapping_key(&self, exception: &ExceptionSection) -> bool {
+        self.wrapping_id().is_some_and(|id| read_id(&exception.cka_id) == Some(id))
     }
 }
 
@@ -195,21 +209,21 @@ pub(super) fn findings(sections: &[HsmSection], say: &mut impl FnMut(String)) {
         if section.wrapped_cache > 65_536 {
             say(format!("[[hsm]] `{name}`: wrapped_cache must be at most 65536"));
         }
-        for (what, _) in section.wrapping_exceptions.named().filter(|(_, why)| why.len() < 8) {
-            say(format!("[[hsm]] `{name}`: wrapping_exceptions.{what} must say why"));
-        }
         confs.extend(&section.softhsm_conf);
         let mut excepted = BTreeSet::new();
         for exception in &section.exceptions {
-            match exception.read() {
-                Ok(read) if !excepted.insert(read.cka_id.as_bytes().to_vec()) => {
-                    say(format!(
-                        "[[hsm.exception]] of `{name}`: `{}` is there twice",
-                        exception.cka_id
-                    ));
-                }
-                Ok(_) => {}
-                Err(error) => say(format!("[[hsm.exception]] of `{name}`: {error}")),
+            let read = if section.is_of_wrapping_key(exception) {
+                exception.read_wrapping().map(drop)
+            } else {
+                exception.read().map(drop)
+            };
+            if let Err(error) = read {
+                say(format!("[[hsm.exception]] of `{name}`: {error}"));
+            } else if !excepted.insert(read_id(&exception.cka_id).map(|id| id.as_bytes().to_vec())) {
+                say(format!(
+                    "[[hsm.exception]] of `{name}`: `{}` is there twice",
+                    exception.cka_id
+                ));
             }
         }
     }
@@ -271,11 +285,10 @@ mod tests {
         let unnamed = two.replacen("'t'", "'u'", 1).replace("name = 'b'", "name = 'a'");
         assert!(told(&unnamed).unwrap().1[0].contains("two are named `a`"));
         let wrapping = format!(
-            "[hsm]\n{TOKEN}wrapping_key = 'abc'\nwrapped_cache = 70000\n\
-             wrapping_exceptions = {{ trusted = '' }}\n"
+            "[hsm]\n{TOKEN}wrapping_key = 'abc'\nwrapped_cache = 70000\n"
         );
         let (_, found) = told(&wrapping).unwrap();
-        assert_eq!(found.len(), 3, "{found:?}");
+        assert_eq!(found.len(), 2, "{found:?}");
         assert!(told("hsm = []").unwrap().1[0].contains("missing"));
         assert!(told("hsm = 'x'").unwrap_err().contains("several `[[hsm]]`"));
     }
@@ -320,6 +333,31 @@ mod tests {
         assert!(
             told(&with("cka_id = '01'\nallows = ['derive']\n")).unwrap_err().contains("reason")
         );
+    }
+
+    #[test]
+    fn a_wrapping_keys_exception_has_names_of_its_own() {
+        let section = |key: &str, id: &str, allows: &str| {
+            format!(
+                "[hsm]\n{TOKEN}wrapping_key = '{key}'\n[[hsm.exception]]\ncka_id = '{id}'\n\
+                 allows = ['{allows}']\nreason = 'why'\n"
+            )
+        };
+        for (key, id) in [("0a0b", "0x0A0B"), ("0x0a0b", "0a0b")] {
+            let good = section(key, id, "not-trusted");
+            assert_eq!(told(&good).unwrap().1, [""; 0]);
+            let part: Part = toml::from_str(&good).unwrap();
+            let found = part.hsm.first().map(|hsm| (hsm.wrapping_exceptions(), hsm.key_exceptions()));
+            let named = BTreeMap::from([("not-trusted".to_owned(), "why".to_owned())]);
+            assert_eq!(found, Some((named, Vec::new())));
+        }
+        for (id, allows, says) in [
+            ("0a0b", "derive", "is the wrapping key: unknown attribute `derive`"),
+            ("0a0c", "not-trusted", "unknown attribute `not-trusted`"),
+        ] {
+            let found = told(&section("0a0b", id, allows)).unwrap().1;
+            assert!(found.len() == 1 && found.iter().all(|one| one.contains(says)), "{found:?}");
+        }
     }
 
     #[test]

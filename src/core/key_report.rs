@@ -25,6 +25,32 @@ pub fn token_label(name: &str) -> String {
     format!("{PURPOSE}{beginning}~{digits}")
 }
 
+/// `CKA_TRUSTED` is false: no security officer vouches for the wrapping key.
+pub const NOT_TRUSTED: &str = "not-trusted";
+/// `CKA_PRIVATE` is false: without a login the wrapping key can be seen, and used.
+pub const NOT_PRIVATE: &str = "not-private";
+/// `CKA_ALWAYS_SENSITIVE` is false: it could be read once, so perhaps it was not made in the token.
+pub const NOT_ALWAYS_SENSITIVE: &str = "not-always-sensitive";
+/// `CKA_NEVER_EXTRACTABLE` is false: it could be taken out once.
+pub const NOT_NEVER_EXTRACTABLE: &str = "not-never-extractable";
+/// What it unwraps can be unwrapped to be read.
+pub const NO_UNWRAP_TEMPLATE: &str = "no-unwrap-template";
+/// `CKA_MODIFIABLE` is true: it can be made to decrypt what it wrapped.
+pub const MODIFIABLE: &str = "modifiable";
+/// `CKA_COPYABLE` is true: so can its copy.
+pub const COPYABLE: &str = "copyable";
+
+/// What exceptions may allow a wrapping key.
+pub const WRAPPING_EXCEPTIONS: [&str; 7] = [
+    NOT_TRUSTED,
+    NOT_PRIVATE,
+    NOT_ALWAYS_SENSITIVE,
+    NOT_NEVER_EXTRACTABLE,
+    NO_UNWRAP_TEMPLATE,
+    MODIFIABLE,
+    COPYABLE,
+];
+
 /// A boolean attribute of a private key object (PKCS#11 v3.1, sections 4.9 and 4.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KeyFlag {

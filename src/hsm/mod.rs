@@ -10,7 +10,8 @@
 //! - `keyring` knows which keys may sign and where they are; `object` reads and makes them.
 //! - `point` and `finish` take apart what comes out of the module, and believe none of it.
 //! - `diagnose` says what is wrong with a set-up, for `doctor`.
-//! - `wrapping` makes and checks the key that wraps others; `unwrapped` makes, wraps, unwraps and uses these.
+//! - `wrapping` makes and checks the key that wraps others; `unwrapped` makes, wraps, unwraps and uses these;
+//!   `trial` tries out that nobody can read them.
 //! - `token` initialises a new token; `pin` reads PINs; `watch` knows since when each thread is in a call.
 //!
 //! No private key and no PIN is ever in an error, a log line or a `Debug` text here.
@@ -34,6 +35,7 @@ mod point;
 mod standing;
 mod supervisor;
 mod token;
+mod trial;
 mod unwrapped;
 mod watch;
 mod watchdog;
@@ -44,9 +46,7 @@ pub use diagnose::{Diagnosis, diagnose, diagnose_pin_file};
 pub use finish::is_signed_by;
 pub use token::init_token;
 pub use watch::Activity;
-pub use wrapping::{
-    Exceptions, MAY_BE_EXCEPTED, MadeWrappingKey, WrappingConfig, make_wrapping_key,
-};
+pub use wrapping::{Exceptions, MadeWrappingKey, WrappingConfig, make_wrapping_key};
 
 use crate::core::id::{HsmName, KeyId};
 use crate::core::key::{CkaId, Custody, KeyPlace, OperatorKey, PublicKey, WrappedKey};

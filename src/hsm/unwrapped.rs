@@ -8,6 +8,7 @@ use crate::core::permit::RawSignature;
 use crate::hsm::fault::{Fault, describe, return_value, unusable};
 use crate::hsm::module::OpenSession;
 use crate::hsm::point::{SECP256K1_OID, public_key};
+use crate::hsm::trial::must_unwrap;
 use crate::hsm::worker::{Shared, sign_digest};
 use crate::hsm::wrapping::WrappingKey;
 use crate::ports::signer::SignerError;
@@ -148,13 +149,10 @@ fn prove_under(
     sign_digest(session, unwrapped.handle, &digest, pinned).map(|_| ())
 }
 
-/// Unwraps a key into the session, and reads back that it can sign and cannot be read.
-fn unwrap<'a>(
-    session: &'a Session,
-    under: &WrappingKey,
-    key: &WrappedKey,
-) -> Result<Temporary<'a>, Fault> {
-    let template = [
+/// What an unwrapped key is: it signs, cannot be read, and ends with its session. Whole, because modules that
+/// heed an unwrap template refuse whoever leaves out what it holds.
+pub(super) fn unwrapped_template() -> Vec<Attribute> {
+    vec![
         Attribute::Class(ObjectClass::PRIVATE_KEY),
         Attribute::KeyType(KeyType::EC),
         Attribute::Token(false),
@@ -165,9 +163,21 @@ fn unwrap<'a>(
         Attribute::Decrypt(false),
         Attribute::Unwrap(false),
         Attribute::Derive(false),
-    ];
-    let unwrapped =
-        session.unwrap_key(&Mechanism::AesKeyWrapPad, under.handle, &key.blob, &template);
+    ]
+}
+
+/// Unwraps a key into the session, and reads back that it can sign and cannot be read.
+fn unwrap<'a>(
+    session: &'a Session,
+    under: &WrappingKey,
+    key: &WrappedKey,
+) -> Result<Temporary<'a>, Fault> {
+    let unwrapped = session.unwrap_key(
+        &Mechanism::AesKeyWrapPad,
+        under.handle,
+        &key.blob,
+        &unwrapped_template(),
+    );
     let unwrapped = match unwrapped {
         Ok(handle) => Temporary::new(session, handle),
         Err(error) => return Err(refused(session, under, error)),
@@ -220,21 +230,7 @@ fn refused(session: &Session, under: &WrappingKey, error: Error) -> Fault {
 }
 
 fn works(session: &Session, under: &WrappingKey) -> bool {
-    let unwrapped = wrap_new(session, under).and_then(|(_, blob)| {
-        let template = [
-            Attribute::Class(ObjectClass::PRIVATE_KEY),
-            Attribute::KeyType(KeyType::EC),
-            Attribute::Token(false),
-            Attribute::Private(true),
-            Attribute::Sensitive(true),
-            Attribute::Extractable(false),
-        ];
-        let handle =
-            session.unwrap_key(&Mechanism::AesKeyWrapPad, under.handle, &blob, &template)?;
-        drop(Temporary::new(session, handle));
-        Ok(())
-    });
-    unwrapped.is_ok()
+    wrap_new(session, under).and_then(|(_, blob)| must_unwrap(session, under, &blob)).is_ok()
 }
 
 /// The unwrapped keys of one session: at most so many, the longest unused one goes first. It ends with its

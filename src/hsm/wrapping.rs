@@ -7,12 +7,17 @@
 //! module heeds it is tried out with a key that is thrown away.
 
 use crate::core::key::{CkaId, WrappedKey};
+use crate::core::key_report::{
+    COPYABLE, MODIFIABLE, NO_UNWRAP_TEMPLATE, NOT_ALWAYS_SENSITIVE, NOT_NEVER_EXTRACTABLE, NOT_PRIVATE,
+    NOT_TRUSTED,
+};
 use crate::hsm::fault::{Fault, describe, return_value, unavailable, unusable};
 use crate::hsm::lock;
 use crate::hsm::login::{Login, Secret};
 use crate::hsm::module::Module;
 use crate::hsm::pin::read_pin;
-use crate::hsm::unwrapped::{Temporary, wrap_new};
+use crate::hsm::trial::{UNWRAP_TEMPLATES, must_not_unwrap_readable, must_unwrap};
+use crate::hsm::unwrapped::wrap_new;
 use crate::ports::signer::SignerError;
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::{Mechanism, MechanismType};
@@ -23,46 +28,33 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// What a wrapping key lacks, and why it is used all the same: by the attribute's name.
+/// What a wrapping key lacks, and why it is used all the same: by the names of [`WRAPPING_EXCEPTIONS`](crate::core::key_report::WRAPPING_EXCEPTIONS).
 pub type Exceptions = BTreeMap<String, String>;
-
-/// `CKA_TRUSTED`: a security officer vouches for the wrapping key, and keys that may only be wrapped under
-/// such a key can be.
-const TRUSTED: &str = "trusted";
-/// `CKA_PRIVATE`: without a login the wrapping key cannot be seen, or used.
-const PRIVATE: &str = "private";
-/// `CKA_NEVER_EXTRACTABLE` and `CKA_ALWAYS_SENSITIVE`: it was made in the token.
-const MADE_INSIDE: &str = "made_inside";
-/// `CKA_UNWRAP_TEMPLATE`: what it unwraps cannot be read, whatever the caller asks.
-const UNWRAP_TEMPLATE: &str = "unwrap_template";
-
-/// What may be excepted.
-pub const MAY_BE_EXCEPTED: [&str; 4] = [TRUSTED, PRIVATE, MADE_INSIDE, UNWRAP_TEMPLATE];
-
-/// The number of `CKA_UNWRAP_TEMPLATE` (PKCS#11 v3.1, section 4.10.2).
-const CKA_UNWRAP_TEMPLATE: u64 = 0x4000_0212;
-const CKA_PRIVATE: usize = 0x0002;
-const CKA_SENSITIVE: usize = 0x0103;
-const CKA_EXTRACTABLE: usize = 0x0162;
-static TRUE: u8 = 1;
-static FALSE: u8 = 0;
 
 /// Which key of a token wraps others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrappingConfig {
     /// Its `CKA_ID`.
     pub key: CkaId,
-    /// What it lacks, each of [`MAY_BE_EXCEPTED`], with the reason why it is used all the same.
+    /// What it lacks, by name, with the reason why it is used all the same.
     pub exceptions: Exceptions,
 }
 
 /// The wrapping key of a token, found and checked once in each generation of handles.
 pub(super) struct Wrapping {
     config: Option<WrappingConfig>,
-    looked: Mutex<Option<Looked>>,
+    verdict: Mutex<Verdict>,
 }
 
-/// What the last look found, and in which generation. A bad one is looked at again.
+/// What the last look found.
+#[derive(Default)]
+struct Verdict {
+    last: Option<Looked>,
+    /// How often it was forgotten: a look that began before says nothing of what is there now.
+    forgotten: u64,
+}
+
+/// What a look found, and in which generation. A bad one is looked at again.
 struct Looked {
     generation: u64,
     at: Instant,
@@ -73,8 +65,8 @@ struct Looked {
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 impl Wrapping {
-    pub(super) const fn new(config: Option<WrappingConfig>) -> Self {
-        Self { config, looked: Mutex::new(None) }
+    pub(super) fn new(config: Option<WrappingConfig>) -> Self {
+        Self { config, verdict: Mutex::default() }
     }
 
     /// Its id, if one is configured.
@@ -82,7 +74,8 @@ impl Wrapping {
         self.config.as_ref().map(|config| &config.key)
     }
 
-    /// The wrapping key in this generation of handles.
+    /// The wrapping key in this generation of handles. Nothing is locked while the module is asked: threads
+    /// that look at the same time each look for themselves, and one that does not come back keeps no other.
     ///
     /// # Errors
     /// Unusable, where none is configured, or it is missing or not as it must be: an alarm.
@@ -90,14 +83,15 @@ impl Wrapping {
         let Some(config) = &self.config else {
             return Err(unusable("no wrapping_key is configured for its token"));
         };
-        let mut looked = lock(&self.looked);
-        if let Some(looked) = looked.as_ref().filter(|looked| looked.generation == generation) {
-            match &looked.found {
-                Ok(key) => return Ok(key.clone()),
-                Err(error) if looked.at.elapsed() < LOOK_AGAIN => return Err(error.clone().into()),
-                Err(_) => {}
+        let forgotten = {
+            let verdict = lock(&self.verdict);
+            let known = verdict.last.as_ref().filter(|looked| looked.generation == generation);
+            match known.map(|looked| (&looked.found, looked.at.elapsed())) {
+                Some((Ok(key), _)) => return Ok(key.clone()),
+                Some((Err(error), since)) if since < LOOK_AGAIN => return Err(error.clone().into()),
+                _ => verdict.forgotten,
             }
-        }
+        };
         let found = match find_wrapping_key(session, &config.key, &config.exceptions) {
             Ok(key) => Ok(key),
             Err(Fault::Refused(error)) => Err(error),
@@ -107,13 +101,29 @@ impl Wrapping {
         if let Err(error) = &found {
             tracing::error!(%error, "ALARM: wrapped keys of this token cannot be used");
         }
-        *looked = Some(Looked { generation, at: Instant::now(), found: found.clone() });
+        let mut verdict = lock(&self.verdict);
+        let newer = verdict.last.as_ref().is_some_and(|looked| looked.generation > generation);
+        if !newer && verdict.forgotten == forgotten {
+            verdict.last = Some(Looked { generation, at: Instant::now(), found: found.clone() });
+        }
+        drop(verdict);
         found.map_err(Fault::from)
+    }
+
+    /// Why the wrapping key could not be used when it was looked at last, and whether that was long enough ago
+    /// to look again.
+    pub(super) fn trouble(&self) -> Option<(SignerError, bool)> {
+        let verdict = lock(&self.verdict);
+        let looked = verdict.last.as_ref()?;
+        let error = looked.found.as_ref().err()?;
+        Some((error.clone(), looked.at.elapsed() >= LOOK_AGAIN))
     }
 
     /// Looks again at the next use: one was made now.
     pub(super) fn forget(&self) {
-        *lock(&self.looked) = None;
+        let mut verdict = lock(&self.verdict);
+        verdict.last = None;
+        verdict.forgotten = verdict.forgotten.saturating_add(1);
     }
 
     /// The wrapping key, for a blob that says under which one it was wrapped.
@@ -148,8 +158,9 @@ pub(super) struct WrappingKey {
 pub struct MadeWrappingKey {
     /// Its `CKA_ID`.
     pub id: CkaId,
-    /// Attributes that this module did not take, by the names of [`MAY_BE_EXCEPTED`] or of PKCS#11. A name of
-    /// the former must be excepted in the configuration, with a reason, before the key is used.
+    /// What it lacks, because this module did not take it, by the names of exceptions; and
+    /// `allowed-mechanisms`, which needs none. The others must be excepted in the configuration, with a reason,
+    /// before the key is used.
     pub lacks: Vec<&'static str>,
 }
 
@@ -193,39 +204,46 @@ pub(super) fn create_wrapping_key(
     if !session.find_objects(&[Attribute::Id(id.as_bytes().to_vec())])?.is_empty() {
         return Err(unusable("the token already has an object with this id"));
     }
-    let options: [(&'static str, Vec<Attribute>); 3] = [
-        ("modifiable", vec![Attribute::Modifiable(false), Attribute::Copyable(false)]),
-        (
-            "allowed_mechanisms",
-            vec![Attribute::AllowedMechanisms(vec![MechanismType::AES_KEY_WRAP_PAD])],
-        ),
-        (UNWRAP_TEMPLATE, vec![unwrap_template()]),
-    ];
-    // All subsets of what is left out, the smallest first.
-    let mut left_out: Vec<u8> = (0..1_u8 << options.len()).collect();
-    left_out.sort_by_key(|mask| mask.count_ones());
+    let copyable = (COPYABLE, Attribute::Copyable(false));
+    let mechanisms = vec![MechanismType::AES_KEY_WRAP_PAD];
+    let mechanisms = ("allowed-mechanisms", Attribute::AllowedMechanisms(mechanisms));
+    // All templates with all options, then with less; what a module does not take is left out last.
+    let strict = UNWRAP_TEMPLATES.into_iter().map(Some).chain([None]);
     let mut last = None;
-    for mask in left_out {
-        let is_out = |index: usize| (mask >> index) & 1 == 1;
-        let mut template = plain_template(id, label);
-        for (index, (_, option)) in options.iter().enumerate() {
-            if !is_out(index) {
-                template.extend(option.iter().cloned());
+    for template in strict {
+        for options in [vec![&copyable, &mechanisms], vec![&copyable], vec![&mechanisms], vec![]] {
+            let mut all = plain_template(id, label);
+            all.extend(options.iter().map(|(_, attribute)| attribute.clone()));
+            all.extend(template.map(|template| template()));
+            let handle = match session.generate_key(&Mechanism::AesKeyGen, &all) {
+                Ok(handle) => handle,
+                Err(error) if is_not_taken(&error) => {
+                    last = Some(describe(&error));
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            // One under which nothing unwraps is no use, and its template is not what the module can do.
+            let key = WrappingKey { id: id.clone(), handle, is_trusted: false };
+            let works =
+                wrap_new(session, &key).and_then(|(_, blob)| must_unwrap(session, &key, &blob));
+            if let Err(fault) = works {
+                session.destroy_object(handle)?;
+                let Fault::Refused(error) = fault else { return Err(fault) };
+                last = Some(error.to_string());
+                break;
             }
-        }
-        match session.generate_key(&Mechanism::AesKeyGen, &template) {
-            Ok(_) => {
-                let lacks = options.iter().enumerate();
-                let lacks = lacks.filter(|(index, _)| is_out(*index)).map(|(_, (name, _))| *name);
-                let lacks = std::iter::once(TRUSTED).chain(lacks).collect();
-                return Ok(MadeWrappingKey { id: id.clone(), lacks });
-            }
-            Err(error) if is_about_the_template(&error) => last = Some(error),
-            Err(error) => return Err(error.into()),
+            let mut lacks = vec![NOT_TRUSTED];
+            let is_out = |name: &str| options.iter().all(|(other, _)| *other != name);
+            lacks.extend([copyable.0, mechanisms.0].into_iter().filter(|name| is_out(name)));
+            lacks.extend(template.is_none().then_some(NO_UNWRAP_TEMPLATE));
+            return Ok(MadeWrappingKey { id: id.clone(), lacks });
         }
     }
-    let why = last.map(|error| describe(&error)).unwrap_or_default();
-    Err(unusable(format!("the module makes no AES key that wraps and unwraps: {why}")))
+    let why = last.unwrap_or_default();
+    Err(unusable(format!(
+        "the module makes no AES key that wraps and unwraps and cannot be modified: {why}"
+    )))
 }
 
 fn plain_template(id: &CkaId, label: &str) -> Vec<Attribute> {
@@ -234,6 +252,8 @@ fn plain_template(id: &CkaId, label: &str) -> Vec<Attribute> {
         Attribute::Private(true),
         Attribute::Sensitive(true),
         Attribute::Extractable(false),
+        // Never left out: who may modify it makes it decrypt.
+        Attribute::Modifiable(false),
         Attribute::ValueLen(32.into()),
         Attribute::Wrap(true),
         Attribute::Unwrap(true),
@@ -247,22 +267,8 @@ fn plain_template(id: &CkaId, label: &str) -> Vec<Attribute> {
     ]
 }
 
-/// Whatever is unwrapped is private, sensitive and not extractable.
-///
-/// The binding has no arrays of attributes, so this is the `CK_ATTRIBUTE`s as C has them (section 3.5: type,
-/// address of the value, length), each of three machine words. The values live as long as the program.
-fn unwrap_template() -> Attribute {
-    let word = usize::to_ne_bytes;
-    let flag = |kind: usize, value: &'static u8| {
-        [word(kind), word(std::ptr::from_ref(value).expose_provenance()), word(1)].concat()
-    };
-    let array =
-        [flag(CKA_PRIVATE, &TRUE), flag(CKA_SENSITIVE, &TRUE), flag(CKA_EXTRACTABLE, &FALSE)];
-    Attribute::VendorDefined((AttributeType::VendorDefined(CKA_UNWRAP_TEMPLATE), array.concat()))
-}
-
 /// Whether a module says that it does not take one of the attributes.
-fn is_about_the_template(error: &Error) -> bool {
+fn is_not_taken(error: &Error) -> bool {
     matches!(
         return_value(error),
         Some(
@@ -299,7 +305,7 @@ pub(super) fn find_wrapping_key(
     };
     let is_trusted = check_flags(session, handle, exceptions)?;
     let key = WrappingKey { id: id.clone(), handle, is_trusted };
-    if !exceptions.contains_key(UNWRAP_TEMPLATE) {
+    if !exceptions.contains_key(NO_UNWRAP_TEMPLATE) {
         must_not_unwrap_readable(session, &key)?;
     }
     Ok(key)
@@ -312,8 +318,8 @@ fn check_flags(
     exceptions: &Exceptions,
 ) -> Result<bool, Fault> {
     use AttributeType::{
-        AlwaysSensitive, Decrypt, Derive, Encrypt, Extractable, NeverExtractable, Private,
-        Sensitive, Sign, Trusted, Unwrap, Wrap,
+        AlwaysSensitive, Copyable, Decrypt, Derive, Encrypt, Extractable, Modifiable,
+        NeverExtractable, Private, Sensitive, Sign, Trusted, Unwrap, Wrap,
     };
     let told =
         |attribute, wanted: bool, is_excepted: Option<&str>| -> Result<Option<bool>, Fault> {
@@ -344,41 +350,24 @@ fn check_flags(
     ] {
         told(attribute, wanted, None)?;
     }
-    told(Private, true, Some(PRIVATE))?;
-    for attribute in [AlwaysSensitive, NeverExtractable] {
-        // Where an older module does not know these, generation inside the token stands for them.
+    told(Private, true, Some(NOT_PRIVATE))?;
+    // Modules of before v2.20 do not know all of these. Where one does not tell whether a key was ever readable,
+    // generation inside the token stands for it. A key that can be modified or copied is made to decrypt by
+    // whoever has a session, and what it wrapped is no secret then.
+    for (attribute, wanted, excepted) in [
+        (AlwaysSensitive, true, NOT_ALWAYS_SENSITIVE),
+        (NeverExtractable, true, NOT_NEVER_EXTRACTABLE),
+        (Modifiable, false, MODIFIABLE),
+        (Copyable, false, COPYABLE),
+    ] {
         if flag(session, handle, attribute)?.is_some() {
-            told(attribute, true, Some(MADE_INSIDE))?;
+            told(attribute, wanted, Some(excepted))?;
         }
     }
     match flag(session, handle, Trusted)? {
         // The module does not know it.
         None => Ok(false),
-        Some(_) => Ok(told(Trusted, true, Some(TRUSTED))? == Some(true)),
-    }
-}
-
-/// Wraps a new key and tries to unwrap it into one that could be read: the module must refuse.
-fn must_not_unwrap_readable(session: &Session, key: &WrappingKey) -> Result<(), Fault> {
-    let (_, blob) = wrap_new(session, key)?;
-    let readable = [
-        Attribute::Class(ObjectClass::PRIVATE_KEY),
-        Attribute::KeyType(KeyType::EC),
-        Attribute::Token(false),
-        Attribute::Private(true),
-        Attribute::Sensitive(false),
-        Attribute::Extractable(true),
-    ];
-    match session.unwrap_key(&Mechanism::AesKeyWrapPad, key.handle, &blob, &readable) {
-        Ok(handle) => {
-            drop(Temporary::new(session, handle));
-            Err(unusable(
-                "with the wrapping key, whoever has a session can unwrap keys so that they can be read: it \
-                 has no CKA_UNWRAP_TEMPLATE, or the module does not heed it",
-            ))
-        }
-        Err(error) if is_about_the_template(&error) => Ok(()),
-        Err(error) => Err(error.into()),
+        Some(_) => Ok(told(Trusted, true, Some(NOT_TRUSTED))? == Some(true)),
     }
 }
 
@@ -409,6 +398,8 @@ pub(super) fn describe_wrapping(
         ("CKA_DECRYPT", AttributeType::Decrypt),
         ("CKA_SIGN", AttributeType::Sign),
         ("CKA_DERIVE", AttributeType::Derive),
+        ("CKA_MODIFIABLE", AttributeType::Modifiable),
+        ("CKA_COPYABLE", AttributeType::Copyable),
     ];
     let mut told = BTreeMap::new();
     for (name, attribute) in all {
@@ -438,6 +429,8 @@ fn flag(
         | Attribute::Wrap(flag)
         | Attribute::Unwrap(flag)
         | Attribute::Trusted(flag)
+        | Attribute::Modifiable(flag)
+        | Attribute::Copyable(flag)
         | Attribute::Derive(flag) => Some(flag),
         _ => None,
     }))

@@ -19,6 +19,9 @@ const TOKEN_LABEL: &str = "claviger";
 /// The `CKA_ID` of the wrapping key: any that no other key has.
 const WRAPPING_KEY: &str = "77726170";
 
+/// What SoftHSM's wrapping keys lack; the configuration below has the exceptions.
+const KNOWN_TO_LACK: [&str; 1] = ["not-trusted"];
+
 /// Where Debian and others put SoftHSM.
 const MODULES: [&str; 6] = [
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -151,9 +154,16 @@ pub fn token(args: &InitTokenArgs) -> Result<(), Failure> {
     };
     let id = hex::decode(id).map_err(|e| Failure::of("--wrapping-key", e))?;
     let (id, label) = (CkaId::new(id), "claviger wrapping key");
-    hsm::make_wrapping_key(&args.module, &args.label, &args.pin_file, &id, label)
-        .map(drop)
-        .map_err(told)
+    let made = hsm::make_wrapping_key(&args.module, &args.label, &args.pin_file, &id, label);
+    let lacks: Vec<_> =
+        made.map_err(told)?.lacks.into_iter().filter(|name| !KNOWN_TO_LACK.contains(name)).collect();
+    if lacks.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "this module's wrapping keys are {}, which no SoftHSM that is known to us makes; use another version",
+        lacks.join(", ")
+    )))
 }
 
 fn config_text(args: &InitArgs, module: &Path) -> String {
@@ -179,7 +189,11 @@ sessions = 2
 softhsm_conf = "softhsm2.conf"
 # Keys may be kept wrapped in the database: `claviger key create --custody wrapped`.
 wrapping_key = "{WRAPPING_KEY}"
-wrapping_exceptions = {{ trusted = "SoftHSM's officer can make trusted keys only where everybody can use them" }}
+
+[[hsm.exception]]
+cka_id = "{WRAPPING_KEY}"
+allows = ["not-trusted"]
+reason = "SoftHSM's officer can make trusted keys only where everybody can use them"
 
 [[auth.issuer]]
 iss = "claviger-dev"

@@ -62,16 +62,10 @@ pub fn hsm_configs(config: &ServerConfig) -> Vec<HsmConfig> {
         standby_for: section.standby_for.clone(),
         read_write_sessions: section.read_write_sessions,
         limits: Limits::default(),
-        // What is wrong with one was found when the configuration was read.
-        exceptions: section.exceptions.iter().filter_map(|one| one.read().ok()).collect(),
-        wrapping: section.wrapping_id().map(|key| WrappingConfig {
-            key,
-            exceptions: section
-                .wrapping_exceptions
-                .named()
-                .map(|(name, why)| (name.to_owned(), why.to_owned()))
-                .collect(),
-        }),
+        exceptions: section.key_exceptions(),
+        wrapping: section
+            .wrapping_id()
+            .map(|key| WrappingConfig { key, exceptions: section.wrapping_exceptions() }),
         wrapped_cache: section.wrapped_cache,
     };
     config.hsm.iter().map(read).collect()

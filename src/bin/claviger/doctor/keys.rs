@@ -205,12 +205,12 @@ async fn wraps(
         Ok(()) => {
             let lacks = wrapping.exceptions.iter().map(|(name, why)| format!("{name}: {why}"));
             let lacks: Vec<_> = lacks.collect();
-            Ok(format!("wraps and unwraps; by exception without {}", lacks.join("; ")))
+            Ok(format!("wraps and unwraps; by exception {}", lacks.join("; ")))
         }
         Err(error @ SignerError::KeyUnusable(_)) => Err(Diagnosis {
             what: error.to_string(),
             advice: "no wrapped key of this token can sign: put it back from the HSM's backup, or put \
-                     `wrapping_key` right. What it lacks is allowed by `wrapping_exceptions` only, with a \
+                     `wrapping_key` right. What it lacks is allowed by `[[hsm.exception]]` only, with a \
                      reason"
                 .to_owned(),
         }),
