@@ -210,15 +210,15 @@ pub fn recorded(tokens: &[(HsmName, TokenReport)]) -> Vec<RecordedToken> {
     tokens.iter().map(|(hsm, told)| RecordedToken::of(hsm, told)).collect()
 }
 
-/// Puts the signed record into the log; the ceremony has ended.
+/// Puts the signed record of so many keys into the log; the ceremony has ended.
 ///
 /// # Errors
-/// When it is not open any more, or the store does not answer.
+/// When it is not open any more, has begun or made other keys meanwhile, or the store does not answer.
 pub async fn end(
     app: &App,
     open: &OpenCeremony,
     outcome: &str,
-    record: &str,
+    (record, keys): (&str, usize),
 ) -> Result<(), AppError> {
     let at = app.clock.now();
     let leaf = Leaf::new(LeafKind::KeyCeremony, open.id, at)
@@ -227,22 +227,23 @@ pub async fn end(
         .with("record", record)
         .encode()
         .map_err(AppError::internal)?;
-    let (id, leaf) = (open.id, Arc::new(leaf));
+    let (id, leaf, who) = (open.id, Arc::new(leaf), Arc::new(principal(open.id)));
     let ended = unit(&*app.store, "end_ceremony", move |unit| {
-        let leaf = leaf.clone();
+        let (leaf, who) = (leaf.clone(), who.clone());
         Box::pin(async move {
             if !unit.end_ceremony(id, at).await? {
-                return Ok(End::Rollback(false));
+                return Ok(End::Rollback(Err("the ceremony is not open any more")));
+            }
+            // From here on it makes no keys; what it has made is what the record says.
+            let begun = unit.unfinished_keys().await?;
+            if begun.iter().any(|key| key.principal == *who) || unit.keys_of(&who).await?.len() != keys {
+                return Ok(End::Rollback(Err("the ceremony is making keys this moment: it is running")));
             }
             unit.append_leaf(&leaf).await?;
-            Ok(End::Commit(true))
+            Ok(End::Commit(Ok(())))
         })
     })
     .await?;
     crate::failpoint!("ceremony.after_end");
-    if ended {
-        return Ok(());
-    }
-    let detail = "the ceremony is not open any more".to_owned();
-    Err(AppError::Conflict { detail, request: None })
+    ended.map_err(|detail| AppError::Conflict { detail: detail.to_owned(), request: None })
 }

@@ -27,6 +27,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 
 /// What a wrapping key lacks, and why it is used all the same: by the names of [`WRAPPING_EXCEPTIONS`](crate::core::key_report::WRAPPING_EXCEPTIONS).
 pub type Exceptions = BTreeMap<String, String>;
@@ -44,6 +46,8 @@ pub struct WrappingConfig {
 pub(super) struct Wrapping {
     config: Option<WrappingConfig>,
     verdict: Mutex<Verdict>,
+    /// The answer to a look that nobody waits for.
+    asked: Mutex<Option<oneshot::Receiver<Result<(), SignerError>>>>,
 }
 
 /// What the last look found.
@@ -66,7 +70,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 impl Wrapping {
     pub(super) fn new(config: Option<WrappingConfig>) -> Self {
-        Self { config, verdict: Mutex::default() }
+        Self { config, verdict: Mutex::default(), asked: Mutex::default() }
     }
 
     /// Its id, if one is configured.
@@ -110,13 +114,28 @@ impl Wrapping {
         found.map_err(Fault::from)
     }
 
-    /// Why the wrapping key could not be used when it was looked at last, and whether that was long enough ago
-    /// to look again.
-    pub(super) fn trouble(&self) -> Option<(SignerError, bool)> {
-        let verdict = lock(&self.verdict);
-        let looked = verdict.last.as_ref()?;
-        let error = looked.found.as_ref().err()?;
-        Some((error.clone(), looked.at.elapsed() >= LOOK_AGAIN))
+    /// Why the wrapping key could not be used when it was looked at last. If that was some time ago, `look` is
+    /// called to look again.
+    pub(super) fn trouble(
+        &self,
+        look: impl FnOnce(oneshot::Sender<Result<(), SignerError>>),
+    ) -> Option<SignerError> {
+        let (error, is_old) = {
+            let verdict = lock(&self.verdict);
+            let looked = verdict.last.as_ref()?;
+            (looked.found.as_ref().err()?.clone(), looked.at.elapsed() >= LOOK_AGAIN)
+        };
+        if is_old {
+            let mut asked = lock(&self.asked);
+            let is_under_way =
+                asked.as_mut().is_some_and(|it| matches!(it.try_recv(), Err(TryRecvError::Empty)));
+            if !is_under_way {
+                let (answer, answered) = oneshot::channel();
+                look(answer);
+                *asked = Some(answered);
+            }
+        }
+        Some(error)
     }
 
     /// Looks again at the next use: one was made now.

@@ -203,7 +203,8 @@ impl Place {
         };
         let plan = plans::parse(&open.plan).map_err(|error| Failure::of("the plan", error))?;
         let tokens = self.tokens(&plan).await?;
-        create_key::finish_begun(&self.app).await.map_err(failed)?;
+        let ours = principal(open.id);
+        create_key::finish_begun(&self.app, Some(&ours), true).await.map_err(failed)?;
         // What is still begun is finished later, and would then be missing in the record.
         let begun = look(&*self.store, "unfinished_keys", |unit| {
             Box::pin(async move { unit.unfinished_keys().await })
@@ -261,7 +262,7 @@ impl Place {
         };
         let body = record.to_toml().map_err(Failure::new)?;
         let note = signer.attest(&body).map_err(|error| Failure::of("the record", error))?;
-        ceremony::end(&self.app, open, ending.outcome, &note).await.map_err(failed)?;
+        ceremony::end(&self.app, open, ending.outcome, (&note, record.keys.len())).await.map_err(failed)?;
         let size = self.sign_log(signer).await?;
         let mut more = vec![("in the log", format!("signed at {size} leaves"))];
         if let Some(out) = &args.record {
