@@ -46,7 +46,9 @@ pub use diagnose::{Diagnosis, diagnose, diagnose_pin_file};
 pub use finish::is_signed_by;
 pub use token::init_token;
 pub use watch::Activity;
-pub use wrapping::{Exceptions, MadeWrappingKey, WrappingConfig, make_wrapping_key};
+pub use wrapping::{
+    Exceptions, MadeWrappingKey, NEEDS_EXCEPTIONS, WrappingConfig, make_wrapping_key,
+};
 
 use crate::core::id::{HsmName, KeyId};
 use crate::core::key::{CkaId, Custody, KeyPlace, OperatorKey, PublicKey, WrappedKey};

@@ -426,7 +426,53 @@ pub(super) fn describe_wrapping(
         let value = value.map_or_else(|| "unknown".to_owned(), |value| value.to_string());
         told.insert(name.to_owned(), value);
     }
+    let mechanisms = session.get_attributes(handle, &[AttributeType::AllowedMechanisms])?;
+    for mechanism in mechanisms {
+        if let Attribute::AllowedMechanisms(list) = mechanism {
+            let list: Vec<_> = list.iter().map(ToString::to_string).collect();
+            told.insert("CKA_ALLOWED_MECHANISMS".to_owned(), list.join(" "));
+        }
+    }
+    told.insert(NEEDS_EXCEPTIONS.to_owned(), lacks(session, id, handle)?.join(" "));
     Ok(Some(told))
+}
+
+/// What the answer of [`describe_wrapping`] calls the exceptions that the key needs, by name, if any.
+pub const NEEDS_EXCEPTIONS: &str = "needs_exceptions";
+
+/// The exceptions without which the key would be refused; what none can allow is not among them.
+fn lacks(
+    session: &Session,
+    id: &CkaId,
+    handle: ObjectHandle,
+) -> Result<Vec<&'static str>, Fault> {
+    use AttributeType::{AlwaysSensitive, Copyable, Modifiable, NeverExtractable, Private, Trusted};
+    let mut lacks = Vec::new();
+    for (attribute, wrong, name) in [
+        (Trusted, false, NOT_TRUSTED),
+        (AlwaysSensitive, false, NOT_ALWAYS_SENSITIVE),
+        (NeverExtractable, false, NOT_NEVER_EXTRACTABLE),
+        (Modifiable, true, MODIFIABLE),
+        (Copyable, true, COPYABLE),
+    ] {
+        if flag(session, handle, attribute)? == Some(wrong) {
+            lacks.push(name);
+        }
+    }
+    if flag(session, handle, Private)? != Some(true) {
+        lacks.push(NOT_PRIVATE);
+    }
+    let is_trusted = flag(session, handle, Trusted)? == Some(true);
+    let key = WrappingKey { id: id.clone(), handle, is_trusted };
+    match must_not_unwrap_readable(session, &key) {
+        Ok(()) => {}
+        Err(Fault::Refused(_)) => lacks.push(NO_UNWRAP_TEMPLATE),
+        // It does not even wrap.
+        Err(Fault::Module(error)) => {
+            tracing::warn!(error = describe(&error), "a wrapping key was not tried out");
+        }
+    }
+    Ok(lacks)
 }
 
 /// One flag, asked for alone; `None` where the module does not tell it.

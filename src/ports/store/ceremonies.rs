@@ -46,6 +46,9 @@ pub trait KeyBook: Send {
         until: Timestamp,
     ) -> Result<bool, StoreError>;
 
+    /// The leaves about a subject, in the log and on their way into it, oldest first.
+    async fn leaves_about(&mut self, subject: &str) -> Result<Vec<Vec<u8>>, StoreError>;
+
     /// The token and the label of the key with this `CKA_ID`, a begun one too.
     async fn key_with(&mut self, cka_id: &CkaId) -> Result<Option<(HsmName, String)>, StoreError>;
 }

@@ -28,11 +28,18 @@ statements! {
     CLAIM_KEY = "UPDATE operator_keys SET claimed_by = $2, claimed_until = $4 \
         WHERE id = $1 AND state = 'creating' AND (claimed_by IS NULL \
         OR claimed_until <= $3 OR claimed_until > $5)";
+    LEAVES_OF = "SELECT leaf FROM audit_leaves WHERE subject = $1 ORDER BY idx";
+    LEAVES_ON_THEIR_WAY = "SELECT leaf FROM audit_outbox WHERE subject = $1 ORDER BY seq";
     KEY_WITH = "SELECT hsm, label FROM operator_keys WHERE cka_id = $1";
 }
 
 /// No claim of a clock that is right lasts longer, in milliseconds.
 const CLAIM_MAX_MS: i64 = 60 * 60 * 1000;
+
+#[derive(FromRow)]
+struct LeafBytes {
+    leaf: Vec<u8>,
+}
 
 #[derive(FromRow)]
 struct PlaceAndName {
@@ -159,6 +166,15 @@ impl KeyBook for Tx {
         ];
         let claimed = self.execute(CLAIM_KEY, values).await;
         self.kept(claimed).map(|rows| rows == 1)
+    }
+
+    async fn leaves_about(&mut self, subject: &str) -> Result<Vec<Vec<u8>>, StoreError> {
+        let mut all = Vec::new();
+        for sql in [LEAVES_OF, LEAVES_ON_THEIR_WAY] {
+            let rows = self.all::<LeafBytes>(sql, values![subject]).await;
+            all.extend(self.kept(rows)?.into_iter().map(|row| row.leaf));
+        }
+        Ok(all)
     }
 
     async fn key_with(&mut self, cka_id: &CkaId) -> Result<Option<(HsmName, String)>, StoreError> {
