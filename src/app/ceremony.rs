@@ -281,8 +281,12 @@ pub async fn end(
             }
             // From here on it makes no keys; what it has made is what the record says.
             let begun = unit.unfinished_keys().await?;
-            if begun.iter().any(|key| key.principal == *who) || unit.keys_of(&who).await?.len() != keys {
-                return Ok(End::Rollback(Err("the ceremony is making keys this moment: it is running")));
+            if begun.iter().any(|key| key.principal == *who)
+                || unit.keys_of(&who).await?.len() != keys
+            {
+                return Ok(End::Rollback(Err(
+                    "the ceremony is making keys this moment: it is running",
+                )));
             }
             unit.append_leaf(&leaf).await?;
             Ok(End::Commit(Ok(())))

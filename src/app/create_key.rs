@@ -3,9 +3,9 @@
 use crate::app::key_leaf::PinnedKey;
 use crate::app::{App, AppError, create_wrapped};
 use crate::core::audit::LeafKind;
+use crate::core::ceremony::ceremony_of;
 use crate::core::id::{GroupName, HsmName, KeyId};
 use crate::core::key::{CkaId, Custody, KeyState, NonceMode, OperatorKey, PublicKey};
-use crate::core::ceremony::ceremony_of;
 use crate::core::key_report::token_label;
 use crate::core::principal::Principal;
 use crate::ports::store::{End, NewKey, StoreError, Unit, look, unit};
@@ -60,7 +60,8 @@ pub async fn create(app: &App, command: CreateKey) -> Result<OperatorKey, AppErr
             if !may_begin(unit, &key.principal).await? {
                 return Ok(End::Rollback(Err(())));
             }
-            let new = unit.begin_key(&key).await? && unit.claim_key(key.id, holder, now, until).await?;
+            let new =
+                unit.begin_key(&key).await? && unit.claim_key(key.id, holder, now, until).await?;
             Ok(if new { End::Commit(Ok(true)) } else { End::Rollback(Ok(false)) })
         })
     })
@@ -186,7 +187,9 @@ pub async fn finish_begun(
         // Where the store is this process's alone and it has begun nothing yet, whoever has begun it is gone.
         let as_of = if is_start && app.store.is_alone() { now.plus_millis(CLAIM_MS) } else { now };
         let is_ours = unit(&*app.store, "claim_key", move |unit| {
-            Box::pin(async move { Ok(End::Commit(unit.claim_key(id, holder, as_of, until).await?)) })
+            Box::pin(
+                async move { Ok(End::Commit(unit.claim_key(id, holder, as_of, until).await?)) },
+            )
         })
         .await?;
         if !is_ours {

@@ -90,7 +90,9 @@ pub fn parse(text: &str) -> Result<Plan, String> {
     let bad = text.lines().position(|line| line.chars().any(is_unseen));
     if let Some(line) = bad.or_else(|| text.contains('\r').then_some(0)) {
         let line = line.saturating_add(1);
-        return Err(format!("line {line}: a control character, or one that is not seen; use spaces and plain line ends"));
+        return Err(format!(
+            "line {line}: a control character, or one that is not seen; use spaces and plain line ends"
+        ));
     }
     let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
     let mut found = Vec::new();
@@ -125,8 +127,12 @@ fn plan(text: &str, file: File, say: &mut impl FnMut(String)) -> Plan {
         say("present: everybody has a name and a role".to_owned());
     }
     let is_long = |words: &str| words.chars().count() > PERSON_MAX;
-    if present.len() > PEOPLE_MAX || present.iter().any(|one| is_long(&one.name) || is_long(&one.role)) {
-        say(format!("present: at most {PEOPLE_MAX} people, names and roles of {PERSON_MAX} characters"));
+    if present.len() > PEOPLE_MAX
+        || present.iter().any(|one| is_long(&one.name) || is_long(&one.role))
+    {
+        say(format!(
+            "present: at most {PEOPLE_MAX} people, names and roles of {PERSON_MAX} characters"
+        ));
     }
     let day = Timestamp::parse_rfc3339(&format!("{date}T00:00:00Z"));
     if day.is_none() || date.len() != 10 {

@@ -53,7 +53,9 @@ fn destroy(session: &Session, handle: ObjectHandle) {
     let destroyed = match session.get_attributes(handle, &[AttributeType::Token]) {
         Ok(told) if told == [Attribute::Token(false)] => session.destroy_object(handle),
         Ok(_) => {
-            tracing::error!("a handle of a session object means another object: nothing was destroyed");
+            tracing::error!(
+                "a handle of a session object means another object: nothing was destroyed"
+            );
             return;
         }
         Err(error) => Err(error),

@@ -8,8 +8,8 @@
 
 use crate::core::key::{CkaId, WrappedKey};
 use crate::core::key_report::{
-    COPYABLE, MODIFIABLE, NO_UNWRAP_TEMPLATE, NOT_ALWAYS_SENSITIVE, NOT_NEVER_EXTRACTABLE, NOT_PRIVATE,
-    NOT_TRUSTED,
+    COPYABLE, MODIFIABLE, NO_UNWRAP_TEMPLATE, NOT_ALWAYS_SENSITIVE, NOT_NEVER_EXTRACTABLE,
+    NOT_PRIVATE, NOT_TRUSTED,
 };
 use crate::hsm::fault::{Fault, describe, return_value, unavailable, unusable};
 use crate::hsm::lock;
@@ -92,7 +92,9 @@ impl Wrapping {
             let known = verdict.last.as_ref().filter(|looked| looked.generation == generation);
             match known.map(|looked| (&looked.found, looked.at.elapsed())) {
                 Some((Ok(key), _)) => return Ok(key.clone()),
-                Some((Err(error), since)) if since < LOOK_AGAIN => return Err(error.clone().into()),
+                Some((Err(error), since)) if since < LOOK_AGAIN => {
+                    return Err(error.clone().into());
+                }
                 _ => verdict.forgotten,
             }
         };
@@ -441,12 +443,10 @@ pub(super) fn describe_wrapping(
 pub const NEEDS_EXCEPTIONS: &str = "needs_exceptions";
 
 /// The exceptions without which the key would be refused; what none can allow is not among them.
-fn lacks(
-    session: &Session,
-    id: &CkaId,
-    handle: ObjectHandle,
-) -> Result<Vec<&'static str>, Fault> {
-    use AttributeType::{AlwaysSensitive, Copyable, Modifiable, NeverExtractable, Private, Trusted};
+fn lacks(session: &Session, id: &CkaId, handle: ObjectHandle) -> Result<Vec<&'static str>, Fault> {
+    use AttributeType::{
+        AlwaysSensitive, Copyable, Modifiable, NeverExtractable, Private, Trusted,
+    };
     let mut lacks = Vec::new();
     for (attribute, wrong, name) in [
         (Trusted, false, NOT_TRUSTED),

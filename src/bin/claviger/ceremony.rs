@@ -280,7 +280,9 @@ impl Place {
         };
         let body = record.to_toml().map_err(Failure::new)?;
         let note = signer.attest(&body).map_err(|error| Failure::of("the record", error))?;
-        ceremony::end(&self.app, open, ending.outcome, (&note, record.keys.len())).await.map_err(failed)?;
+        ceremony::end(&self.app, open, ending.outcome, (&note, record.keys.len()))
+            .await
+            .map_err(failed)?;
         let size = self.sign_log(signer).await?;
         let mut more = vec![("in the log", format!("signed at {size} leaves"))];
         if let Some(out) = &args.record {

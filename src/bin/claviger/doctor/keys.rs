@@ -8,7 +8,9 @@ use claviger::config::server::ServerConfig;
 use claviger::core::id::HsmName;
 use claviger::core::key::{CkaId, Custody, KeyPlace, OperatorKey};
 use claviger::core::key_report::{KeyException, KeyFlag, KeyReport};
-use claviger::hsm::{Diagnosis, Hsm, HsmConfig, NEEDS_EXCEPTIONS, WrappingConfig, diagnose, diagnose_pin_file};
+use claviger::hsm::{
+    Diagnosis, Hsm, HsmConfig, NEEDS_EXCEPTIONS, WrappingConfig, diagnose, diagnose_pin_file,
+};
 use claviger::ports::signer::{Signer, SignerError};
 use claviger::ports::store::{KeyFilter, Store, Wrapped, look};
 
