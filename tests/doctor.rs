@@ -230,9 +230,12 @@ async fn a_key_that_is_missing_or_another_is_told() {
 async fn a_wrapping_key_that_is_missing_or_may_do_too_little_is_told() {
     let it = Broken::new().await;
     let (line, advice) = ("wrapping key 77726170", "no wrapped key of this token can sign");
-    it.edit("wrapping_exceptions = {", "# wrapping_exceptions = {");
+    let allows = "allows = [\"not-trusted\"]";
+    it.edit(allows, "allows = [\"copyable\"]");
     it.finds(&[], line, "Trusted is not true", advice, &[]);
-    it.edit("# wrapping_exceptions = {", "wrapping_exceptions = {");
+    it.edit("allows = [\"copyable\"]", "allows = [\"not-trusted\", \"copyable\"]");
+    it.finds(&[], line, "it does not need copyable", "take that out", &[]);
+    it.edit("allows = [\"not-trusted\", \"copyable\"]", allows);
     it.at_token(&json!({ "do": "destroy", "id": "77726170" }));
     it.finds(&[], line, "no wrapping key with the id", advice, &[]);
 }

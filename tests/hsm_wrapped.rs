@@ -278,6 +278,19 @@ fn wrapped_keys_sign_again_after_sessions_and_the_login_were_lost() {
     );
 }
 
+/// `CKA_SENSITIVE` true and `CKA_EXTRACTABLE` false, as a `CK_ATTRIBUTE` has them.
+const SENSITIVE: (usize, &u8) = (0x103, &1);
+const EXTRACTABLE: (usize, &u8) = (0x162, &0);
+
+/// An unwrap template that fixes these only.
+fn unwrap_template(flags: &[(usize, &'static u8)]) -> Attribute {
+    let words = flags
+        .iter()
+        .flat_map(|(kind, value)| [*kind, std::ptr::from_ref::<u8>(value).expose_provenance(), 1]);
+    let bytes: Vec<u8> = words.flat_map(usize::to_ne_bytes).collect();
+    Attribute::VendorDefined((AttributeType::VendorDefined(0x4000_0212), bytes))
+}
+
 /// A wrapping key as another tool may have made it.
 fn foreign_wrapping_key(session: &Session, change: &[Attribute]) -> ObjectHandle {
     let mut template = vec![
@@ -319,6 +332,17 @@ fn a_wrapping_key_that_could_give_keys_away_is_refused_unless_it_is_said_why() {
                 (vec![Attribute::Sensitive(false)], None, "Sensitive is not true"),
                 (vec![Attribute::Private(false)], Some("not-private"), "Private is not true"),
                 (vec![], Some("not-trusted"), "Trusted is not true"),
+                (
+                    vec![unwrap_template(&[EXTRACTABLE])],
+                    Some("no-unwrap-template"),
+                    "read in plain",
+                ),
+                (vec![unwrap_template(&[SENSITIVE])], Some("no-unwrap-template"), "taken out"),
+                (
+                    vec![unwrap_template(&[SENSITIVE, EXTRACTABLE])],
+                    Some("no-unwrap-template"),
+                    "used to derive others",
+                ),
                 (vec![Attribute::Modifiable(true)], Some("modifiable"), "Modifiable is not false"),
                 (vec![Attribute::Copyable(true)], Some("copyable"), "Copyable is not false"),
                 (vec![], Some("no-unwrap-template"), "unwrap keys so that they can be read"),
@@ -333,8 +357,13 @@ fn a_wrapping_key_that_could_give_keys_away_is_refused_unless_it_is_said_why() {
                     handle
                 };
                 let exceptions = |without: Option<&str>| {
-                    let all =
-                        ["not-trusted", "no-unwrap-template", "not-private", "modifiable", "copyable"];
+                    let all = [
+                        "not-trusted",
+                        "no-unwrap-template",
+                        "not-private",
+                        "modifiable",
+                        "copyable",
+                    ];
                     all.into_iter().filter(|name| Some(*name) != without).collect::<Vec<_>>()
                 };
                 let hsm = Hsm::open(vec![config(&token, &exceptions(except), 0)]).unwrap();

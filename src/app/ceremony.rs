@@ -6,6 +6,7 @@
 
 use crate::app::create_key::{self, CreateKey};
 use crate::app::{App, AppError};
+use crate::core::audit::read::ReadLeaf;
 use crate::core::audit::{Leaf, LeafKind};
 use crate::core::ceremony::{
     Plan, PlannedCustody, PlannedKey, RecordedKey, RecordedToken, principal,
@@ -14,6 +15,7 @@ use crate::core::id::HsmName;
 use crate::core::key::{Custody, OperatorKey};
 use crate::core::key_report::{TokenReport, token_label};
 use crate::ports::store::{End, OpenCeremony, look, unit};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -165,11 +167,43 @@ pub async fn make_key(
     create_key::create(app, command).await
 }
 
-/// The keys that were made, from the database, with what their tokens tell of them now.
+/// Whether the plan of an open ceremony is the one with which it was begun, as the log has it.
+///
+/// # Errors
+/// When it is not, or the store does not answer.
+pub async fn must_be_as_begun(app: &App, open: &OpenCeremony) -> Result<(), AppError> {
+    let id = open.id.to_string();
+    let leaves = look(&*app.store, "leaves_about", move |unit| {
+        let id = id.clone();
+        Box::pin(async move { unit.leaves_about(&id).await })
+    })
+    .await?;
+    let hash = hex::encode(Sha256::digest(&open.plan));
+    let is_beginning = |leaf: &ReadLeaf| {
+        leaf.kind == LeafKind::KeyCeremony && leaf.text("action") == Some("begun")
+    };
+    let begun = leaves.iter().filter_map(|bytes| ReadLeaf::parse(bytes).ok()).find(is_beginning);
+    if begun.is_some_and(|leaf| leaf.text("plan_sha256") == Some(hash.as_str())) {
+        return Ok(());
+    }
+    Err(AppError::internal(
+        "the plan in the database is not the one that the log says the ceremony was begun with",
+    ))
+}
+
+/// What a record calls the proof that the HSM has a key's private half.
+const PROOF: &str = "proof_of_possession";
+
+/// The keys that were made, from the database, each proved, with what their tokens tell of them now. What the
+/// HSM does not have as the database says is an error; or, unless all `must_prove`, is recorded as it is.
 ///
 /// # Errors
 /// When a token or the store does not answer.
-pub async fn made(app: &App, open: &OpenCeremony) -> Result<Vec<RecordedKey>, AppError> {
+pub async fn made(
+    app: &App,
+    open: &OpenCeremony,
+    must_prove: bool,
+) -> Result<Vec<RecordedKey>, AppError> {
     let who = Arc::new(principal(open.id));
     let keys = look(&*app.store, "keys_of", move |unit| {
         let who = who.clone();
@@ -182,11 +216,22 @@ pub async fn made(app: &App, open: &OpenCeremony) -> Result<Vec<RecordedKey>, Ap
             Custody::Token => (PlannedCustody::Token, app.signer.describe_key(&key.place()).await?),
             Custody::Wrapped(_) => (PlannedCustody::Wrapped, None),
         };
-        let attributes: BTreeMap<String, String> = report
+        let is_other = report.as_ref().is_some_and(|report| report.public_key != key.public_key);
+        let proof = match app.signer.enroll(&key).await {
+            Ok(()) if is_other => "its public key in the token is another".to_owned(),
+            Ok(()) => "signed and verified".to_owned(),
+            Err(error) if error.is_unavailable() || must_prove => return Err(error.into()),
+            Err(error) => error.to_string(),
+        };
+        if is_other && must_prove {
+            return Err(AppError::internal(format!("{}: {proof}", key.label)));
+        }
+        let mut attributes: BTreeMap<String, String> = report
             .iter()
             .flat_map(|report| report.values())
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
+        attributes.insert(PROOF.to_owned(), proof);
         made.push(RecordedKey {
             id: key.id.to_string(),
             group: key.group.as_ref().map_or("", |group| group.as_str()).to_owned(),
@@ -210,15 +255,15 @@ pub fn recorded(tokens: &[(HsmName, TokenReport)]) -> Vec<RecordedToken> {
     tokens.iter().map(|(hsm, told)| RecordedToken::of(hsm, told)).collect()
 }
 
-/// Puts the signed record into the log; the ceremony has ended.
+/// Puts the signed record of so many keys into the log; the ceremony has ended.
 ///
 /// # Errors
-/// When it is not open any more, or the store does not answer.
+/// When it is not open any more, has begun or made other keys meanwhile, or the store does not answer.
 pub async fn end(
     app: &App,
     open: &OpenCeremony,
     outcome: &str,
-    record: &str,
+    (record, keys): (&str, usize),
 ) -> Result<(), AppError> {
     let at = app.clock.now();
     let leaf = Leaf::new(LeafKind::KeyCeremony, open.id, at)
@@ -227,22 +272,27 @@ pub async fn end(
         .with("record", record)
         .encode()
         .map_err(AppError::internal)?;
-    let (id, leaf) = (open.id, Arc::new(leaf));
+    let (id, leaf, who) = (open.id, Arc::new(leaf), Arc::new(principal(open.id)));
     let ended = unit(&*app.store, "end_ceremony", move |unit| {
-        let leaf = leaf.clone();
+        let (leaf, who) = (leaf.clone(), who.clone());
         Box::pin(async move {
             if !unit.end_ceremony(id, at).await? {
-                return Ok(End::Rollback(false));
+                return Ok(End::Rollback(Err("the ceremony is not open any more")));
+            }
+            // From here on it makes no keys; what it has made is what the record says.
+            let begun = unit.unfinished_keys().await?;
+            if begun.iter().any(|key| key.principal == *who)
+                || unit.keys_of(&who).await?.len() != keys
+            {
+                return Ok(End::Rollback(Err(
+                    "the ceremony is making keys this moment: it is running",
+                )));
             }
             unit.append_leaf(&leaf).await?;
-            Ok(End::Commit(true))
+            Ok(End::Commit(Ok(())))
         })
     })
     .await?;
     crate::failpoint!("ceremony.after_end");
-    if ended {
-        return Ok(());
-    }
-    let detail = "the ceremony is not open any more".to_owned();
-    Err(AppError::Conflict { detail, request: None })
+    ended.map_err(|detail| AppError::Conflict { detail: detail.to_owned(), request: None })
 }

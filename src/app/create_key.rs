@@ -3,11 +3,12 @@
 use crate::app::key_leaf::PinnedKey;
 use crate::app::{App, AppError, create_wrapped};
 use crate::core::audit::LeafKind;
+use crate::core::ceremony::ceremony_of;
 use crate::core::id::{GroupName, HsmName, KeyId};
 use crate::core::key::{CkaId, Custody, KeyState, NonceMode, OperatorKey, PublicKey};
 use crate::core::key_report::token_label;
 use crate::core::principal::Principal;
-use crate::ports::store::{End, NewKey, StoreError, look, unit};
+use crate::ports::store::{End, NewKey, StoreError, Unit, look, unit};
 use std::sync::Arc;
 
 /// What an operator asks for.
@@ -26,6 +27,10 @@ pub struct CreateKey {
     /// Whether its private half is kept wrapped in the database, and not as an object of the token.
     pub is_wrapped: bool,
 }
+
+/// So long is a begun key its maker's, in milliseconds: longer than all that is asked of the HSM for it takes,
+/// each of which is given up after a quarter of a minute.
+pub const CLAIM_MS: i64 = 90_000;
 
 /// Makes a key inside the HSM and pins its public key. A crash in between is finished at the next start.
 ///
@@ -47,19 +52,47 @@ pub async fn create(app: &App, command: CreateKey) -> Result<OperatorKey, AppErr
         principal: command.principal,
         at: app.clock.now(),
     };
-    let begun = Arc::new(key.clone());
-    let new = unit(&*app.store, "begin_key", move |unit| {
+    let (begun, holder) = (Arc::new(key.clone()), app.leases.holder());
+    let (now, until) = (key.at, key.at.plus_millis(CLAIM_MS));
+    let begun = unit(&*app.store, "begin_key", move |unit| {
         let key = begun.clone();
-        Box::pin(async move { Ok(End::Commit(unit.begin_key(&key).await?)) })
+        Box::pin(async move {
+            if !may_begin(unit, &key.principal).await? {
+                return Ok(End::Rollback(Err(())));
+            }
+            let new =
+                unit.begin_key(&key).await? && unit.claim_key(key.id, holder, now, until).await?;
+            Ok(if new { End::Commit(Ok(true)) } else { End::Rollback(Ok(false)) })
+        })
     })
     .await?;
-    if !new {
+    if !begun.map_err(|()| ended())? {
         return Err(AppError::internal("a new key's id is taken"));
     }
     crate::failpoint!("create_key.after_begin");
+    make(app, key).await.map_err(|error| match error {
+        AppError::Signer(error) if error.is_unavailable() => AppError::KeyBegun(error),
+        other => other,
+    })
+}
+
+async fn make(app: &App, key: NewKey) -> Result<OperatorKey, AppError> {
     let public_key = app.signer.create_key(&key.place(), &token_label(&key.label)).await?;
     crate::failpoint!("create_key.after_hsm");
     finish(app, key, public_key).await
+}
+
+/// Whether who asks may have a key begun: a ceremony that has ended may not.
+pub(super) async fn may_begin(unit: &mut dyn Unit, by: &Principal) -> Result<bool, StoreError> {
+    match ceremony_of(by) {
+        Some(id) => unit.holds_ceremony(id).await,
+        None => Ok(true),
+    }
+}
+
+pub(super) fn ended() -> AppError {
+    let detail = "the ceremony is not open any more".to_owned();
+    AppError::Conflict { detail, request: None }
 }
 
 /// Whether group, token and name can be.
@@ -82,36 +115,11 @@ pub(super) fn check_asked(
     Ok(())
 }
 
-/// Pins the public key and makes the key usable.
+/// Has the key prove itself, pins its public key, and makes it usable. It may sign from the proof on, but what
+/// signs reads the key from the database. Who finds it pinned already, with this public key, is content.
 async fn finish(app: &App, key: NewKey, public_key: PublicKey) -> Result<OperatorKey, AppError> {
     let place = key.place();
-    let report = app.signer.describe_key(&place).await?;
-    let pinned = PinnedKey {
-        id: key.id,
-        place: &place,
-        label: &key.label,
-        group: key.group.as_ref(),
-        mode: key.mode,
-        principal: &key.principal,
-        public_key,
-        custody: &Custody::Token,
-        report: report.as_ref(),
-    };
-    let leaf = pinned.leaf(LeafKind::KeyCreated, app.clock.now()).map_err(AppError::internal)?;
-    let leaf = Arc::new(leaf);
-    let id = key.id;
-    unit(&*app.store, "pin_key", move |unit| {
-        let leaf = leaf.clone();
-        Box::pin(async move {
-            if !unit.pin_key(id, &public_key).await? {
-                return Err(StoreError::Corrupt("a key was pinned twice".to_owned()));
-            }
-            Ok(End::Commit(unit.append_leaf(&leaf).await?))
-        })
-    })
-    .await?;
-    crate::failpoint!("create_key.after_pinned");
-    let key = OperatorKey {
+    let made = OperatorKey {
         id: key.id,
         hsm: key.hsm,
         cka_id: key.cka_id,
@@ -124,33 +132,90 @@ async fn finish(app: &App, key: NewKey, public_key: PublicKey) -> Result<Operato
         state: KeyState::Active,
         created_at: key.at,
     };
-    app.signer.enroll(&key).await?;
-    tracing::info!(key = %key.id, address = %key.address, "a key was made");
-    Ok(key)
+    let report = app.signer.describe_key(&place).await?;
+    app.signer.enroll(&made).await?;
+    let pinned = PinnedKey {
+        id: made.id,
+        place: &place,
+        label: &made.label,
+        group: made.group.as_ref(),
+        mode: made.mode,
+        principal: &key.principal,
+        public_key,
+        custody: &Custody::Token,
+        report: report.as_ref(),
+    };
+    let leaf = pinned.leaf(LeafKind::KeyCreated, app.clock.now()).map_err(AppError::internal)?;
+    let leaf = Arc::new(leaf);
+    let id = made.id;
+    unit(&*app.store, "pin_key", move |unit| {
+        let leaf = leaf.clone();
+        Box::pin(async move {
+            if unit.pin_key(id, &public_key).await? {
+                return Ok(End::Commit(unit.append_leaf(&leaf).await?));
+            }
+            match unit.key(id).await? {
+                Some(pinned) if pinned.public_key == public_key => Ok(End::Rollback(())),
+                _ => Err(StoreError::Corrupt("a key was pinned twice".to_owned())),
+            }
+        })
+    })
+    .await?;
+    crate::failpoint!("create_key.after_pinned");
+    tracing::info!(key = %made.id, address = %made.address, "a key was made");
+    Ok(made)
 }
 
-/// Finishes the creations that a crash interrupted: the pair is in the token, or is made now.
+/// Finishes the creations that a crash interrupted, all or those of one principal: the pair is in the token, or
+/// is made now. One that somebody holds may be made this moment, and is left alone. Answers how many are.
+/// `is_start` says that this process has begun none yet.
 ///
 /// # Errors
 /// When the store does not answer. A key that the HSM cannot finish stays begun.
-pub async fn finish_begun(app: &App) -> Result<(), AppError> {
-    let begun = look(&*app.store, "unfinished_keys", |unit| {
-        Box::pin(async move { unit.unfinished_keys().await })
-    })
-    .await?;
+pub async fn finish_begun(
+    app: &App,
+    only: Option<&Principal>,
+    is_start: bool,
+) -> Result<usize, AppError> {
+    let mut begun = unfinished(app).await?;
+    begun.retain(|key| only.is_none_or(|only| key.principal == *only));
+    let (mut held, holder) = (0_usize, app.leases.holder());
     for key in begun {
         let id = key.id;
+        let now = app.clock.now();
+        let until = now.plus_millis(CLAIM_MS);
+        // Where the store is this process's alone and it has begun nothing yet, whoever has begun it is gone.
+        let as_of = if is_start && app.store.is_alone() { now.plus_millis(CLAIM_MS) } else { now };
+        let is_ours = unit(&*app.store, "claim_key", move |unit| {
+            Box::pin(
+                async move { Ok(End::Commit(unit.claim_key(id, holder, as_of, until).await?)) },
+            )
+        })
+        .await?;
+        if !is_ours {
+            held = held.saturating_add(1);
+            tracing::warn!(key = %id, "a begun key is being made elsewhere");
+            continue;
+        }
         let finished = match app.signer.find_key(&key.place()).await {
             Ok(Some(found)) => finish(app, key, found).await.map(|_| ()),
-            Ok(None) => match app.signer.create_key(&key.place(), &token_label(&key.label)).await {
-                Ok(made) => finish(app, key, made).await.map(|_| ()),
-                Err(error) => Err(error.into()),
-            },
+            Ok(None) => make(app, key).await.map(|_| ()),
             Err(error) => Err(error.into()),
         };
         if let Err(error) = finished {
             tracing::error!(key = %id, %error, "a begun key could not be finished");
         }
     }
-    Ok(())
+    Ok(held)
+}
+
+/// The keys that were begun and are not finished.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn unfinished(app: &App) -> Result<Vec<NewKey>, AppError> {
+    let begun = look(&*app.store, "unfinished_keys", |unit| {
+        Box::pin(async move { unit.unfinished_keys().await })
+    });
+    Ok(begun.await?)
 }

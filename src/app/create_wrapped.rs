@@ -1,7 +1,7 @@
 //! Make a wrapped operator key: the HSM makes and wraps it, and one unit stores it with its leaf. There is no
 //! half-made state: whoever has not the row has no key.
 
-use crate::app::create_key::CreateKey;
+use crate::app::create_key::{CreateKey, ended, may_begin};
 use crate::app::key_leaf::PinnedKey;
 use crate::app::{App, AppError};
 use crate::core::audit::LeafKind;
@@ -45,17 +45,24 @@ pub(crate) async fn create(app: &App, command: CreateKey) -> Result<OperatorKey,
     let leaf = pinned.leaf(LeafKind::KeyCreated, key.at).map_err(AppError::internal)?;
     let all = Arc::new((key, wrapped, leaf));
     let stored = Arc::clone(&all);
-    unit(&*app.store, "insert_wrapped_key", move |unit| {
+    let may = unit(&*app.store, "insert_wrapped_key", move |unit| {
         let stored = Arc::clone(&stored);
         Box::pin(async move {
             let (key, wrapped, leaf) = &*stored;
+            if !may_begin(unit, &key.principal).await? {
+                return Ok(End::Rollback(false));
+            }
             if !unit.insert_wrapped_key(key, &public_key, wrapped).await? {
                 return Err(StoreError::Corrupt("a new key's id or address is taken".to_owned()));
             }
-            Ok(End::Commit(unit.append_leaf(leaf).await?))
+            unit.append_leaf(leaf).await?;
+            Ok(End::Commit(true))
         })
     })
     .await?;
+    if !may {
+        return Err(ended());
+    }
     crate::failpoint!("create_wrapped.after_stored");
     let (key, wrapped, _) = &*all;
     tracing::info!(key = %key.id, address = %public_key.address(), "a wrapped key was made");

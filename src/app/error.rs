@@ -56,6 +56,9 @@ pub enum AppError {
     /// The HSM gave nothing.
     #[error(transparent)]
     Signer(#[from] SignerError),
+    /// The HSM gave nothing, and a key has been begun: it is finished later, or not.
+    #[error("{0}; the key was begun and may be finished later, see `claviger key list`")]
+    KeyBegun(SignerError),
     /// The database gave nothing; nothing was stored.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -107,12 +107,21 @@ async fn described(app: &App, place: &KeyPlace) -> Result<KeyReport, AppError> {
 }
 
 async fn must_be_new(app: &App, key: &OperatorKey) -> Result<(), AppError> {
-    let keys = look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?;
-    let same = keys.iter().find(|one| one.address == key.address || one.cka_id == key.cka_id);
-    match same {
+    let (address, id) = (key.address, key.cka_id.clone());
+    let (same, holder) = look(&*app.store, "known_key", move |unit| {
+        let id = id.clone();
+        Box::pin(async move { Ok((unit.key_at(address).await?, unit.key_with(&id).await?)) })
+    })
+    .await?;
+    if same.is_some() {
+        return Err(known(&format!("{address:#x}")));
+    }
+    match holder {
         None => Ok(()),
-        Some(same) if same.address == key.address => Err(known(&format!("{:#x}", key.address))),
-        Some(_) => Err(known("its CKA_ID")),
+        Some((hsm, label)) if hsm == key.hsm => Err(known(&format!("its CKA_ID (key `{label}`)"))),
+        Some((hsm, label)) => Err(known(&format!(
+            "its CKA_ID (key `{label}` in token `{hsm}`; ids must differ in all tokens, so give it another)"
+        ))),
     }
 }
 

@@ -87,7 +87,7 @@ async fn enroll_again(app: &App, request: RequestId, number: i64) -> Result<bool
 /// # Errors
 /// When the store does not answer.
 pub async fn keys(app: &App) -> Result<(), AppError> {
-    create_key::finish_begun(app).await?;
+    create_key::finish_begun(app, None, true).await?;
     let open = look(&*app.store, "open_ceremony", |unit| {
         Box::pin(async move { unit.open_ceremony().await })
     });

@@ -89,6 +89,11 @@ async fn sign_alone(
         tracing::warn!(%request, number, "not signed: the server waits for `claviger reconcile`");
         return Ok(None);
     }
+    if let Some(row) = &row
+        && row.new.address != decision.public_key.address()
+    {
+        return Err(AppError::internal(format!("{request} is of another account than its key")));
+    }
     let (kind, bytes, digest) = (decision.kind, decision.bytes.clone(), decision.digest);
     let permit = Permit::mint(decision).map_err(AppError::internal)?;
     let signature = app.signer.sign(permit).await?;

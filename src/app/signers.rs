@@ -5,7 +5,8 @@ use crate::core::id::{ChainId, GroupName, KeyId};
 use crate::core::intent::Intent;
 use crate::core::key::{KeyState, NonceMode, OperatorKey};
 use crate::ports::signer::SignerError;
-use crate::ports::store::{Candidate, look};
+use crate::ports::store::{Candidate, candidates_max, look};
+use alloy::primitives::aliases::U160;
 use alloy::primitives::{Address, keccak256};
 use std::sync::atomic::Ordering;
 
@@ -65,12 +66,46 @@ pub async fn first(app: &App, signer: &str, intent: &Intent) -> Result<OperatorK
         return Ok(oldest);
     }
     // The chain does not matter: a message has no lane.
-    let others = look(&*app.store, "candidates", move |unit| {
+    let mut from = anywhere(app.turn.fetch_add(1, Ordering::Relaxed));
+    for _ in 0..WINDOWS {
+        let others = window(app, ChainId::new(0), &group, from).await?;
+        let last = others.last().map(|one| one.key.address);
+        if let Some(able) = others.into_iter().find(|one| app.signer.ready(&one.key).is_ok()) {
+            return Ok(able.key);
+        }
+        let Some(next) = last.and_then(after) else { break };
+        from = next;
+    }
+    Ok(oldest)
+}
+
+/// So many parts of a large group are looked through for a key that can be given work.
+const WINDOWS: usize = 4;
+
+/// Some keys of a group, from an address on; all of a small one.
+async fn window(
+    app: &App,
+    chain: ChainId,
+    group: &GroupName,
+    from: Address,
+) -> Result<Vec<Candidate>, AppError> {
+    let group = group.clone();
+    let found = look(&*app.store, "candidates", move |unit| {
         let group = group.clone();
-        Box::pin(async move { unit.candidates(ChainId::new(0), &group, Address::ZERO).await })
+        Box::pin(async move { unit.candidates(chain, &group, from).await })
     });
-    let able = others.await?.into_iter().find(|one| app.signer.ready(&one.key).is_ok());
-    Ok(able.map_or(oldest, |one| one.key))
+    Ok(found.await?)
+}
+
+/// Where a turn's look at a large group begins.
+fn anywhere(turn: usize) -> Address {
+    Address::from_word(keccak256(turn.to_be_bytes()))
+}
+
+/// The next address; none after the last one.
+fn after(address: Address) -> Option<Address> {
+    let next = U160::from_be_bytes(address.into_array()).checked_add(U160::from(1))?;
+    Some(Address::from(next.to_be_bytes::<20>()))
 }
 
 /// Whether an active key is one of those that a name stands for.
@@ -164,41 +199,54 @@ pub async fn least_busy(
         // The key that the next request would get.
         Purpose::Tell => app.turn.load(Ordering::Relaxed),
     };
-    let anywhere = Address::from_word(keccak256(turn.to_be_bytes()));
-    let mut candidates = look(&*app.store, "candidates", move |unit| {
-        let group = group.clone();
-        Box::pin(async move { unit.candidates(id, &group, anywhere).await })
-    })
-    .await?;
-    if candidates.is_empty() {
-        return Err(nobody());
-    }
-    let first = turn.checked_rem(candidates.len()).unwrap_or(0);
-    candidates.rotate_left(first);
-    let now = app.clock.now();
+    let mut from = anywhere(turn);
     let mut best: Option<((u8, i64), OperatorKey)> = None;
-    for Candidate { key, lane } in candidates {
-        // An account without a lane has not been used on this chain.
-        if lane.as_ref().map_or(key.mode, |lane| lane.mode) != NonceMode::Managed {
-            continue;
+    for _ in 0..WINDOWS {
+        let mut candidates = window(app, chain.settings.id, &group, from).await?;
+        if candidates.is_empty() {
+            return Err(nobody());
         }
-        let load = match lane {
-            None => (0, 0),
-            Some(lane) => {
-                let load = lane.flying.saturating_add(lane.queued);
-                let is_full = load >= chain.known_in_flight_max(key.address, now);
-                let waits = is_full || app.leases.is_foreign(lane.lease, now);
-                // A halted lane takes new work only if there is no other.
-                (if lane.halted { 2 } else { u8::from(waits) }, load)
+        let is_large = i64::try_from(candidates.len()).unwrap_or(0) >= candidates_max();
+        let next = candidates.last().and_then(|one| after(one.key.address));
+        let first = turn.checked_rem(candidates.len()).unwrap_or(0);
+        candidates.rotate_left(first);
+        for one in candidates {
+            let Some(load) = load(app, chain, &one) else { continue };
+            if best.as_ref().is_none_or(|(least, _)| load < *least) {
+                best = Some((load, one.key));
             }
-        };
-        // And a key that cannot sign now only if none can.
-        let load = if app.signer.ready(&key).is_err() { (3, load.1) } else { load };
-        if best.as_ref().is_none_or(|(least, _)| load < *least) {
-            best = Some((load, key));
+        }
+        // Among the others there may be one that can work now.
+        let is_good = best.as_ref().is_some_and(|((kind, _), _)| *kind == 0);
+        match next {
+            Some(next) if is_large && !is_good => from = next,
+            _ => break,
         }
     }
     best.map(|(_, key)| key).ok_or_else(external)
+}
+
+/// How far a key is from being given work on a chain: 0 where it can be, and then how much waits in its lane;
+/// `None` where its nonces are not ours to give.
+fn load(app: &App, chain: &ChainRuntime, one: &Candidate) -> Option<(u8, i64)> {
+    let Candidate { key, lane } = one;
+    // An account without a lane has not been used on this chain.
+    if lane.as_ref().map_or(key.mode, |lane| lane.mode) != NonceMode::Managed {
+        return None;
+    }
+    let now = app.clock.now();
+    let load = match lane {
+        None => (0, 0),
+        Some(lane) => {
+            let load = lane.flying.saturating_add(lane.queued);
+            let is_full = load >= chain.known_in_flight_max(key.address, now);
+            let waits = is_full || app.leases.is_foreign(lane.lease, now);
+            // A halted lane takes new work only if there is no other.
+            (if lane.halted { 2 } else { u8::from(waits) }, load)
+        }
+    };
+    // And a key that cannot sign now only if none can.
+    Some(if app.signer.ready(key).is_err() { (3, load.1) } else { load })
 }
 
 fn external() -> AppError {

@@ -19,6 +19,9 @@ const BYTES_MAX: u64 = 64 * 1024;
 const KEYS_MAX: usize = 500;
 /// The longest title and purpose, in characters.
 const WORDS_MAX: usize = 500;
+/// The longest name and role, in characters, and the most people.
+const PERSON_MAX: usize = 100;
+const PEOPLE_MAX: usize = 50;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -82,14 +85,25 @@ pub fn parse(text: &str) -> Result<Plan, String> {
     if u64::try_from(text.len()).unwrap_or(u64::MAX) > BYTES_MAX {
         return Err(format!("a plan has at most {BYTES_MAX} bytes"));
     }
-    // The record has the plan in it, and is a signed note: no control characters but line ends.
-    let bad = text.lines().position(|line| line.chars().any(char::is_control));
+    // The record has the plan in it, and is a signed note: no control characters but line ends. And nothing
+    // that is not seen, or lets people see another order than there is.
+    let bad = text.lines().position(|line| line.chars().any(is_unseen));
     if let Some(line) = bad.or_else(|| text.contains('\r').then_some(0)) {
         let line = line.saturating_add(1);
-        return Err(format!("line {line}: a control character; use spaces and plain line ends"));
+        return Err(format!(
+            "line {line}: a control character, or one that is not seen; use spaces and plain line ends"
+        ));
     }
     let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
     let mut found = Vec::new();
+    // Escapes and texts of several lines put there what the text itself may not have: what is shown before the
+    // plan is confirmed would not be what is in it.
+    let all: toml::Table = toml::from_str(text).map_err(|error| error.to_string())?;
+    strings(&toml::Value::Table(all), &mut |string| {
+        if string.chars().any(is_unseen) {
+            found.push(format!("{string:?} has a line end, or a character that is not seen"));
+        }
+    });
     let plan = plan(text, file, &mut |finding| found.push(finding));
     if found.is_empty() { Ok(plan) } else { Err(found.join("\n  ")) }
 }
@@ -111,6 +125,14 @@ fn plan(text: &str, file: File, say: &mut impl FnMut(String)) -> Plan {
     }
     if present.iter().any(|one| one.name.trim().is_empty() || one.role.trim().is_empty()) {
         say("present: everybody has a name and a role".to_owned());
+    }
+    let is_long = |words: &str| words.chars().count() > PERSON_MAX;
+    if present.len() > PEOPLE_MAX
+        || present.iter().any(|one| is_long(&one.name) || is_long(&one.role))
+    {
+        say(format!(
+            "present: at most {PEOPLE_MAX} people, names and roles of {PERSON_MAX} characters"
+        ));
     }
     let day = Timestamp::parse_rfc3339(&format!("{date}T00:00:00Z"));
     if day.is_none() || date.len() != 10 {
@@ -136,7 +158,9 @@ fn plan(text: &str, file: File, say: &mut impl FnMut(String)) -> Plan {
         if !labels.insert((hsm.clone(), label.clone())) {
             say(format!("[[wrapping_key]] label `{label}` is there twice"));
         }
-        let id = cka_id.as_ref().map(|id| hex::decode(id).ok().filter(|id| !id.is_empty()));
+        let id = cka_id.as_ref().map(|id| {
+            hex::decode(id.strip_prefix("0x").unwrap_or(id)).ok().filter(|id| !id.is_empty())
+        });
         if id == Some(None) {
             say(format!("[[wrapping_key]] `{label}`: cka_id is not hex"));
         }
@@ -178,6 +202,44 @@ fn plan(text: &str, file: File, say: &mut impl FnMut(String)) -> Plan {
     plan
 }
 
+/// Calls with every string of a value.
+fn strings(value: &toml::Value, say: &mut impl FnMut(&str)) {
+    match value {
+        toml::Value::String(string) => say(string),
+        toml::Value::Array(all) => all.iter().for_each(|one| strings(one, say)),
+        toml::Value::Table(all) => all.values().for_each(|one| strings(one, say)),
+        _ => {}
+    }
+}
+
+/// Control characters (line ends too), separators of lines, and format characters (Unicode's category Cf),
+/// which change the order of others or are invisible.
+fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{ad}'
+                | '\u{600}'..='\u{605}'
+                | '\u{61c}'
+                | '\u{6dd}'
+                | '\u{70f}'
+                | '\u{890}'..='\u{891}'
+                | '\u{8e2}'
+                | '\u{180e}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
+                | '\u{fff9}'..='\u{fffb}'
+                | '\u{110bd}'
+                | '\u{110cd}'
+                | '\u{13430}'..='\u{1343f}'
+                | '\u{1bca0}'..='\u{1bca3}'
+                | '\u{1d173}'..='\u{1d17a}'
+                | '\u{e0001}'..='\u{e007f}'
+        )
+}
+
 fn is_name(label: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     (1..=64).contains(&label.len()) && label.chars().all(fits)
@@ -208,6 +270,11 @@ mod tests {
             ("title = 't'", "title = 't'\ncolour = 'red'", "line 4"),
             ("plan_version = 1", "plan_version = 2", "plan_version must be 1"),
             ("title = 't'", "title = ' '", "title must be"),
+            ("title = 't'", "title = \"t\\nplan: SHA-256 00\"", "has a line end"),
+            ("purpose = 'p'", "purpose = \"\"\"p\nq\"\"\"", "has a line end"),
+            ("'witness'", "\"wit\\u202eness\"", "not seen"),
+            ("'witness'", "'wit\u{202e}ness'", "line 6: a control character"),
+            ("label = 'op'", "label = 'op' # \u{2066}", "line 8: a control character"),
             ("'B'", "'A'", "at least two people"),
             ("'witness'", "''", "a name and a role"),
             ("2027-01-15", "2027-13-15", "must be a day"),
@@ -224,6 +291,8 @@ mod tests {
             let told = parse(&GOOD.replacen(from, to, 1)).unwrap_err();
             assert!(told.contains(says), "{to}: {told}");
         }
+        let long = format!("'{}'", "w".repeat(PERSON_MAX.saturating_add(1)));
+        assert!(parse(&GOOD.replace("'witness'", &long)).unwrap_err().contains("names and roles"));
         assert!(parse(&GOOD.replace('\n', "\r\n")).unwrap_err().contains("control character"));
     }
 }

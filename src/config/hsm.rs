@@ -93,7 +93,9 @@ impl ExceptionSection {
     /// What is wrong with it.
     pub fn read_wrapping(&self) -> Result<BTreeMap<String, String>, String> {
         let (_, reason) = self.read_all_but_names()?;
-        if let Some(name) = self.allows.iter().find(|one| !WRAPPING_EXCEPTIONS.contains(&one.as_str())) {
+        if let Some(name) =
+            self.allows.iter().find(|one| !WRAPPING_EXCEPTIONS.contains(&one.as_str()))
+        {
             let known = WRAPPING_EXCEPTIONS.join(", ");
             return Err(format!(
                 "`{}` is the wrapping key: unknown attribute `{name}`; known: {known}",
@@ -219,7 +221,8 @@ pub(super) fn findings(sections: &[HsmSection], say: &mut impl FnMut(String)) {
             };
             if let Err(error) = read {
                 say(format!("[[hsm.exception]] of `{name}`: {error}"));
-            } else if !excepted.insert(read_id(&exception.cka_id).map(|id| id.as_bytes().to_vec())) {
+            } else if !excepted.insert(read_id(&exception.cka_id).map(|id| id.as_bytes().to_vec()))
+            {
                 say(format!(
                     "[[hsm.exception]] of `{name}`: `{}` is there twice",
                     exception.cka_id
@@ -284,9 +287,7 @@ mod tests {
         assert!(told(&two).unwrap().1[0].contains("the token of another one"));
         let unnamed = two.replacen("'t'", "'u'", 1).replace("name = 'b'", "name = 'a'");
         assert!(told(&unnamed).unwrap().1[0].contains("two are named `a`"));
-        let wrapping = format!(
-            "[hsm]\n{TOKEN}wrapping_key = 'abc'\nwrapped_cache = 70000\n"
-        );
+        let wrapping = format!("[hsm]\n{TOKEN}wrapping_key = 'abc'\nwrapped_cache = 70000\n");
         let (_, found) = told(&wrapping).unwrap();
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(told("hsm = []").unwrap().1[0].contains("missing"));
@@ -347,7 +348,8 @@ mod tests {
             let good = section(key, id, "not-trusted");
             assert_eq!(told(&good).unwrap().1, [""; 0]);
             let part: Part = toml::from_str(&good).unwrap();
-            let found = part.hsm.first().map(|hsm| (hsm.wrapping_exceptions(), hsm.key_exceptions()));
+            let found =
+                part.hsm.first().map(|hsm| (hsm.wrapping_exceptions(), hsm.key_exceptions()));
             let named = BTreeMap::from([("not-trusted".to_owned(), "why".to_owned())]);
             assert_eq!(found, Some((named, Vec::new())));
         }

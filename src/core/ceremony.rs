@@ -19,6 +19,12 @@ pub fn principal(id: impl Display) -> Principal {
     Principal { iss: ISSUER.to_owned(), sub: id.to_string() }
 }
 
+/// The id of the ceremony whose principal this is, as text.
+#[must_use]
+pub fn ceremony_of(principal: &Principal) -> Option<&str> {
+    (principal.iss == ISSUER).then_some(principal.sub.as_str())
+}
+
 /// Somebody who is present, in the plan's words.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

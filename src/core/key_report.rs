@@ -74,11 +74,13 @@ pub enum KeyFlag {
     Unwrap,
     /// Other keys are derived with it.
     Derive,
+    /// It was made in this token.
+    Local,
 }
 
 impl KeyFlag {
     /// All of them, in the order in which they are told.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Sensitive,
         Self::Extractable,
         Self::AlwaysSensitive,
@@ -89,6 +91,7 @@ impl KeyFlag {
         Self::Decrypt,
         Self::Unwrap,
         Self::Derive,
+        Self::Local,
     ];
 
     /// The name in the standard.
@@ -105,6 +108,7 @@ impl KeyFlag {
             Self::Decrypt => "CKA_DECRYPT",
             Self::Unwrap => "CKA_UNWRAP",
             Self::Derive => "CKA_DERIVE",
+            Self::Local => "CKA_LOCAL",
         }
     }
 
@@ -137,6 +141,7 @@ impl KeyFlag {
             Self::Decrypt => Some("decrypt"),
             Self::Unwrap => Some("unwrap"),
             Self::Derive => Some("derive"),
+            Self::Local => Some("not-local"),
             Self::Token | Self::Sign => None,
         }
     }
@@ -220,10 +225,14 @@ impl KeyReport {
     }
 }
 
-/// The attributes that are not what they must be.
+/// The attributes that are not what they must be. Where a key was made says nothing more where the token tells
+/// whether it could ever be read or taken out: a copy that a token's own means have made is not local either.
 #[must_use]
 pub fn wrong(flags: &BTreeMap<KeyFlag, Option<bool>>) -> Vec<KeyFlag> {
+    let is_told = |flag| flags.get(&flag).copied().flatten().is_some();
+    let history = is_told(KeyFlag::AlwaysSensitive) || is_told(KeyFlag::NeverExtractable);
     let is_wrong = |flag: &KeyFlag| match flags.get(flag).copied().flatten() {
+        Some(_) if history && *flag == KeyFlag::Local => false,
         Some(value) => value != flag.wanted(),
         None => flag.must_be_told(),
     };
@@ -300,7 +309,7 @@ mod tests {
 
     #[test]
     fn every_wrong_attribute_is_told_and_only_those_that_are_allowed_may_be() {
-        use KeyFlag::{Extractable, NeverExtractable, Sensitive};
+        use KeyFlag::{AlwaysSensitive, Extractable, Local, NeverExtractable, Sensitive};
         assert!(wrong(&right()).is_empty());
         let mut flags = right();
         flags.extend([(Extractable, Some(true)), (NeverExtractable, Some(false))]);
@@ -319,6 +328,12 @@ mod tests {
             flags.remove(&flag);
             assert_eq!(wrong(&flags).is_empty(), !flag.must_be_told(), "{flag:?}");
         }
+        // A key that came from elsewhere is one that may be there still, where nothing else is told of that.
+        let mut flags = right();
+        flags.insert(Local, Some(false));
+        assert!(wrong(&flags).is_empty());
+        flags.extend([(AlwaysSensitive, None), (NeverExtractable, None)]);
+        assert_eq!(wrong(&flags), [Local]);
         let mut flags = right();
         flags.insert(Sensitive, None);
         assert_eq!(tell(&flags, &[Sensitive]), "CKA_SENSITIVE is unknown");

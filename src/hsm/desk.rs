@@ -42,8 +42,11 @@ impl Desk {
         None
     }
 
-    /// Puts a session in a seat.
+    /// Puts a session in a seat, unless it has had its time.
     pub(super) fn put(&self, seat: usize, session: OpenSession) {
+        if session.is_spent() {
+            return self.discard(session);
+        }
         let Some(place) = self.seats.get(seat) else { return self.discard(session) };
         if let Some(other) = lock(place).replace(session) {
             self.discard(other);

@@ -112,6 +112,17 @@ impl Line {
         self.shared.wrapping.id().cloned()
     }
 
+    /// Why wrapped keys cannot sign here, as far as is known. Where that may have changed, it is looked again.
+    pub(super) fn cannot_unwrap(&self) -> Option<SignerError> {
+        let look = |answer| {
+            if let Some(queue) = &self.queue {
+                drop(queue.try_send(Job::CheckWrapping(answer)));
+            }
+        };
+        let error = self.shared.wrapping.trouble(look)?;
+        Some(SignerError::Unavailable(format!("wrapped keys cannot be used: {error}")))
+    }
+
     /// Whether a key may sign here: it is enrolled, or wrapped under a key with the id of the one here.
     pub(super) fn has(&self, key: &OperatorKey) -> bool {
         match &key.custody {

@@ -46,7 +46,9 @@ pub use diagnose::{Diagnosis, diagnose, diagnose_pin_file};
 pub use finish::is_signed_by;
 pub use token::init_token;
 pub use watch::Activity;
-pub use wrapping::{Exceptions, MadeWrappingKey, WrappingConfig, make_wrapping_key};
+pub use wrapping::{
+    Exceptions, MadeWrappingKey, NEEDS_EXCEPTIONS, WrappingConfig, make_wrapping_key,
+};
 
 use crate::core::id::{HsmName, KeyId};
 use crate::core::key::{CkaId, Custody, KeyPlace, OperatorKey, PublicKey, WrappedKey};
@@ -317,9 +319,28 @@ impl Hsm {
         })
     }
 
+    /// Nobody enrolls a wrapped key, so what it signs says whether it can be used.
+    fn note_wrapped(&self, key: KeyId, signed: &Result<RawSignature, SignerError>) {
+        match signed {
+            Ok(_) if read(&self.unusable).contains(&key) => {
+                write(&self.unusable).remove(&key);
+            }
+            Err(SignerError::WrongSignature) => {
+                write(&self.unusable).insert(key);
+            }
+            _ => {}
+        }
+    }
+
     /// The line of a permit, and its key if it must be enrolled.
     fn home(&self, permit: &Permit) -> Result<(&Line, Option<Arc<OperatorKey>>), SignerError> {
         if matches!(permit.custody(), Custody::Wrapped(_)) {
+            if read(&self.keys).contains_key(&permit.key()) {
+                return Err(SignerError::KeyUnusable(format!(
+                    "{} is a key of the token, and the database says that it is wrapped",
+                    permit.key()
+                )));
+            }
             // It needs no enrolment: all that it takes is in the permit.
             return Ok((self.line(permit.hsm())?.1, None));
         }
@@ -343,12 +364,16 @@ impl Signer for Hsm {
     async fn sign(&self, permit: Permit) -> Result<RawSignature, SignerError> {
         let (line, key) = self.home(&permit)?;
         let permit = Arc::new(permit.open());
-        match self.sign_in(line, key.as_ref(), &permit).await {
+        let signed = match self.sign_in(line, key.as_ref(), &permit).await {
             Err(error) if error.is_unavailable() => {
                 self.sign_in_standby(line, key.as_ref(), &permit, error).await
             }
             other => other,
+        };
+        if matches!(permit.custody, Custody::Wrapped(_)) {
+            self.note_wrapped(permit.key, &signed);
         }
+        signed
     }
 
     async fn create_key(&self, place: &KeyPlace, label: &str) -> Result<PublicKey, SignerError> {
@@ -380,6 +405,10 @@ impl Signer for Hsm {
         let (index, line) = self.line(&key.hsm)?;
         let key = Arc::new(key.clone());
         let enrolled = line.ask(|answer| Job::Enroll(Arc::clone(&key), answer)).await;
+        if matches!(key.custody, Custody::Wrapped(_)) && line.cannot_unwrap().is_some() {
+            // That says nothing about this key.
+            return enrolled;
+        }
         if let Err(SignerError::KeyUnusable(_) | SignerError::WrongSignature) = &enrolled {
             write(&self.unusable).insert(key.id);
             write(&self.keys).remove(&key.id);
@@ -403,6 +432,11 @@ impl Signer for Hsm {
 
     fn ready(&self, key: &OperatorKey) -> Result<(), SignerError> {
         let (_, line) = self.line(&key.hsm)?;
+        if matches!(key.custody, Custody::Wrapped(_))
+            && let Some(error) = line.cannot_unwrap()
+        {
+            return Err(error);
+        }
         if read(&self.unusable).contains(&key.id) {
             return Err(SignerError::KeyUnusable(
                 "it was found not to be as it was pinned".to_owned(),

@@ -216,6 +216,11 @@ impl OpenSession {
         std::mem::forget(self.session);
     }
 
+    /// Whether it is to be closed: there may be unwrapped keys in it that nobody knows any more.
+    pub(super) fn is_spent(&self) -> bool {
+        self.unwrapped().is_none_or(|unwrapped| unwrapped.is_spent())
+    }
+
     /// The keys that were unwrapped into it, if nobody uses them now.
     pub(super) fn unwrapped(&self) -> Option<RefMut<'_, Unwrapped>> {
         self.unwrapped.try_borrow_mut().ok()

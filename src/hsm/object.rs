@@ -214,7 +214,8 @@ fn flags(
             | Attribute::NeverExtractable(value)
             | Attribute::Decrypt(value)
             | Attribute::Unwrap(value)
-            | Attribute::Derive(value) => Some(value),
+            | Attribute::Derive(value)
+            | Attribute::Local(value) => Some(value),
             _ => None,
         });
         flags.insert(flag, value);
@@ -234,6 +235,7 @@ const fn attribute_of(flag: KeyFlag) -> AttributeType {
         KeyFlag::Decrypt => AttributeType::Decrypt,
         KeyFlag::Unwrap => AttributeType::Unwrap,
         KeyFlag::Derive => AttributeType::Derive,
+        KeyFlag::Local => AttributeType::Local,
     }
 }
 

@@ -47,9 +47,20 @@ impl Drop for Temporary<'_> {
     }
 }
 
-/// A session that does not destroy its objects is near its end, which destroys them.
+/// A session that does not destroy its objects is near its end, which destroys them. Where the handle has come
+/// to mean an object of the token, that one stays: in a session that may write it would be gone for good.
 fn destroy(session: &Session, handle: ObjectHandle) {
-    if let Err(error) = session.destroy_object(handle) {
+    let destroyed = match session.get_attributes(handle, &[AttributeType::Token]) {
+        Ok(told) if told == [Attribute::Token(false)] => session.destroy_object(handle),
+        Ok(_) => {
+            tracing::error!(
+                "a handle of a session object means another object: nothing was destroyed"
+            );
+            return;
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = destroyed {
         tracing::warn!(error = describe(&error), "a session object was not destroyed");
     }
 }
@@ -70,9 +81,11 @@ pub(super) fn sign(
     key: &WrappedKey,
     what: (&B256, &PublicKey),
 ) -> Result<RawSignature, Fault> {
-    let under = shared.wrapping.usable_for(session, shared.keyring.generation(), key)?;
+    let generation = shared.keyring.generation();
+    let under = shared.wrapping.usable_for(session, generation, key)?;
     let mut unwrapped =
         session.unwrapped().ok_or_else(|| unusable("its session is at work already"))?;
+    unwrapped.begin(generation);
     unwrapped.sign(session, &under, key, what, shared.wrapped_cache)
 }
 
@@ -240,6 +253,9 @@ pub(super) struct Unwrapped {
     /// By the wrapped bytes and the id of the wrapping key.
     kept: HashMap<(Vec<u8>, CkaId), Kept>,
     uses: u64,
+    /// In which generation of handles they were unwrapped.
+    generation: u64,
+    is_spent: bool,
 }
 
 struct Kept {
@@ -248,7 +264,27 @@ struct Kept {
 }
 
 impl Unwrapped {
-    /// Signs with a wrapped key, unwrapped now or before. `room` is how many may be kept.
+    /// Handles of another generation may mean other objects by now, keys of the token among them: they are
+    /// forgotten, not destroyed, and what they were ends with the session.
+    fn begin(&mut self, generation: u64) {
+        if self.generation != generation && !self.kept.is_empty() {
+            self.spend();
+        }
+        self.generation = generation;
+    }
+
+    fn spend(&mut self) {
+        self.kept.clear();
+        self.is_spent = true;
+    }
+
+    /// Whether objects may be left in the session that nobody knows any more: it is to be closed.
+    pub(super) const fn is_spent(&self) -> bool {
+        self.is_spent
+    }
+
+    /// Signs with a wrapped key, unwrapped now or before. `room` is how many may be kept. After an error no
+    /// handle is believed any more.
     pub(super) fn sign(
         &mut self,
         session: &Session,
@@ -264,39 +300,35 @@ impl Unwrapped {
             metrics::counter!("claviger_hsm_unwrapped_total", "from" => "cache").increment(1);
             let signed = sign_digest(session, kept.handle, digest, pinned);
             if signed.is_err() {
-                self.forget(session, &name);
+                self.spend();
             }
             return signed;
         }
         let unwrapped = unwrap(session, under, key)?;
         metrics::counter!("claviger_hsm_unwrapped_total", "from" => "blob").increment(1);
-        // One that gives a wrong signature is not kept.
-        let signature = match sign_digest(session, unwrapped.handle, digest, pinned) {
-            Ok(signature) => signature,
-            Err(Fault::Refused(SignerError::WrongSignature)) => {
+        let signed = sign_digest(session, unwrapped.handle, digest, pinned);
+        if let Err(fault) = &signed {
+            if matches!(fault, Fault::Refused(SignerError::WrongSignature)) {
                 tracing::error!("a wrapped key is not the pinned one, or signs wrongly");
-                return Err(Fault::Refused(SignerError::WrongSignature));
             }
-            Err(other) => return Err(other),
-        };
-        if room > 0 {
+            let _ = unwrapped.keep();
+            self.spend();
+            return signed;
+        }
+        if room > 0 && !self.is_spent {
             while self.kept.len() >= room {
                 self.forget_oldest(session);
             }
             self.kept.insert(name, Kept { handle: unwrapped.keep(), used: self.uses });
         }
-        Ok(signature)
+        signed
     }
 
     fn forget_oldest(&mut self, session: &Session) {
         let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.used);
-        if let Some(name) = oldest.map(|(name, _)| name.clone()) {
-            self.forget(session, &name);
-        }
-    }
-
-    fn forget(&mut self, session: &Session, name: &(Vec<u8>, CkaId)) {
-        if let Some(kept) = self.kept.remove(name) {
+        if let Some(name) = oldest.map(|(name, _)| name.clone())
+            && let Some(kept) = self.kept.remove(&name)
+        {
             destroy(session, kept.handle);
         }
     }

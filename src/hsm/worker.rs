@@ -231,16 +231,20 @@ impl Worker {
         let signed = self.attempt(|shared, session| sign(shared, session, permit));
         if matches!(signed, Err(SignerError::WrongSignature)) {
             // Perhaps the handle means another key by now. Nothing is signed again for this permit.
-            self.wrong_signature(permit.key, Some(permit.request));
+            let is_in_token = matches!(permit.custody, Custody::Token);
+            self.wrong_signature(permit.key, Some(permit.request), is_in_token);
         }
         signed
     }
 
-    fn wrong_signature(&self, key: KeyId, request: Option<RequestId>) {
+    /// What is in the database of a wrapped key says nothing about the handles of the token's keys.
+    fn wrong_signature(&self, key: KeyId, request: Option<RequestId>, is_in_token: bool) {
         let shared = &self.shared;
         tracing::error!(hsm = %shared.config.name, %key, "a wrong signature was discarded");
         shared.standing.alarm(HsmNews::WrongSignature { key, request });
-        shared.keyring.doubt();
+        if is_in_token {
+            shared.keyring.doubt();
+        }
         if let Some(session) = shared.desk.take(self.seat) {
             shared.desk.discard(session);
         }
@@ -307,7 +311,7 @@ impl Worker {
             self.shared.keyring.withdraw(key.id);
         }
         if matches!(enrolled, Err(SignerError::WrongSignature)) {
-            self.wrong_signature(key.id, None);
+            self.wrong_signature(key.id, None, matches!(key.custody, Custody::Token));
         }
         enrolled
     }

@@ -8,8 +8,8 @@
 
 use crate::core::key::{CkaId, WrappedKey};
 use crate::core::key_report::{
-    COPYABLE, MODIFIABLE, NO_UNWRAP_TEMPLATE, NOT_ALWAYS_SENSITIVE, NOT_NEVER_EXTRACTABLE, NOT_PRIVATE,
-    NOT_TRUSTED,
+    COPYABLE, MODIFIABLE, NO_UNWRAP_TEMPLATE, NOT_ALWAYS_SENSITIVE, NOT_NEVER_EXTRACTABLE,
+    NOT_PRIVATE, NOT_TRUSTED,
 };
 use crate::hsm::fault::{Fault, describe, return_value, unavailable, unusable};
 use crate::hsm::lock;
@@ -27,6 +27,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 
 /// What a wrapping key lacks, and why it is used all the same: by the names of [`WRAPPING_EXCEPTIONS`](crate::core::key_report::WRAPPING_EXCEPTIONS).
 pub type Exceptions = BTreeMap<String, String>;
@@ -44,6 +46,8 @@ pub struct WrappingConfig {
 pub(super) struct Wrapping {
     config: Option<WrappingConfig>,
     verdict: Mutex<Verdict>,
+    /// The answer to a look that nobody waits for.
+    asked: Mutex<Option<oneshot::Receiver<Result<(), SignerError>>>>,
 }
 
 /// What the last look found.
@@ -66,7 +70,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 impl Wrapping {
     pub(super) fn new(config: Option<WrappingConfig>) -> Self {
-        Self { config, verdict: Mutex::default() }
+        Self { config, verdict: Mutex::default(), asked: Mutex::default() }
     }
 
     /// Its id, if one is configured.
@@ -88,7 +92,9 @@ impl Wrapping {
             let known = verdict.last.as_ref().filter(|looked| looked.generation == generation);
             match known.map(|looked| (&looked.found, looked.at.elapsed())) {
                 Some((Ok(key), _)) => return Ok(key.clone()),
-                Some((Err(error), since)) if since < LOOK_AGAIN => return Err(error.clone().into()),
+                Some((Err(error), since)) if since < LOOK_AGAIN => {
+                    return Err(error.clone().into());
+                }
                 _ => verdict.forgotten,
             }
         };
@@ -110,13 +116,28 @@ impl Wrapping {
         found.map_err(Fault::from)
     }
 
-    /// Why the wrapping key could not be used when it was looked at last, and whether that was long enough ago
-    /// to look again.
-    pub(super) fn trouble(&self) -> Option<(SignerError, bool)> {
-        let verdict = lock(&self.verdict);
-        let looked = verdict.last.as_ref()?;
-        let error = looked.found.as_ref().err()?;
-        Some((error.clone(), looked.at.elapsed() >= LOOK_AGAIN))
+    /// Why the wrapping key could not be used when it was looked at last. If that was some time ago, `look` is
+    /// called to look again.
+    pub(super) fn trouble(
+        &self,
+        look: impl FnOnce(oneshot::Sender<Result<(), SignerError>>),
+    ) -> Option<SignerError> {
+        let (error, is_old) = {
+            let verdict = lock(&self.verdict);
+            let looked = verdict.last.as_ref()?;
+            (looked.found.as_ref().err()?.clone(), looked.at.elapsed() >= LOOK_AGAIN)
+        };
+        if is_old {
+            let mut asked = lock(&self.asked);
+            let is_under_way =
+                asked.as_mut().is_some_and(|it| matches!(it.try_recv(), Err(TryRecvError::Empty)));
+            if !is_under_way {
+                let (answer, answered) = oneshot::channel();
+                look(answer);
+                *asked = Some(answered);
+            }
+        }
+        Some(error)
     }
 
     /// Looks again at the next use: one was made now.
@@ -407,7 +428,51 @@ pub(super) fn describe_wrapping(
         let value = value.map_or_else(|| "unknown".to_owned(), |value| value.to_string());
         told.insert(name.to_owned(), value);
     }
+    let mechanisms = session.get_attributes(handle, &[AttributeType::AllowedMechanisms])?;
+    for mechanism in mechanisms {
+        if let Attribute::AllowedMechanisms(list) = mechanism {
+            let list: Vec<_> = list.iter().map(ToString::to_string).collect();
+            told.insert("CKA_ALLOWED_MECHANISMS".to_owned(), list.join(" "));
+        }
+    }
+    told.insert(NEEDS_EXCEPTIONS.to_owned(), lacks(session, id, handle)?.join(" "));
     Ok(Some(told))
+}
+
+/// What the answer of [`describe_wrapping`] calls the exceptions that the key needs, by name, if any.
+pub const NEEDS_EXCEPTIONS: &str = "needs_exceptions";
+
+/// The exceptions without which the key would be refused; what none can allow is not among them.
+fn lacks(session: &Session, id: &CkaId, handle: ObjectHandle) -> Result<Vec<&'static str>, Fault> {
+    use AttributeType::{
+        AlwaysSensitive, Copyable, Modifiable, NeverExtractable, Private, Trusted,
+    };
+    let mut lacks = Vec::new();
+    for (attribute, wrong, name) in [
+        (Trusted, false, NOT_TRUSTED),
+        (AlwaysSensitive, false, NOT_ALWAYS_SENSITIVE),
+        (NeverExtractable, false, NOT_NEVER_EXTRACTABLE),
+        (Modifiable, true, MODIFIABLE),
+        (Copyable, true, COPYABLE),
+    ] {
+        if flag(session, handle, attribute)? == Some(wrong) {
+            lacks.push(name);
+        }
+    }
+    if flag(session, handle, Private)? != Some(true) {
+        lacks.push(NOT_PRIVATE);
+    }
+    let is_trusted = flag(session, handle, Trusted)? == Some(true);
+    let key = WrappingKey { id: id.clone(), handle, is_trusted };
+    match must_not_unwrap_readable(session, &key) {
+        Ok(()) => {}
+        Err(Fault::Refused(_)) => lacks.push(NO_UNWRAP_TEMPLATE),
+        // It does not even wrap.
+        Err(Fault::Module(error)) => {
+            tracing::warn!(error = describe(&error), "a wrapping key was not tried out");
+        }
+    }
+    Ok(lacks)
 }
 
 /// One flag, asked for alone; `None` where the module does not tell it.

@@ -129,6 +129,8 @@ pub enum Problem {
     Internal(Cause),
     /// 503. The HSM does not answer.
     HsmUnavailable(Option<Cause>),
+    /// 503. The HSM does not answer while it makes a key.
+    KeyBegun(Cause),
     /// 503. The HSM is known to be down.
     HsmDown {
         /// What it said.
@@ -214,6 +216,15 @@ impl Problem {
                 ..say(Code::Internal, "the cause is in the server's log, under the request id")
             },
             Self::HsmUnavailable(cause) => Document::unavailable(Code::HsmUnavailable, cause),
+            Self::KeyBegun(cause) => Document {
+                retry_after_s: Some(RETRY_AFTER_S),
+                cause: Some(cause),
+                ..say(
+                    Code::HsmUnavailable,
+                    "the key was begun and may be finished within minutes: look into the list of keys before \
+                     the request is sent again, which makes another one",
+                )
+            },
             Self::HsmDown { cause, retry_after_s } => Document {
                 retry_after_s: Some(retry_after_s),
                 ..Document::unavailable(Code::HsmUnavailable, Some(cause))

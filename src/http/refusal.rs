@@ -30,6 +30,7 @@ impl From<AppError> for Problem {
             AppError::WouldRevert(detail) => Self::WouldRevert { detail },
             AppError::NotDecodable(detail) => Self::NotDecodable { detail },
             AppError::Signer(SignerError::Overloaded) => Self::Overloaded,
+            AppError::KeyBegun(error) => Self::KeyBegun(Cause::new(error)),
             AppError::Signer(error @ SignerError::Down { retry_after_s, .. }) => {
                 Self::HsmDown { cause: Cause::new(error), retry_after_s }
             }

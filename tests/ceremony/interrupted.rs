@@ -4,9 +4,12 @@ use crate::stage::{
     TWO_KEYS, anvil, carried_out, ceremony, claviger, leaves_of, plan_of, private_labels, set_up,
     world,
 };
+use crate::support::pkcs11_faults::Pkcs11Faults;
 use crate::support::server::SetUp;
 use claviger::core::audit::LeafKind;
+use claviger::ports::store::look;
 use serde_json::Value;
+use sqlx::Connection as _;
 
 fn doctor_on_ceremonies(setup: &SetUp) -> Value {
     let config = setup.config().display().to_string();
@@ -121,4 +124,45 @@ async fn a_crash_after_a_wrapping_key_leaves_an_open_ceremony_whose_record_names
     assert_eq!(record["wrapping_key"][0]["attributes"]["CKA_EXTRACTABLE"], "false");
     assert_eq!(record["ceremony"]["not_made"], serde_json::json!(["op-1", "op-2"]));
     assert!(!world(&setup).await.open);
+}
+
+#[tokio::test]
+async fn a_key_that_does_not_prove_itself_is_not_pinned() {
+    let setup = set_up("http://127.0.0.1:1");
+    let plan = plan_of(&setup, TWO_KEYS);
+    let faults = Pkcs11Faults::new();
+    faults.set("C_Sign CKR_FUNCTION_FAILED");
+    carried_out(&setup, &plan, &[], &faults.envs()).refused("the ceremony was interrupted");
+    let left = world(&setup).await;
+    assert_eq!((private_labels(&left).len(), left.names.len(), left.open), (1, 1, true));
+    let store = setup.store().await;
+    let keys = look(&*store, "keys", |unit| Box::pin(async move { unit.keys().await })).await;
+    assert_eq!(keys.unwrap(), []);
+    drop(store);
+    // Once the HSM signs, it is.
+    let ended = ceremony(&setup, &["--end-interrupted", "no signature"], &[], "").ok();
+    let keys = ended["record"]["key"].as_array().unwrap();
+    assert_eq!(keys.len(), 1);
+    assert_eq!(keys[0]["attributes"]["proof_of_possession"], "signed and verified");
+}
+
+#[tokio::test]
+async fn a_plan_that_was_changed_in_the_database_ends_no_ceremony() {
+    let setup = set_up("http://127.0.0.1:1");
+    let plan = plan_of(&setup, TWO_KEYS);
+    let killed = carried_out(&setup, &plan, &[], &[("CLAVIGER_FAILPOINT", "ceremony.after_key:1")]);
+    assert_eq!(killed.code, None, "{killed:#?}");
+    let url = format!("sqlite:{}", setup.dir().join("claviger.db").display());
+    let change = async |from: &str, to: &str| {
+        let mut database = sqlx::SqliteConnection::connect(&url).await.unwrap();
+        let sql = "UPDATE ceremonies SET plan = REPLACE(plan, $1, $2)";
+        sqlx::query(sql).bind(from).bind(to).execute(&mut database).await.unwrap();
+        database.close().await.unwrap();
+    };
+    change("witness", "auditor").await;
+    let told = ceremony(&setup, &["--end-interrupted", "stopped"], &[], "");
+    told.refused("not the one that the log says");
+    assert!(world(&setup).await.open);
+    change("auditor", "witness").await;
+    ceremony(&setup, &["--end-interrupted", "stopped"], &[], "").ok();
 }

@@ -15,6 +15,7 @@
 #[path = "../support"]
 mod support {
     pub mod outsider;
+    pub mod pkcs11_faults;
     pub mod server;
     pub mod services;
 }

@@ -53,6 +53,7 @@ async fn a_plan_becomes_keys_and_a_signed_record_in_the_log() {
     assert_eq!(keys.len(), 2);
     for key in keys {
         assert_eq!(key["attributes"]["CKA_EXTRACTABLE"], "false");
+        assert_eq!(key["attributes"]["proof_of_possession"], "signed and verified");
         assert_eq!(key["attributes"]["CKA_ALWAYS_SENSITIVE"], "true");
         assert_eq!(key["group"], "payments");
     }
@@ -125,6 +126,8 @@ async fn nothing_is_made_where_a_name_exists_or_the_word_is_wrong() {
     let wrong = "0".repeat(64);
     ceremony(&setup, &["--plan", &path], &[], "00000000\n").refused("not the beginning");
     ceremony(&setup, &["--plan", &path], &[], "").refused("not the beginning");
+    let eight = format!("{}\n", &hash(&plan)[..8]);
+    ceremony(&setup, &["--plan", &path], &[], &eight).refused("32 characters or more");
     ceremony(&setup, &["--plan", &path, "--yes-sha256", &wrong], &[], "").refused("reviewed");
     let half = hash(&plan)[..32].to_owned();
     ceremony(&setup, &["--plan", &path, "--yes-sha256", &half], &[], "").refused("reviewed");

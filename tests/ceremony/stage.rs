@@ -112,7 +112,7 @@ pub fn carried_out(setup: &SetUp, plan: &PathBuf, more: &[&str], envs: &[(&str, 
     let path = plan.display().to_string();
     let mut args = vec!["--plan", &path];
     args.extend(more);
-    ceremony(setup, &args, envs, &format!("{}\n", &hash(plan)[..8]))
+    ceremony(setup, &args, envs, &format!("{}\n", hash(plan)))
 }
 
 pub fn hash(plan: &PathBuf) -> String {

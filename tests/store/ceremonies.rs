@@ -1,7 +1,7 @@
 //! Imported keys and key ceremonies.
 
 use crate::fixtures::{at, key_id, new_key, public_key};
-use claviger::core::id::HsmName;
+use claviger::core::id::{HolderId, HsmName};
 use claviger::core::key::{CkaId, Custody, KeyState, NonceMode, OperatorKey};
 use claviger::core::principal::Principal;
 use claviger::ports::store::{OpenCeremony, Store};
@@ -12,6 +12,9 @@ on_both!(
     an_imported_key_is_active_and_is_taken_once,
     the_keys_of_a_principal_are_those_that_it_asked_for,
     at_most_one_ceremony_is_open,
+    a_begun_key_is_held_by_one_until_its_time_is_over,
+    a_ceremony_is_held_while_it_is_open,
+    a_key_is_found_by_its_id_in_the_token,
 );
 
 fn who(sub: &str) -> Principal {
@@ -95,4 +98,60 @@ async fn at_most_one_ceremony_is_open(store: Arc<dyn Store>) {
     assert!(!commit!(store, [one], |unit| unit.begin_ceremony(&one).await?).unwrap());
     assert!(commit!(store, [two], |unit| unit.begin_ceremony(&two).await?).unwrap());
     assert!(end(2).await);
+}
+
+async fn a_begun_key_is_held_by_one_until_its_time_is_over(store: Arc<dyn Store>) {
+    let claim = |n: u8, who: u128, now: i64, until: i64| {
+        let store = Arc::clone(&store);
+        async move {
+            let holder = HolderId::new(Uuid::from_u128(who));
+            let key = key_id(u128::from(n));
+            let (now, until) = (at(now), at(until));
+            commit!(store, [], |unit| unit.claim_key(key, holder, now, until).await?).unwrap()
+        }
+    };
+    assert!(!claim(1, 7, 10, 20).await, "it was not begun");
+    let begun = new_key(1);
+    commit!(store, [begun], |unit| unit.begin_key(&begun).await?).unwrap();
+    assert!(claim(1, 7, 10, 20).await);
+    assert!(!claim(1, 8, 19, 30).await);
+    assert!(!claim(1, 7, 19, 30).await, "nor does its holder take it twice");
+    assert!(claim(1, 8, 20, 30).await);
+    // A clock that is hours ahead keeps nobody out.
+    let hours = 3 * 60 * 60 * 1000;
+    assert!(claim(1, 7, 30, 30 + hours).await);
+    assert!(claim(1, 8, 40, 50).await);
+    commit!(store, [], |unit| unit.pin_key(key_id(1), &public_key(1)).await?).unwrap();
+    assert!(!claim(1, 7, 60, 70).await, "it is finished");
+}
+
+async fn a_ceremony_is_held_while_it_is_open(store: Arc<dyn Store>) {
+    let id = Uuid::from_u128(1);
+    let open = OpenCeremony { id, title: "one".to_owned(), plan: "p".to_owned(), begun_at: at(5) };
+    commit!(store, [open], |unit| unit.begin_ceremony(&open).await?).unwrap();
+    let held = |id: Uuid| {
+        let store = Arc::clone(&store);
+        async move {
+            let id = id.to_string();
+            commit!(store, [id], |unit| unit.holds_ceremony(&id).await?).unwrap()
+        }
+    };
+    assert!(held(id).await);
+    assert!(!held(Uuid::from_u128(2)).await);
+    commit!(store, [], |unit| unit.end_ceremony(id, at(6)).await?).unwrap();
+    assert!(!held(id).await);
+}
+
+async fn a_key_is_found_by_its_id_in_the_token(store: Arc<dyn Store>) {
+    let (begun, name) = (new_key(1), new_key(1).label);
+    commit!(store, [begun], |unit| unit.begin_key(&begun).await?).unwrap();
+    let found = |n: u8| {
+        let store = Arc::clone(&store);
+        async move {
+            let id = CkaId::new(vec![n; 16]);
+            commit!(store, [id], |unit| unit.key_with(&id).await?).unwrap()
+        }
+    };
+    assert_eq!(found(1).await, Some((HsmName::default(), name)));
+    assert_eq!(found(2).await, None);
 }

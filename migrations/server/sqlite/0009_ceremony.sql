@@ -8,3 +8,7 @@ CREATE TABLE ceremonies (
     ended_at INTEGER,
     is_open  INTEGER UNIQUE
 ) STRICT;
+-- Whoever makes or finishes a begun key holds it, so that no other makes it a second time: which process, and
+-- until when.
+ALTER TABLE operator_keys ADD COLUMN claimed_by TEXT;
+ALTER TABLE operator_keys ADD COLUMN claimed_until INTEGER;

@@ -15,7 +15,7 @@ use claviger::config::ceremony as plans;
 use claviger::config::server::ServerConfig;
 use claviger::core::ceremony::{About, Plan, Record, RecordedPlan, RecordedWrappingKey, principal};
 use claviger::core::id::HsmName;
-use claviger::core::key_report::TokenReport;
+use claviger::core::key_report::{TokenReport, WRAPPING_EXCEPTIONS};
 use claviger::core::policy::Bundle;
 use claviger::hsm::Hsm;
 use claviger::ports::clock::Clock;
@@ -29,8 +29,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
-/// How much of the plan's hash is typed.
-const TYPED: usize = 8;
+/// How much of the plan's hash is typed at least: nobody finds another plan with the same 32 digits.
+const TYPED: usize = 32;
 /// How long a running server gets to sign the end of the log, and how often it is looked at.
 const SIGNED_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -180,10 +180,22 @@ impl Place {
 
     async fn carry_out(&self, plan: &Plan, open: &OpenCeremony) -> Result<(), Failure> {
         for key in &plan.wrapping_keys {
+            if open_ceremony(&*self.store).await?.map(|open| open.id) != Some(open.id) {
+                return Err(Failure::new("the ceremony is not open any more"));
+            }
             let place = key.place(open.id);
             let made = self.hsm.make_wrapping_key(&place, &key.label).await;
-            made.map_err(|error| Failure::of(&key.label, error))?;
+            let made = made.map_err(|error| Failure::of(&key.label, error))?;
             print::note(&format!("made wrapping key {}", key.label));
+            let needs = made.lacks.into_iter().filter(|name| WRAPPING_EXCEPTIONS.contains(name));
+            let needs: Vec<_> = needs.collect();
+            if !needs.is_empty() {
+                print::note(&format!(
+                    "  before it is used, `[[hsm.exception]]` with cka_id {} must allow {}, with a reason",
+                    hex::encode(place.cka_id.as_bytes()),
+                    needs.join(", ")
+                ));
+            }
             claviger::failpoint!("ceremony.after_wrapping_key");
         }
         for key in &plan.keys {
@@ -201,18 +213,17 @@ impl Place {
         let Some(open) = open else {
             return Err(Failure::new("no ceremony is open: there is nothing to end"));
         };
+        ceremony::must_be_as_begun(&self.app, &open).await.map_err(failed)?;
         let plan = plans::parse(&open.plan).map_err(|error| Failure::of("the plan", error))?;
         let tokens = self.tokens(&plan).await?;
-        create_key::finish_begun(&self.app).await.map_err(failed)?;
-        // What is still begun is finished later, and would then be missing in the record.
-        let begun = look(&*self.store, "unfinished_keys", |unit| {
-            Box::pin(async move { unit.unfinished_keys().await })
-        });
-        let begun = begun.await.map_err(failed)?;
         let ours = principal(open.id);
+        create_key::finish_begun(&self.app, Some(&ours), true).await.map_err(failed)?;
+        // What is still begun is finished later, and would then be missing in the record.
+        let begun = create_key::unfinished(&self.app).await.map_err(failed)?;
         if let Some(key) = begun.iter().find(|key| key.principal == ours) {
             return Err(Failure::new(format!(
-                "key `{}` was begun, and the HSM does not finish it; see `claviger doctor`",
+                "key `{}` was begun: the ceremony is running still, or was until now, and then try again in two \
+                 minutes; or the HSM does not finish it, see `claviger doctor`",
                 key.label
             )));
         }
@@ -229,7 +240,8 @@ impl Place {
         tokens: &[(HsmName, TokenReport)],
         ending: Ending<'_>,
     ) -> Result<(), Failure> {
-        let keys = ceremony::made(&self.app, open).await.map_err(failed)?;
+        let is_complete = ending.reason.is_none();
+        let keys = ceremony::made(&self.app, open, is_complete).await.map_err(failed)?;
         let wrapping_keys = self.wrapping_keys(plan, open).await?;
         let planned = plan.wrapping_keys.iter().map(|key| key.label.clone());
         let is_made = |label: &String| wrapping_keys.iter().any(|key| key.label == *label);
@@ -237,6 +249,13 @@ impl Place {
         let planned = plan.keys.iter().map(|key| key.label.clone());
         let is_made = |label: &String| keys.iter().any(|key| key.label == *label);
         not_made.extend(planned.filter(|label| !is_made(label)));
+        if is_complete && !not_made.is_empty() {
+            return Err(Failure::new(format!(
+                "not everything is there that the plan asks for: {}. The ceremony stays open; \
+                 `claviger key ceremony --end-interrupted REASON` ends it",
+                not_made.join(", ")
+            )));
+        }
         let record = Record {
             ceremony: About {
                 id: open.id.to_string(),
@@ -261,7 +280,9 @@ impl Place {
         };
         let body = record.to_toml().map_err(Failure::new)?;
         let note = signer.attest(&body).map_err(|error| Failure::of("the record", error))?;
-        ceremony::end(&self.app, open, ending.outcome, &note).await.map_err(failed)?;
+        ceremony::end(&self.app, open, ending.outcome, (&note, record.keys.len()))
+            .await
+            .map_err(failed)?;
         let size = self.sign_log(signer).await?;
         let mut more = vec![("in the log", format!("signed at {size} leaves"))];
         if let Some(out) = &args.record {
@@ -362,15 +383,18 @@ pub async fn open_ceremony(store: &dyn Store) -> Result<Option<OpenCeremony>, Fa
 fn confirm(plan: &Plan) -> Result<(), Failure> {
     let hash = plan.sha256();
     print::note(&format!(
-        "Compare the SHA-256 with the reviewed plan's, and type its first {TYPED} characters to go on:"
+        "Compare the SHA-256 with the reviewed plan's, and type it to go on, its first {TYPED} characters at \
+         least:"
     ));
     let mut typed = String::new();
     let mut input = std::io::stdin().lines().map_while(Result::ok);
     typed.push_str(input.next().unwrap_or_default().trim());
-    if hash.get(..TYPED).is_some_and(|wanted| wanted.eq_ignore_ascii_case(&typed)) {
+    if typed.len() >= TYPED && hash.starts_with(&typed.to_ascii_lowercase()) {
         return Ok(());
     }
-    Err(Failure::new("that is not the beginning of the plan's SHA-256; nothing was made"))
+    Err(Failure::new(format!(
+        "that is not the beginning of the plan's SHA-256, of {TYPED} characters or more; nothing was made"
+    )))
 }
 
 fn write(out: &Path, note: &str) -> std::io::Result<()> {

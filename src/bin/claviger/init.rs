@@ -155,8 +155,12 @@ pub fn token(args: &InitTokenArgs) -> Result<(), Failure> {
     let id = hex::decode(id).map_err(|e| Failure::of("--wrapping-key", e))?;
     let (id, label) = (CkaId::new(id), "claviger wrapping key");
     let made = hsm::make_wrapping_key(&args.module, &args.label, &args.pin_file, &id, label);
-    let lacks: Vec<_> =
-        made.map_err(told)?.lacks.into_iter().filter(|name| !KNOWN_TO_LACK.contains(name)).collect();
+    let lacks: Vec<_> = made
+        .map_err(told)?
+        .lacks
+        .into_iter()
+        .filter(|name| !KNOWN_TO_LACK.contains(name))
+        .collect();
     if lacks.is_empty() {
         return Ok(());
     }

@@ -2,7 +2,7 @@
 
 use crate::audit::Signing;
 use crate::{softhsm, world};
-use claviger::app::{App, hsm_events, lease, recover, suspension};
+use claviger::app::{App, create_key, hsm_events, lease, recover, suspension};
 use claviger::audit::sequencer;
 use claviger::cli::{Failure, load};
 use claviger::config::server::ServerConfig;
@@ -36,6 +36,8 @@ const SUSPENSION_MS: u64 = 5_000;
 
 /// How often it is looked whether something has happened to a token, in milliseconds.
 const HSM_EVENTS_MS: u64 = 500;
+/// How often keys that were begun are looked for.
+const FINISH_KEYS_MS: u64 = 60_000;
 
 /// Runs the server until SIGTERM or SIGINT.
 ///
@@ -84,6 +86,7 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     let mut edges = vec![sequence(&config, &app)];
     edges.push(watch_suspension(&app));
     edges.push(record_hsm_events(&app));
+    edges.push(finish_keys(&app));
     edges.extend(signing.iter().map(Signing::job));
     let periods = Periods { recover_ms: RECOVER_MS, gauges_ms: GAUGES_MS };
     let mut jobs = jobs::start(&app, polled(&config, &app), edges, periods, &stop);
@@ -184,6 +187,17 @@ fn record_hsm_events(app: &Arc<App>) -> EdgeJob {
         Box::pin(async move { hsm_events::record(&app).await }) as BoxFuture<'static, _>
     };
     EdgeJob { name: "hsm_events", every_ms: HSM_EVENTS_MS, run: Box::new(run) }
+}
+
+/// Keys that another process or a failed call has begun are finished once nobody holds them.
+fn finish_keys(app: &Arc<App>) -> EdgeJob {
+    let app = Arc::clone(app);
+    let run = move || {
+        let app = Arc::clone(&app);
+        Box::pin(async move { create_key::finish_begun(&app, None, false).await.map(drop) })
+            as BoxFuture<'static, _>
+    };
+    EdgeJob { name: "begun_keys", every_ms: FINISH_KEYS_MS, run: Box::new(run) }
 }
 
 async fn wait_for_signal() -> Result<(), Failure> {

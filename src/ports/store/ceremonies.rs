@@ -1,7 +1,8 @@
 //! What imports and key ceremonies read and write.
 
 use super::StoreError;
-use crate::core::key::OperatorKey;
+use crate::core::id::{HolderId, HsmName, KeyId};
+use crate::core::key::{CkaId, OperatorKey};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use async_trait::async_trait;
@@ -31,6 +32,25 @@ pub trait KeyBook: Send {
 
     /// The ceremony that was begun and has not ended.
     async fn open_ceremony(&mut self) -> Result<Option<OpenCeremony>, StoreError>;
+
+    /// Whether this ceremony is open; until the unit's end it stays so.
+    async fn holds_ceremony(&mut self, id: &str) -> Result<bool, StoreError>;
+
+    /// Takes a begun key until then, to make or to finish it. `false` if it is not begun, or if somebody has
+    /// it at `now`. A claim that would last for more than an hour is one of a wrong clock, and none.
+    async fn claim_key(
+        &mut self,
+        key: KeyId,
+        holder: HolderId,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<bool, StoreError>;
+
+    /// The leaves about a subject, in the log and on their way into it, oldest first.
+    async fn leaves_about(&mut self, subject: &str) -> Result<Vec<Vec<u8>>, StoreError>;
+
+    /// The token and the label of the key with this `CKA_ID`, a begun one too.
+    async fn key_with(&mut self, cka_id: &CkaId) -> Result<Option<(HsmName, String)>, StoreError>;
 }
 
 /// A key ceremony that was begun and has not ended.

@@ -28,7 +28,7 @@ statements! {
         max_fee, max_tip, decided_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
         ON CONFLICT (request_id, number) DO NOTHING";
     DECISION = "SELECT a.request_id, a.number, a.key_id, a.kind, a.bytes, a.digest, k.public_key, \
-        k.hsm, k.wrapped, k.wrapped_under FROM attempts a JOIN operator_keys k ON k.id = a.key_id \
+        k.address, k.hsm, k.wrapped, k.wrapped_under FROM attempts a JOIN operator_keys k ON k.id = a.key_id \
         WHERE a.request_id = $1 AND a.number = $2";
     ATTEMPTS = "SELECT * FROM attempts WHERE request_id = $1 ORDER BY number";
     UNSIGNED_ATTEMPTS = "SELECT a.request_id, a.number FROM attempts a \
@@ -121,6 +121,7 @@ struct DecisionColumns {
     bytes: Vec<u8>,
     digest: Vec<u8>,
     public_key: Option<Vec<u8>>,
+    address: Option<Vec<u8>>,
     hsm: String,
     wrapped: Option<Vec<u8>>,
     wrapped_under: Option<Vec<u8>>,
@@ -158,11 +159,15 @@ pub(super) async fn decision(
         return Ok(None);
     };
     let key = row.public_key.as_deref().and_then(PublicKey::from_sec1);
+    let key = key.ok_or_else(|| corrupt("a pinned public key"))?;
+    if row.address.as_deref() != Some(key.address().as_slice()) {
+        return Err(corrupt("the address of a key"));
+    }
     Ok(Some(DecisionRecord {
         request: parsed(&row.request_id)?,
         attempt: row.number,
         key: parsed(&row.key_id)?,
-        public_key: key.ok_or_else(|| corrupt("a pinned public key"))?,
+        public_key: key,
         hsm: HsmName::new(row.hsm),
         custody: custody(row.wrapped, row.wrapped_under)?,
         kind: PayloadKind::from_name(&row.kind).ok_or_else(|| corrupt("an attempt's kind"))?,

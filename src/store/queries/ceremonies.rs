@@ -3,7 +3,8 @@
 use super::column::parsed;
 use super::keys::KeyColumns;
 use super::statement::{Tx, values};
-use crate::core::key::OperatorKey;
+use crate::core::id::{HolderId, HsmName, KeyId};
+use crate::core::key::{CkaId, OperatorKey};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::ports::store::{KeyBook, OpenCeremony, StoreError};
@@ -23,6 +24,27 @@ statements! {
     END_CEREMONY = "UPDATE ceremonies SET ended_at = $2, is_open = NULL \
         WHERE id = $1 AND is_open = 1";
     OPEN_CEREMONY = "SELECT id, title, plan, begun_at FROM ceremonies WHERE is_open = 1";
+    HOLD_CEREMONY = locked!("SELECT title AS label FROM ceremonies WHERE id = $1 AND is_open = 1");
+    CLAIM_KEY = "UPDATE operator_keys SET claimed_by = $2, claimed_until = $4 \
+        WHERE id = $1 AND state = 'creating' AND (claimed_by IS NULL \
+        OR claimed_until <= $3 OR claimed_until > $5)";
+    LEAVES_OF = "SELECT leaf FROM audit_leaves WHERE subject = $1 ORDER BY idx";
+    LEAVES_ON_THEIR_WAY = "SELECT leaf FROM audit_outbox WHERE subject = $1 ORDER BY seq";
+    KEY_WITH = "SELECT hsm, label FROM operator_keys WHERE cka_id = $1";
+}
+
+/// No claim of a clock that is right lasts longer, in milliseconds.
+const CLAIM_MAX_MS: i64 = 60 * 60 * 1000;
+
+#[derive(FromRow)]
+struct LeafBytes {
+    leaf: Vec<u8>,
+}
+
+#[derive(FromRow)]
+struct PlaceAndName {
+    hsm: String,
+    label: String,
 }
 
 #[derive(FromRow)]
@@ -120,5 +142,43 @@ impl KeyBook for Tx {
     async fn open_ceremony(&mut self) -> Result<Option<OpenCeremony>, StoreError> {
         let answer = open(self).await;
         self.kept(answer)
+    }
+
+    async fn holds_ceremony(&mut self, id: &str) -> Result<bool, StoreError> {
+        let row = self.one::<Name>(HOLD_CEREMONY, values![id]).await;
+        self.kept(row).map(|row| row.is_some())
+    }
+
+    async fn claim_key(
+        &mut self,
+        key: KeyId,
+        holder: HolderId,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let latest = now.plus_millis(CLAIM_MAX_MS);
+        let values = values![
+            key.to_string(),
+            holder.to_string(),
+            now.millis(),
+            until.millis(),
+            latest.millis(),
+        ];
+        let claimed = self.execute(CLAIM_KEY, values).await;
+        self.kept(claimed).map(|rows| rows == 1)
+    }
+
+    async fn leaves_about(&mut self, subject: &str) -> Result<Vec<Vec<u8>>, StoreError> {
+        let mut all = Vec::new();
+        for sql in [LEAVES_OF, LEAVES_ON_THEIR_WAY] {
+            let rows = self.all::<LeafBytes>(sql, values![subject]).await;
+            all.extend(self.kept(rows)?.into_iter().map(|row| row.leaf));
+        }
+        Ok(all)
+    }
+
+    async fn key_with(&mut self, cka_id: &CkaId) -> Result<Option<(HsmName, String)>, StoreError> {
+        let row = self.one::<PlaceAndName>(KEY_WITH, values![cka_id.as_bytes()]).await;
+        self.kept(row).map(|row| row.map(|row| (HsmName::new(row.hsm), row.label)))
     }
 }

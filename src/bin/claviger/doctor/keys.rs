@@ -8,7 +8,9 @@ use claviger::config::server::ServerConfig;
 use claviger::core::id::HsmName;
 use claviger::core::key::{CkaId, Custody, KeyPlace, OperatorKey};
 use claviger::core::key_report::{KeyException, KeyFlag, KeyReport};
-use claviger::hsm::{Diagnosis, Hsm, HsmConfig, WrappingConfig, diagnose, diagnose_pin_file};
+use claviger::hsm::{
+    Diagnosis, Hsm, HsmConfig, NEEDS_EXCEPTIONS, WrappingConfig, diagnose, diagnose_pin_file,
+};
 use claviger::ports::signer::{Signer, SignerError};
 use claviger::ports::store::{KeyFilter, Store, Wrapped, look};
 
@@ -200,7 +202,24 @@ async fn wraps(
     config: &HsmConfig,
     wrapping: &WrappingConfig,
 ) -> Result<String, Diagnosis> {
-    match hsm.check_wrapping_key(&config.name).await {
+    let checked = hsm.check_wrapping_key(&config.name).await;
+    if checked.is_ok() {
+        let place = KeyPlace { hsm: config.name.clone(), cka_id: wrapping.key.clone() };
+        let told = hsm.describe_wrapping_key(&place).await.ok().flatten().unwrap_or_default();
+        let needs = told.get(NEEDS_EXCEPTIONS).map_or("", String::as_str);
+        let needs: Vec<_> = needs.split_whitespace().collect();
+        let names = wrapping.exceptions.keys().filter(|name| !needs.contains(&name.as_str()));
+        let unneeded: Vec<_> = names.cloned().collect();
+        if !unneeded.is_empty() {
+            return Err(Diagnosis {
+                what: format!("it does not need {}", unneeded.join(", ")),
+                advice: "take that out of `allows` of its `[[hsm.exception]]`: it would hide a change for the \
+                         worse"
+                    .to_owned(),
+            });
+        }
+    }
+    match checked {
         Ok(()) if wrapping.exceptions.is_empty() => Ok("wraps, unwraps, and does nothing else".to_owned()),
         Ok(()) => {
             let lacks = wrapping.exceptions.iter().map(|(name, why)| format!("{name}: {why}"));
