@@ -3,7 +3,6 @@
 use crate::app::{App, AppError, record};
 use crate::core::audit::{EncodedLeaf, Leaf, LeafKind};
 use crate::core::id::HolderId;
-use crate::core::key::{Custody, OperatorKey};
 use crate::core::time::Timestamp;
 use crate::ports::signer::{HsmEvent, HsmNews};
 use crate::ports::store::{End, StoreError, look, unit};
@@ -17,9 +16,21 @@ use std::time::Duration;
 /// # Errors
 /// When the store does not answer.
 pub async fn record(app: &App) -> Result<(), AppError> {
+    if record_only(app).await? {
+        enroll(app).await?;
+    }
+    Ok(())
+}
+
+/// As [`record`], at the end of the process: no key has to prove itself any more. Answers whether an outage is
+/// over.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn record_only(app: &App) -> Result<bool, AppError> {
     let events = app.signer.events();
     let Some(last) = events.last().map(|event| event.number) else {
-        return Ok(());
+        return Ok(false);
     };
     let (now, holder) = (app.clock.now(), app.leases.holder());
     let leaves: Result<Vec<_>, _> = events.iter().map(|event| leaf(event, holder, now)).collect();
@@ -35,17 +46,14 @@ pub async fn record(app: &App) -> Result<(), AppError> {
     })
     .await?;
     app.signer.events_recorded(last);
-    if events.iter().any(|event| matches!(event.news, HsmNews::Up { .. })) {
-        enroll(app).await?;
-    }
-    Ok(())
+    Ok(events.iter().any(|event| matches!(event.news, HsmNews::Up { .. })))
 }
 
 /// Keys that could not be enrolled while their token, or one that stands by for it, was away.
 async fn enroll(app: &App) -> Result<(), AppError> {
-    let keys = look(&*app.store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?;
-    let in_token = |key: &&OperatorKey| key.custody == Custody::Token;
-    for key in keys.iter().filter(in_token) {
+    let keys =
+        look(&*app.store, "token_keys", |unit| Box::pin(async move { unit.token_keys().await }));
+    for key in &keys.await? {
         if let Err(error) = app.signer.enroll(key).await {
             tracing::error!(key = %key.id, address = %key.address, %error, "a key cannot be used");
         }

@@ -4,11 +4,12 @@
 use crate::app::cancel::conflict;
 use crate::app::outbid::{Version, outbid};
 use crate::app::record::Instruction;
-use crate::app::{App, AppError, chains, follow, lease, read, record, suspension};
+use crate::app::{App, AppError, chains, follow, lease, read, record, signers, suspension};
 use crate::core::id::RequestId;
 use crate::core::tx::state::Status;
 use crate::core::tx::step::sped_up;
 use crate::ports::chain::BlockAt;
+use crate::ports::store::look;
 
 /// Signs and sends another version at the next higher fees.
 ///
@@ -32,6 +33,14 @@ pub async fn speed_up(app: &App, id: RequestId, said: &Instruction) -> Result<()
     }
     if attempts.last().is_none_or(|last| last.signature.is_none()) {
         return Err(busy("its newest attempt is not signed yet"));
+    }
+    // Nothing is decided, and no lane taken from another process, that could not be signed here now.
+    let address = row.new.address;
+    let key = look(&*app.store, "key_at", move |unit| {
+        Box::pin(async move { unit.key_at(address).await })
+    });
+    if let Some(key) = key.await? {
+        signers::must_be_up(app, &key)?;
     }
     let now = app.clock.now();
     let market = chain.market(now).await?;

@@ -8,8 +8,12 @@ pub(super) const PAUSE_FIRST: Duration = Duration::from_millis(250);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// After so many failed probes the module is finalised and initialised; and again after as many more.
 pub(super) const PROBES: u32 = 3;
-/// So many errors in a row that say nothing about themselves mean that the token is gone.
+/// So many errors in a row without a good signature mean that the token is gone, if no other key signs.
 pub(super) const TROUBLES: u32 = 3;
+/// A token that is down again so soon after it came back comes back more slowly.
+const SHORT: Duration = Duration::from_secs(60);
+/// The first pause grows no further with each such outage: up to eight seconds.
+const RELAPSES_MAX: u32 = 5;
 /// What callers are told to wait, at least and at most, in seconds.
 const RETRY_AFTER_MIN_S: u64 = 1;
 const RETRY_AFTER_MAX_S: u64 = 30;
@@ -19,6 +23,10 @@ const RETRY_AFTER_MAX_S: u64 = 30;
 pub(super) struct Condition {
     state: State,
     troubles: u32,
+    /// How many outages in a row followed each other soon.
+    relapses: u32,
+    /// When the last outage ended.
+    rose: Option<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +81,7 @@ pub(super) struct Refusal {
 impl Condition {
     /// Of a token that was just found well.
     pub(super) const fn up() -> Self {
-        Self { state: State::Up, troubles: 0 }
+        Self { state: State::Up, troubles: 0, relapses: 0, rose: None }
     }
 
     /// Whether it is up.
@@ -103,12 +111,12 @@ impl Condition {
         }
     }
 
-    /// A job went well.
+    /// A key has signed, and nothing less counts: a module may answer all else from memory.
     pub(super) const fn worked(&mut self) {
         self.troubles = 0;
     }
 
-    /// A job met an error that says nothing about itself; answers whether it was one too many.
+    /// A job met an error that does not say that the token is gone; answers whether it was one too many.
     pub(super) const fn troubled(&mut self) -> bool {
         self.troubles = self.troubles.saturating_add(1);
         self.troubles >= TROUBLES
@@ -124,7 +132,11 @@ impl Condition {
     ) -> bool {
         match &mut self.state {
             State::Up => {
-                let pause = if module_gone { Duration::ZERO } else { pause(0, luck) };
+                let is_relapse = self.rose.is_some_and(|rose| now.saturating_sub(rose) < SHORT);
+                let relapses = self.relapses.saturating_add(1).min(RELAPSES_MAX);
+                self.relapses = if is_relapse { relapses } else { 0 };
+                let at_once = module_gone && self.relapses == 0;
+                let pause = if at_once { Duration::ZERO } else { pause(self.relapses, luck) };
                 self.state = State::Down(Outage {
                     since: now,
                     reason: reason.to_owned(),
@@ -179,15 +191,16 @@ impl Condition {
             reason.clone_into(&mut outage.reason);
             outage.probes = outage.probes.saturating_add(1);
             outage.module_gone = module_gone;
-            outage.next = now.saturating_add(pause(outage.probes, luck));
+            let doublings = outage.probes.saturating_add(self.relapses);
+            outage.next = now.saturating_add(pause(doublings, luck));
         }
     }
 
     /// It is back. Answers since when it was gone, if it was.
-    pub(super) fn rose(&mut self) -> Option<Duration> {
+    pub(super) fn rose(&mut self, now: Duration) -> Option<Duration> {
         let State::Down(outage) = &self.state else { return None };
         let since = outage.since;
-        *self = Self::up();
+        *self = Self { relapses: self.relapses, rose: Some(now), ..Self::up() };
         Some(since)
     }
 }
@@ -231,8 +244,8 @@ mod tests {
         assert!(!it.fell("C_Sign: CKR_DEVICE_ERROR", false, at(1_001), 7), "it was down already");
         assert_eq!((it.due(at(1_099)), it.due(at(1_100))), (None, Some(Rung::Probe)));
         assert_eq!(it.wait(at(1_040)), Some(at(60)));
-        assert_eq!(it.rose(), Some(at(1_000)));
-        assert_eq!((it.rose(), it.is_up()), (None, true));
+        assert_eq!(it.rose(at(1_101)), Some(at(1_000)));
+        assert_eq!((it.rose(at(1_102)), it.is_up()), (None, true));
     }
 
     #[test]
@@ -281,8 +294,28 @@ mod tests {
         assert!(it.refusal(at(0)).unwrap().is_condemned);
         it.failed("x", true, at(1), 0);
         assert!(!it.fell("x", true, at(1), 0));
-        assert_eq!((it.due(at(99_000)), it.wait(at(0)), it.rose()), (None, None, None));
+        assert_eq!((it.due(at(99_000)), it.wait(at(0)), it.rose(at(1))), (None, None, None));
         assert!(!it.is_up());
+    }
+
+    #[test]
+    fn a_token_that_is_soon_down_again_comes_back_more_slowly_until_it_was_up_for_a_minute() {
+        let mut it = Condition::up();
+        let mut waits = Vec::new();
+        for n in 0..8 {
+            let now = at(n * 20_000);
+            it.fell("gone", n == 1, now, u64::from(u32::MAX));
+            waits.push(it.wait(now).unwrap() <= pause(0, 250));
+            assert!(it.wait(now).unwrap() <= at(8_000));
+            it.rose(now + at(10));
+        }
+        assert_eq!(it.relapses, RELAPSES_MAX);
+        assert!(waits[0], "the first one is probed at once");
+        it.fell("C_Sign: CKR_CRYPTOKI_NOT_INITIALIZED", true, at(140_100), 7_999);
+        assert_eq!(it.due(at(140_100)), None, "nor is a module restarted again and again");
+        it.rose(at(140_200));
+        it.fell("gone", false, at(140_200) + SHORT, 250);
+        assert_eq!((it.relapses, it.wait(at(140_200) + SHORT)), (0, Some(at(250))));
     }
 
     #[test]

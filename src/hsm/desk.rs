@@ -11,6 +11,7 @@ use crate::hsm::gate::Alone;
 use crate::hsm::lock;
 use crate::hsm::module::OpenSession;
 use cryptoki::slot::Slot;
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -84,6 +85,16 @@ impl Desk {
         self.seats.iter().take(seats).all(|place| lock(place).is_some())
     }
 
+    /// No other seat has this session's number: the module gave it anew, so what had it before is gone.
+    pub(super) fn only(&self, session: &OpenSession) {
+        for place in &self.seats {
+            let mut place = lock(place);
+            if let Some(other) = place.take_if(|it| it.get().handle() == session.get().handle()) {
+                other.forget();
+            }
+        }
+    }
+
     /// Closes a session, or forgets it if its number may be another's.
     pub(super) fn discard(&self, session: OpenSession) {
         if session.epoch() == self.epoch() {
@@ -97,10 +108,12 @@ impl Desk {
     /// threads could not be kept out, nothing stays.
     pub(super) fn muster(&self, alone: Option<&Alone<'_>>, slot: Option<Slot>) {
         let epoch = self.epoch().saturating_add(1);
+        let mut numbers = HashSet::new();
         for place in &self.seats {
             let mut place = lock(place);
             let Some(session) = place.take() else { continue };
-            if alone.is_none() || session.epoch() != self.epoch() {
+            let is_second = !numbers.insert(session.get().handle());
+            if alone.is_none() || is_second || session.epoch() != self.epoch() {
                 session.forget();
                 continue;
             }

@@ -57,6 +57,23 @@ impl Class {
         }
     }
 
+    /// Whether each such error counts, also one that a second try cures.
+    pub(super) const fn counts_each(self) -> bool {
+        matches!(self, Self::Trouble | Self::Vendor)
+    }
+
+    /// Whether a job that failed by it for good counts: a token that is well gives no such errors for long.
+    pub(super) const fn counts_in_the_end(self) -> bool {
+        matches!(
+            self,
+            Self::SessionLost
+                | Self::LoginLost
+                | Self::SessionSpoiled
+                | Self::HandlesLost
+                | Self::Resources
+        )
+    }
+
     /// Whether the job is done once more.
     pub(super) const fn is_tried_again(self) -> bool {
         match self {

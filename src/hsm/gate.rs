@@ -2,8 +2,8 @@
 //! last one has come out, and lets them in again.
 
 use crate::hsm::lock;
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// One for each module.
 #[derive(Default)]
@@ -15,7 +15,8 @@ pub(super) struct Gate {
 #[derive(Default)]
 struct Inside {
     threads: usize,
-    closed: bool,
+    /// Since when it is.
+    closed: Option<Instant>,
 }
 
 /// A thread is inside as long as it has this.
@@ -27,11 +28,7 @@ pub(super) struct Alone<'a>(&'a Gate);
 impl Gate {
     /// Enters, once the gate is open. `None` if it is not within `limit`.
     pub(super) fn enter(&self, limit: Duration) -> Option<Pass<'_>> {
-        let waited = self.changed.wait_timeout_while(lock(&self.inside), limit, |it| it.closed);
-        let (mut inside, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if inside.closed {
-            return None;
-        }
+        let mut inside = self.opened(limit)?;
         inside.threads = inside.threads.saturating_add(1);
         Some(Pass(self))
     }
@@ -40,21 +37,29 @@ impl Gate {
     /// another thread has it closed for as long; it is open for others again then. Whoever asks must not be
     /// inside.
     pub(super) fn close(&self, limit: Duration) -> Option<Alone<'_>> {
-        let waited = self.changed.wait_timeout_while(lock(&self.inside), limit, |it| it.closed);
-        let (mut inside, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if inside.closed {
-            return None;
-        }
-        inside.closed = true;
+        let mut inside = self.opened(limit)?;
+        inside.closed = Some(Instant::now());
         let waited = self.changed.wait_timeout_while(inside, limit, |it| it.threads > 0);
         let (mut inside, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if inside.threads > 0 {
-            inside.closed = false;
+            inside.closed = None;
             drop(inside);
             self.changed.notify_all();
             return None;
         }
         Some(Alone(self))
+    }
+
+    /// For how long it has been closed: whoever closed it may be in a call that does not come back.
+    pub(super) fn closed_for(&self) -> Duration {
+        lock(&self.inside).closed.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    fn opened(&self, limit: Duration) -> Option<MutexGuard<'_, Inside>> {
+        let is_closed = |it: &mut Inside| it.closed.is_some();
+        let waited = self.changed.wait_timeout_while(lock(&self.inside), limit, is_closed);
+        let (inside, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        inside.closed.is_none().then_some(inside)
     }
 }
 
@@ -69,7 +74,7 @@ impl Drop for Pass<'_> {
 
 impl Drop for Alone<'_> {
     fn drop(&mut self) {
-        lock(&self.0.inside).closed = false;
+        lock(&self.0.inside).closed = None;
         self.0.changed.notify_all();
     }
 }
@@ -93,8 +98,9 @@ mod tests {
         drop((pass, second));
         let alone = gate.close(SOON).unwrap();
         assert!(gate.enter(SOON).is_none() && gate.close(SOON).is_none());
+        assert!(gate.closed_for() >= SOON);
         drop(alone);
-        assert!(gate.enter(SOON).is_some());
+        assert!(gate.closed_for().is_zero() && gate.enter(SOON).is_some());
     }
 
     #[test]

@@ -5,10 +5,14 @@ use crate::core::key::{CkaId, PublicKey};
 use crate::core::key_report::KeyException;
 use crate::hsm::fault::{Fault, unusable};
 use crate::hsm::object::{Found, checked, search};
+use crate::hsm::standing::luck;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// After so many wrong signatures in a row a key is not asked any more.
+const WRONG_MAX: u32 = 3;
 
 /// Shared by the HSM threads. Handles come from one enumeration; when they are lost, another one
 /// begins a new generation, and each enrolled key is checked once more before it signs in it.
@@ -22,6 +26,8 @@ struct Inner {
     generation: u64,
     found: HashMap<CkaId, Found>,
     enrolled: HashMap<KeyId, Enrolled>,
+    /// How many wrong signatures in a row.
+    wrong: HashMap<KeyId, u32>,
 }
 
 #[derive(Clone)]
@@ -58,10 +64,14 @@ impl Keyring {
         self.read().enrolled.contains_key(&key)
     }
 
-    /// Some keys that may sign, with the ids and public keys that were pinned.
-    pub(super) fn some(&self, most: usize) -> Vec<(KeyId, CkaId, PublicKey)> {
+    /// Some keys that may sign, not always the same, and not this one; with the ids and public keys that were
+    /// pinned.
+    pub(super) fn some(&self, most: usize, but: Option<KeyId>) -> Vec<(KeyId, CkaId, PublicKey)> {
         let inner = self.read();
-        let some = inner.enrolled.iter().take(most);
+        let others = inner.enrolled.iter().filter(|(id, _)| Some(**id) != but);
+        let count = others.clone().count();
+        let first = usize::try_from(luck()).unwrap_or(0).checked_rem(count).unwrap_or(0);
+        let some = others.cycle().skip(first).take(most.min(count));
         some.map(|(id, key)| (*id, key.cka_id.clone(), key.public_key)).collect()
     }
 
@@ -115,11 +125,12 @@ impl Keyring {
             let inner = self.read();
             (inner.found.get(cka_id).cloned(), inner.generation)
         };
-        let found = match known {
-            Some(found) => found,
-            None => search(session, cka_id)?,
+        let check = |found: &Found| checked(session, found, self.exception(cka_id));
+        let (handle, public_key) = match known.as_ref().map(check) {
+            // What was enumerated may be old: the key may have come, or been mended, since.
+            None | Some(Err(Fault::Refused(_))) => check(&search(session, cka_id)?)?,
+            Some(answer) => answer?,
         };
-        let (handle, public_key) = checked(session, &found, self.exception(cka_id))?;
         if public_key != *pinned {
             return Err(unusable("its public key in the token is not the pinned one"));
         }
@@ -136,6 +147,31 @@ impl Keyring {
     ) {
         let enrolled = Enrolled { cka_id, public_key, handle, generation };
         self.write().enrolled.insert(key, enrolled);
+    }
+
+    /// A key has given a wrong signature. Answers whether it was one too many: the key is asked no more, until
+    /// it has proved itself for one who enrolls it.
+    pub(super) fn wrong(&self, key: KeyId) -> bool {
+        let mut inner = self.write();
+        let times = inner.wrong.entry(key).or_default();
+        *times = times.saturating_add(1);
+        let is_barred = *times >= WRONG_MAX;
+        if is_barred {
+            inner.enrolled.remove(&key);
+        }
+        is_barred
+    }
+
+    /// A key has given a right signature.
+    pub(super) fn right(&self, key: KeyId) {
+        if self.read().wrong.contains_key(&key) {
+            self.write().wrong.remove(&key);
+        }
+    }
+
+    /// Whether a key is asked no more.
+    pub(super) fn is_barred(&self, key: KeyId) -> bool {
+        self.read().wrong.get(&key).is_some_and(|times| *times >= WRONG_MAX)
     }
 
     /// Takes the right to sign away.

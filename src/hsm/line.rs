@@ -4,10 +4,10 @@ use crate::core::id::{HsmName, KeyId};
 use crate::core::key::{CkaId, Custody, OperatorKey};
 use crate::hsm::HsmConfig;
 use crate::hsm::errors::Class;
-use crate::hsm::fault::{Fault, class};
+use crate::hsm::fault::{Fault, class, describe};
 use crate::hsm::ladder::renew;
 use crate::hsm::lock;
-use crate::hsm::login::Secret;
+use crate::hsm::login::{Secret, may_be_the_pin};
 use crate::hsm::module::Module;
 use crate::hsm::news::News;
 use crate::hsm::supervisor;
@@ -21,6 +21,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
+/// A step of a probe may take so much longer than a job: it may start the module.
+const PROBE_STEPS: u32 = 4;
 /// How long dropping an [`crate::hsm::Hsm`] waits for its threads.
 const DROP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -60,6 +62,9 @@ impl Line {
         match begin(&shared) {
             Ok(()) => {}
             Err(Fault::Refused(error @ SignerError::Condemned(_))) => return Err(error),
+            Err(Fault::Module(error)) if may_be_the_pin(&error) => {
+                return Err(SignerError::Condemned(describe(&error)));
+            }
             Err(fault) => {
                 let module_gone =
                     matches!(&fault, Fault::Module(it) if class(it) == Class::ModuleGone);
@@ -77,10 +82,7 @@ impl Line {
         for seat in 0..config.sessions {
             threads.push(watched.start(seat)?);
         }
-        let (supervised, running) = (Arc::clone(&shared), watched.running.clone());
-        threads.push(spawn(format!("hsm-{}-probe", config.name), move || {
-            supervisor::run(&supervised, &running);
-        })?);
+        threads.push(watched.start_probing(0)?);
         Ok((Self { shared, queue: Some(queue), ended, threads }, watched))
     }
 
@@ -100,6 +102,11 @@ impl Line {
     /// Whether one more job would find room in the queue, as it is now.
     pub(super) fn has_room(&self) -> bool {
         self.queue.as_ref().is_some_and(|queue| !queue.is_full())
+    }
+
+    /// Whether a key has given so many wrong signatures that it is not asked any more.
+    pub(super) fn is_barred(&self, key: KeyId) -> bool {
+        self.shared.keyring.is_barred(key)
     }
 
     /// Whether a key may sign here.
@@ -200,7 +207,7 @@ impl Drop for Line {
 fn begin(shared: &Shared) -> Result<(), Fault> {
     *lock(&shared.slot) = Some(shared.module.slot_of(&shared.config.token_label)?);
     for seat in 0..shared.config.sessions {
-        let session = renew(shared, seat == 0)?;
+        let session = renew(shared, seat == 0, &|| {})?;
         if seat == 0 && shared.config.wrapping.is_some() {
             // Told in an alarm; the token's other keys serve.
             drop(shared.wrapping.usable(&session, shared.keyring.generation()));
@@ -218,6 +225,35 @@ impl Watched {
         spawn(format!("hsm-{}-{seat}", self.shared.config.name), move || worker.run(&jobs))
     }
 
+    /// Starts the thread that probes.
+    fn start_probing(&self, seat: usize) -> Result<JoinHandle<()>, SignerError> {
+        let (shared, running) = (Arc::clone(&self.shared), self.running.clone());
+        spawn(format!("hsm-{}-probe-{seat}", self.shared.config.name), move || {
+            supervisor::run(&shared, seat, &running);
+        })
+    }
+
+    /// As [`Self::look`], for the thread that probes. Answers how many do not come back.
+    fn look_at_probing(&self) -> usize {
+        let shared = &self.shared;
+        let hsm = &shared.config.name;
+        let limit = shared.config.limits.stalled.saturating_mul(PROBE_STEPS);
+        let Found { stalled, stalled_now, vacant, .. } = shared.probing.look(limit);
+        for thread in stalled {
+            tracing::error!(%hsm, thread, "the thread that probes does not come back from the module");
+        }
+        for seat in vacant {
+            match self.start_probing(seat) {
+                Ok(_) => tracing::warn!(%hsm, seat, "another thread probes"),
+                Err(error) => {
+                    shared.probing.gone(seat);
+                    tracing::error!(%hsm, %error, "no other thread that probes could be started");
+                }
+            }
+        }
+        stalled_now
+    }
+
     /// Looks for threads that do not come back, and has others take their places. Where none is left, the
     /// token is down, and nobody waits for it. Calls no module, so it always comes back.
     pub(super) fn look(&self) {
@@ -227,6 +263,7 @@ impl Watched {
         for thread in stalled {
             tracing::error!(%hsm, thread, "an HSM thread does not come back from the module");
         }
+        let stalled_now = stalled_now.saturating_add(self.look_at_probing());
         let count = u32::try_from(stalled_now).unwrap_or(u32::MAX);
         metrics::gauge!("claviger_hsm_stalled_threads", "hsm" => hsm.to_string())
             .set(f64::from(count));
@@ -241,6 +278,12 @@ impl Watched {
         }
         if none_free {
             shared.standing.fell("no HSM thread comes back from the module", false);
+        }
+        // Whoever closed it is in a call that ends sessions, or the module, and no token of it can be asked.
+        if shared.module.gate.closed_for() > limit {
+            shared
+                .standing
+                .fell("the module is closed, and a call that ends sessions hangs", false);
         }
         // Threads do this too, if one of them comes back.
         while let Err(error) = shared.standing.admit()

@@ -291,6 +291,9 @@ impl Hsm {
         key: Option<&Arc<OperatorKey>>,
         permit: &Arc<OpenPermit>,
     ) -> Result<RawSignature, SignerError> {
+        if line.is_barred(permit.key) {
+            return Err(barred());
+        }
         if let Some(key) = key.filter(|key| !line.knows(key.id)) {
             line.ask(|answer| Job::Enroll(Arc::clone(key), answer)).await?;
         }
@@ -442,6 +445,9 @@ impl Signer for Hsm {
                 "it was found not to be as it was pinned".to_owned(),
             ));
         }
+        if line.is_barred(key.id) {
+            return Err(barred());
+        }
         match (line.is_up(), self.standby(line)) {
             (Err(_), Some(standby)) if standby.is_up().is_ok() && standby.has(key) => Ok(()),
             (Ok(()), _) if !line.has_room() => Err(SignerError::Overloaded),
@@ -488,6 +494,11 @@ impl Signer for Hsm {
             _ => Ok(told.join("\n")),
         }
     }
+}
+
+fn barred() -> SignerError {
+    let why = "its signatures were wrong several times in a row: it is to be enrolled again";
+    SignerError::KeyUnusable(why.to_owned())
 }
 
 fn refused(why: impl Into<String>) -> SignerError {

@@ -1,13 +1,17 @@
 //! What happened to the tokens and is not in the audit log yet.
 
-use crate::core::id::HsmName;
+use crate::core::id::{HsmName, KeyId};
 use crate::hsm::lock;
 use crate::ports::signer::{HsmEvent, HsmNews};
+use std::collections::HashMap;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// More than this, and what is of one kind is told as one: the database may be away for long.
 const KEPT_MAX: usize = 256;
+
+/// Wrong signatures by one key are told no more often.
+const OFTEN: Duration = Duration::from_secs(60);
 
 /// In the order in which it happened.
 #[derive(Default)]
@@ -17,6 +21,8 @@ pub(super) struct News(Mutex<Kept>);
 struct Kept {
     last: u64,
     items: Vec<Item>,
+    /// When a wrong signature was told last.
+    told: HashMap<Subject, Instant>,
 }
 
 struct Item {
@@ -25,23 +31,42 @@ struct Item {
     at: Instant,
     times: u64,
     news: HsmNews,
+    /// It was told, and may have been recorded.
+    is_told: bool,
 }
+
+/// A token and a key of it.
+type Subject = (HsmName, KeyId);
 
 impl News {
     /// Something has happened.
     pub(super) fn add(&self, hsm: &HsmName, news: HsmNews) {
         let mut kept = lock(&self.0);
-        if kept.items.len() >= KEPT_MAX && kept.merge(hsm, &news) {
+        let is_often = matches!(news, HsmNews::WrongSignature { .. });
+        if (is_often || kept.items.len() >= KEPT_MAX) && kept.merge(hsm, &news) {
             return;
         }
         kept.last = kept.last.saturating_add(1);
         let (number, hsm) = (kept.last, hsm.clone());
-        kept.items.push(Item { number, hsm, at: Instant::now(), times: 1, news });
+        kept.items.push(Item { number, hsm, at: Instant::now(), times: 1, news, is_told: false });
     }
 
-    /// What is kept.
+    /// What is kept. Wrong signatures by one key are told once a minute.
     pub(super) fn list(&self) -> Vec<HsmEvent> {
-        let kept = lock(&self.0);
+        self.list_at(Instant::now())
+    }
+
+    fn list_at(&self, now: Instant) -> Vec<HsmEvent> {
+        let mut kept = lock(&self.0);
+        let Kept { items, told, .. } = &mut *kept;
+        told.retain(|_, at| now.saturating_duration_since(*at) < OFTEN);
+        for item in items.iter_mut().filter(|item| !item.is_told) {
+            let subject = item.subject();
+            item.is_told = !subject.as_ref().is_some_and(|subject| told.contains_key(subject));
+            if let (true, Some(subject)) = (item.is_told, subject) {
+                told.insert(subject, now);
+            }
+        }
         let event = |item: &Item| HsmEvent {
             number: item.number,
             hsm: item.hsm.clone(),
@@ -49,12 +74,22 @@ impl News {
             times: item.times,
             news: item.news.clone(),
         };
-        kept.items.iter().map(event).collect()
+        kept.items.iter().filter(|item| item.is_told).map(event).collect()
     }
 
-    /// What is up to this number is recorded.
+    /// What was told up to this number is recorded.
     pub(super) fn recorded(&self, up_to: u64) {
-        lock(&self.0).items.retain(|item| item.number > up_to);
+        lock(&self.0).items.retain(|item| item.number > up_to || !item.is_told);
+    }
+}
+
+impl Item {
+    /// Whose wrong signature it is.
+    fn subject(&self) -> Option<Subject> {
+        match self.news {
+            HsmNews::WrongSignature { key, .. } => Some((self.hsm.clone(), key)),
+            HsmNews::Down { .. } | HsmNews::Up { .. } => None,
+        }
     }
 }
 
@@ -86,6 +121,7 @@ impl Kept {
         if let Some(item) = self.items.get_mut(at) {
             item.times = item.times.saturating_add(1);
             item.number = self.last;
+            item.is_told = false;
         }
         self.items.sort_by_key(|item| item.number);
         true
@@ -95,8 +131,6 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::id::KeyId;
-    use std::time::Duration;
     use uuid::Uuid;
 
     fn down() -> HsmNews {
@@ -119,6 +153,29 @@ mod tests {
         news.recorded(first[1].number);
         let rest = news.list();
         assert_eq!((rest.len(), rest[0].times), (1, 1));
+    }
+
+    #[test]
+    fn wrong_signatures_by_one_key_are_told_once_a_minute_with_their_number() {
+        let (news, hsm, begun) = (News::default(), HsmName::default(), Instant::now());
+        let wrong =
+            |key| HsmNews::WrongSignature { key: KeyId::new(Uuid::from_u128(key)), request: None };
+        let told_at = |after: u64| {
+            let told = news.list_at(begun + Duration::from_secs(after));
+            let last = told.last().map_or(0, |event| event.number);
+            news.recorded(last);
+            told.iter().map(|event| event.times).collect::<Vec<_>>()
+        };
+        news.add(&hsm, wrong(1));
+        assert_eq!(told_at(0), [1]);
+        for _ in 0..30 {
+            news.add(&hsm, wrong(1));
+        }
+        assert_eq!(told_at(30), [] as [u64; 0], "within the minute");
+        news.add(&hsm, wrong(2));
+        assert_eq!(told_at(30), [1], "another key is another matter");
+        assert_eq!(told_at(61), [30]);
+        assert_eq!(told_at(200), [] as [u64; 0]);
     }
 
     #[test]

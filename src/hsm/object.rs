@@ -50,11 +50,15 @@ impl Found {
     }
 }
 
-/// All EC keys of the token by their ids, in one enumeration.
-pub(super) fn enumerate(session: &Session) -> Result<HashMap<CkaId, Found>, Error> {
+/// All EC keys of the token by their ids, in one enumeration. `step` is called for each object.
+pub(super) fn enumerate(
+    session: &Session,
+    step: &dyn Fn(),
+) -> Result<HashMap<CkaId, Found>, Error> {
     let template = [Attribute::Token(true), Attribute::KeyType(KeyType::EC)];
     let mut all: HashMap<CkaId, Found> = HashMap::new();
     for handle in session.find_objects(&template)? {
+        step();
         let (mut class, mut id) = (None, None);
         let wanted = [AttributeType::Class, AttributeType::Id];
         for attribute in session.get_attributes(handle, &wanted)? {
@@ -173,10 +177,14 @@ pub(super) fn describe_pair(
     })
 }
 
-/// `CKA_LABEL` and `CKA_ID` of all objects of the token.
-pub(super) fn names(session: &Session) -> Result<(BTreeSet<String>, BTreeSet<Vec<u8>>), Error> {
+/// `CKA_LABEL` and `CKA_ID` of all objects of the token. `step` is called for each.
+pub(super) fn names(
+    session: &Session,
+    step: &dyn Fn(),
+) -> Result<(BTreeSet<String>, BTreeSet<Vec<u8>>), Error> {
     let (mut labels, mut ids) = (BTreeSet::new(), BTreeSet::new());
     for handle in session.find_objects(&[Attribute::Token(true)])? {
+        step();
         for wanted in [AttributeType::Label, AttributeType::Id] {
             for attribute in session.get_attributes(handle, &[wanted])? {
                 match attribute {

@@ -49,12 +49,12 @@ impl Standing {
         Err(SignerError::Down { reason, retry_after_s })
     }
 
-    /// A job went well.
+    /// A key has signed.
     pub(super) fn worked(&self) {
         lock(&self.inner).condition.worked();
     }
 
-    /// A job met an error that says nothing about itself; answers whether it was one too many.
+    /// A job met an error that does not say that the token is gone; answers whether it was one too many.
     pub(super) fn troubled(&self) -> bool {
         lock(&self.inner).condition.troubled()
     }
@@ -102,7 +102,7 @@ impl Standing {
     /// The token is back, by this rung.
     pub(super) fn rose(&self, by: Rung) {
         let mut inner = lock(&self.inner);
-        let Some(since) = inner.condition.rose() else { return };
+        let Some(since) = inner.condition.rose(self.start.elapsed()) else { return };
         let lasted = self.start.elapsed().saturating_sub(since);
         tracing::info!(hsm = %self.name, ?lasted, "the HSM is up again");
         metrics::gauge!("claviger_hsm_up", "hsm" => self.name.to_string()).set(1.0);
@@ -139,6 +139,6 @@ impl Standing {
 }
 
 /// Any number: the standard library seeds each of its hashers anew.
-fn luck() -> u64 {
+pub(super) fn luck() -> u64 {
     RandomState::new().build_hasher().finish()
 }

@@ -8,8 +8,8 @@ use crate::hsm::ladder::{muster, renew};
 use crate::hsm::lock;
 use crate::hsm::module::{OpenSession, Restart};
 use crate::hsm::object::enumerate;
-use crate::hsm::worker::{Shared, prove};
-use crate::ports::signer::SignerError;
+use crate::hsm::worker::{Shared, prove_key};
+use crate::ports::signer::{HsmNews, SignerError};
 use crossbeam_channel::Sender;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -20,15 +20,35 @@ const RESTART_LIMIT: Duration = Duration::from_secs(2);
 /// How many keys prove themselves before a token counts as up again; the others are checked at their next use.
 const PROOFS: usize = 3;
 
-/// Works until the token's line ends.
-pub(super) fn run(shared: &Arc<Shared>, _running: &Sender<Infallible>) {
+/// The cell of a thread that probes.
+struct Seat<'a> {
+    shared: &'a Shared,
+    number: usize,
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.shared.probing.gone(self.number);
+    }
+}
+
+/// Works until the token's line ends, or another thread has taken the place of this one.
+pub(super) fn run(shared: &Arc<Shared>, number: usize, _running: &Sender<Infallible>) {
+    let _seat = Seat { shared, number };
+    let step = || shared.probing.begin(number);
     let mut last_stuck = None;
     while let Some(rung) = shared.standing.next() {
+        step();
         let life = shared.module.life();
         let outcome = match rung {
-            Rung::Probe => probe(shared),
-            Rung::Restart => restart(shared, life, &mut last_stuck).and_then(|()| probe(shared)),
+            Rung::Probe => probe(shared, &step),
+            Rung::Restart => {
+                restart(shared, life, &mut last_stuck).and_then(|()| probe(shared, &step))
+            }
         };
+        if !shared.probing.end(number) {
+            return;
+        }
         let hsm = &shared.config.name;
         match outcome {
             Ok(()) => shared.standing.rose(rung),
@@ -65,50 +85,88 @@ fn restart(shared: &Shared, life: u64, last_stuck: &mut Option<u64>) -> Result<(
 }
 
 /// Looks whether the token is back, and makes all ready for the workers if so.
-fn probe(shared: &Arc<Shared>) -> Result<(), Fault> {
+fn probe(shared: &Arc<Shared>, step: &dyn Fn()) -> Result<(), Fault> {
     let refuse = |why: &str| Err(Fault::Refused(SignerError::Unavailable(why.to_owned())));
     if !shared.watch.has_free() {
         return refuse("no HSM thread comes back");
     }
+    step();
     if shared.desk.has_any() {
         muster(shared);
     }
     let Some(_pass) = shared.module.gate.enter(RESTART_LIMIT) else {
         return refuse("the module is being restarted");
     };
+    step();
     *lock(&shared.slot) = Some(shared.module.slot_of(&shared.config.token_label)?);
-    let session = renew(shared, false)?;
+    step();
+    let session = renew(shared, false, step)?;
     shared.keyring.doubt();
-    shared.keyring.replace(enumerate(&session)?);
-    prove_some(shared, &session)?;
-    fill(shared, session)
-}
-
-/// Some keys prove themselves. One that is not as it was pinned is an alarm at its next use, and keeps no
-/// other from signing; a wrong signature says that the token is not right.
-fn prove_some(shared: &Shared, session: &OpenSession) -> Result<(), Fault> {
-    for (key, cka_id, public_key) in shared.keyring.some(PROOFS) {
-        let proved = shared
-            .keyring
-            .usable(session, key, &public_key)
-            .and_then(|handle| prove(session, handle, &cka_id, &public_key));
-        match proved {
-            Ok(()) => {}
-            Err(Fault::Refused(error @ SignerError::KeyUnusable(_))) => {
-                tracing::error!(hsm = %shared.config.name, %key, %error, "the key may not sign");
-            }
-            Err(fault) => return Err(fault),
-        }
-    }
+    shared.keyring.replace(enumerate(&session, step)?);
+    prove_some(shared, &session, step)?;
+    fill(shared, session, step);
     Ok(())
 }
 
-/// The login lasts as long as a session of the token is open: all workers get theirs now.
-fn fill(shared: &Shared, session: OpenSession) -> Result<(), Fault> {
+/// Some keys prove themselves. If none does, the token is not right; one that does not keeps no other from
+/// signing, and signs no more itself if its signature was wrong.
+fn prove_some(shared: &Shared, session: &OpenSession, step: &dyn Fn()) -> Result<(), Fault> {
+    let (mut proved, mut first, mut wrong) = (false, None, Vec::new());
+    for key in shared.keyring.some(PROOFS, None) {
+        step();
+        let hsm = &shared.config.name;
+        let fault = match prove_key(shared, session, &key) {
+            Ok(()) => {
+                proved = true;
+                continue;
+            }
+            Err(fault) => fault,
+        };
+        match &fault {
+            Fault::Module(error) => {
+                let is_gone = [Class::TokenGone, Class::ModuleGone, Class::SessionLost];
+                if is_gone.contains(&class(error)) {
+                    return Err(fault);
+                }
+                tracing::error!(%hsm, key = %key.0, error = describe(error), "a key does not sign");
+            }
+            Fault::Refused(error) => {
+                tracing::error!(%hsm, key = %key.0, %error, "the key may not sign");
+                if matches!(error, SignerError::WrongSignature) {
+                    wrong.push(key.0);
+                }
+            }
+        }
+        first.get_or_insert(fault);
+    }
+    for key in wrong {
+        shared.standing.alarm(HsmNews::WrongSignature { key, request: None });
+        if proved {
+            shared.keyring.withdraw(key);
+        }
+    }
+    match first {
+        Some(Fault::Refused(error)) if !proved => Err(Fault::Refused(SignerError::Unavailable(
+            format!("none of its keys proves itself: {error}"),
+        ))),
+        Some(fault) if !proved => Err(fault),
+        _ => Ok(()),
+    }
+}
+
+/// The login lasts as long as a session of the token is open, and one is. The workers get theirs now if that
+/// can be had.
+fn fill(shared: &Shared, session: OpenSession, step: &dyn Fn()) {
     let seats = shared.config.sessions;
     shared.desk.fill(seats, session);
     while !shared.desk.is_full(seats) {
-        shared.desk.fill(seats, renew(shared, false)?);
+        match renew(shared, false, step) {
+            Ok(session) => shared.desk.fill(seats, session),
+            Err(fault) => {
+                let (hsm, error) = (&shared.config.name, SignerError::from(fault));
+                tracing::warn!(%hsm, %error, "the HSM has fewer sessions than are configured");
+                return;
+            }
+        }
     }
-    Ok(())
 }

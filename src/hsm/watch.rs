@@ -59,24 +59,27 @@ impl Watch {
         Self { start: Instant::now(), cells: Mutex::new((0..cells).map(cell).collect()) }
     }
 
-    /// A call begins.
+    /// A call begins, or the next one of many: each of them may take its time. One whose place was given away
+    /// does not get it back.
     pub(super) fn begin(&self, thread: usize) {
-        self.set(thread, Cell::Busy { since: self.start.elapsed(), is_told: false });
+        let since = self.start.elapsed();
+        if let Some(cell) = lock(&self.cells).get_mut(thread)
+            && !matches!(cell, Cell::Replaced { .. })
+        {
+            *cell = Cell::Busy { since, is_told: false };
+        }
     }
 
-    /// The call has come back. `false` if the thread was replaced meanwhile: it is to end.
+    /// The call has come back. `false` if the thread was replaced meanwhile: it is to end, and has its cell
+    /// until then.
     pub(super) fn end(&self, thread: usize) -> bool {
         let mut cells = lock(&self.cells);
         match cells.get_mut(thread) {
-            Some(cell @ Cell::Replaced { .. }) => {
-                *cell = Cell::Free;
-                false
-            }
+            Some(Cell::Replaced { .. }) | None => false,
             Some(cell) => {
                 *cell = Cell::Idle;
                 true
             }
-            None => false,
         }
     }
 
@@ -106,6 +109,13 @@ impl Watch {
     /// Whether a thread takes work, or will soon.
     pub(super) fn has_free(&self) -> bool {
         lock(&self.cells).iter().any(is_free)
+    }
+
+    /// Whether a thread was seen that does not come back, and still does not.
+    pub(super) fn has_stalled(&self) -> bool {
+        let is_stalled =
+            |cell: &Cell| matches!(cell, Cell::Replaced { .. } | Cell::Busy { is_told: true, .. });
+        lock(&self.cells).iter().any(is_stalled)
     }
 
     /// Looks for threads that have been in one call for longer than `limit`, and for such as have ended.
@@ -145,10 +155,6 @@ impl Watch {
         found.none_free = !cells.iter().any(is_free);
         found
     }
-
-    fn set(&self, thread: usize, cell: Cell) {
-        replace(&mut lock(&self.cells), thread, cell);
-    }
 }
 
 fn replace(cells: &mut [Cell], index: usize, with: Cell) {
@@ -185,7 +191,10 @@ mod tests {
         assert_eq!(found, Found { stalled_now: 1, ..Found::default() });
         assert!(matches!(watch.activities()[0], Activity::Replaced(_)));
         assert_eq!(watch.activities().len(), 3);
+        watch.begin(0);
         assert!(!watch.end(0), "its late answer does not count");
+        let still = watch.look_at(late(&watch), LIMIT);
+        assert_eq!(still.stalled_now, 1, "it has the cell until it has ended");
         watch.gone(0);
         assert_eq!(watch.activities(), [Activity::Idle, Activity::Idle]);
     }
@@ -207,6 +216,7 @@ mod tests {
         assert!(watch.end(3), "nobody has taken its place: it goes on");
         assert!(watch.has_free());
         assert!(!watch.end(0));
+        watch.gone(0);
         let found = watch.look_at(late(&watch), LIMIT);
         assert_eq!(found.vacant, [0], "there is room to replace the other one");
     }

@@ -8,12 +8,13 @@ use crate::hsm::HsmConfig;
 use crate::hsm::desk::Desk;
 use crate::hsm::fault::{Fault, unusable};
 use crate::hsm::finish::finish;
+use crate::hsm::gate::Gate;
 use crate::hsm::keyring::Keyring;
 use crate::hsm::lock;
 use crate::hsm::login::{Login, Secret, is_logged_in};
 use crate::hsm::module::{Module, OpenSession};
 use crate::hsm::news::News;
-use crate::hsm::object::{checked, describe_pair, generate, must_be_logged_in, names, search};
+use crate::hsm::object::{checked, describe_pair, generate, names, search};
 use crate::hsm::standing::Standing;
 use crate::hsm::unwrapped as wrapped;
 use crate::hsm::watch::Watch;
@@ -27,7 +28,7 @@ use cryptoki::mechanism::Mechanism;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 use cryptoki::slot::Slot;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -37,6 +38,11 @@ use tokio::sync::oneshot;
 /// and typed data (EIP-191), but with neither's version byte, so it is a transaction, message or
 /// typed data of nobody.
 const PROOF_PREFIX: &[u8] = b"\x19Claviger proof of possession\n";
+
+/// The id of no key.
+const NOBODY: &[u8] = b"claviger: nobody";
+/// So many threads may probe a token: each but one is in a call that does not come back.
+const PROBING_MAX: usize = 4;
 
 /// Where the answer of a job goes.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, SignerError>>;
@@ -117,10 +123,12 @@ pub(super) struct Shared {
     pub(super) watch: Watch,
     pub(super) standing: Standing,
     pub(super) config: HsmConfig,
-    /// Held while a session is opened: one login and one enumeration for all that wait.
-    pub(super) renewing: Mutex<()>,
-    /// Held while a key is made: two threads must not both find the id free.
-    creating: Mutex<()>,
+    /// The supervisor's cell, and some for those that take its place.
+    pub(super) probing: Watch,
+    /// Closed by whoever logs in: one login and one enumeration for all that wait.
+    pub(super) renewing: Gate,
+    /// The ids of the keys that are being made: two threads must not both find one free.
+    creating: Mutex<HashSet<CkaId>>,
 }
 
 impl Shared {
@@ -138,24 +146,34 @@ impl Shared {
             desk,
             module,
             slot: Mutex::new(None),
-            login: Login::new(secret),
+            login: Login::new(secret, config.token_label.clone()),
             keyring: Keyring::new(config.exceptions.clone()),
             wrapping: Wrapping::new(config.wrapping.clone()),
             wrapped_cache: config.wrapped_cache,
             watch: Watch::new(config.sessions, seats),
             standing: Standing::new(config.name.clone(), news),
             config,
-            renewing: Mutex::new(()),
-            creating: Mutex::new(()),
+            probing: Watch::new(1, PROBING_MAX),
+            renewing: Gate::default(),
+            creating: Mutex::default(),
         }
     }
 
-    /// The token's slot.
+    /// The token's slot, searched by its label if it is not known.
     ///
     /// # Errors
-    /// When it has not been seen yet, as the module would say it.
+    /// When no slot has it, as the module would say it.
     pub(super) fn slot(&self) -> Result<Slot, Error> {
-        lock(&self.slot).ok_or(Error::Pkcs11(RvError::SlotIdInvalid, Function::OpenSession))
+        let known = *lock(&self.slot);
+        if let Some(slot) = known {
+            return Ok(slot);
+        }
+        let found = self.module.slot_of(&self.config.token_label).map_err(|fault| match fault {
+            Fault::Module(error) => error,
+            Fault::Refused(_) => Error::Pkcs11(RvError::TokenNotPresent, Function::GetSlotList),
+        })?;
+        *lock(&self.slot) = Some(found);
+        Ok(found)
     }
 }
 
@@ -189,6 +207,7 @@ impl Worker {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
+        self.leave();
     }
 
     /// A token that hears nothing from a session for long may close it. What is lost is renewed now, and not
@@ -196,7 +215,12 @@ impl Worker {
     fn keep_alive(&mut self) {
         if self.shared.standing.admit().is_ok() {
             // What goes wrong has been told.
-            let _ = self.attempt(|_, session| must_be_logged_in(session).map_err(Fault::from));
+            // A search, since a module may answer what a session's state is from memory.
+            let _ = self.attempt(|shared, session| {
+                let some = shared.keyring.some(1, None).pop();
+                let id = some.map_or_else(|| CkaId::new(NOBODY.to_vec()), |(_, id, _)| id);
+                search(session, &id).map(drop)
+            });
         }
     }
 
@@ -209,10 +233,10 @@ impl Worker {
         match job {
             Job::Sign(permit, answer) => drop(answer.send(self.sign(&permit))),
             Job::Create(id, label, answer) => drop(answer.send(self.create(&id, &label))),
-            Job::CreateWrapped(answer) => drop(answer.send(self.attempt(wrapped::create))),
+            Job::CreateWrapped(answer) => drop(answer.send(self.create_wrapped())),
             Job::Find(id, answer) => drop(answer.send(self.find(&id))),
             Job::Describe(id, answer) => drop(answer.send(self.describe(&id))),
-            Job::Survey(answer) => drop(answer.send(self.attempt(survey))),
+            Job::Survey(answer) => drop(answer.send(self.survey())),
             Job::MakeWrapping(id, label, answer) => {
                 drop(answer.send(self.make_wrapping(&id, &label)));
             }
@@ -228,13 +252,24 @@ impl Worker {
     }
 
     fn sign(&mut self, permit: &OpenPermit) -> Result<RawSignature, SignerError> {
-        let signed = self.attempt(|shared, session| sign(shared, session, permit));
-        if matches!(signed, Err(SignerError::WrongSignature)) {
+        let key = Some(permit.key);
+        let signed = self.attempt_for(key, |shared, session| sign(shared, session, permit));
+        match &signed {
+            Ok(_) => self.proved(permit.key),
             // Perhaps the handle means another key by now. Nothing is signed again for this permit.
-            let is_in_token = matches!(permit.custody, Custody::Token);
-            self.wrong_signature(permit.key, Some(permit.request), is_in_token);
+            Err(SignerError::WrongSignature) => {
+                let is_in_token = matches!(permit.custody, Custody::Token);
+                self.wrong_signature(permit.key, Some(permit.request), is_in_token);
+            }
+            Err(_) => {}
         }
         signed
+    }
+
+    /// Nothing but a good signature says that the token is well, and the key.
+    fn proved(&self, key: KeyId) {
+        self.shared.standing.worked();
+        self.shared.keyring.right(key);
     }
 
     /// What is in the database of a wrapped key says nothing about the handles of the token's keys.
@@ -245,14 +280,14 @@ impl Worker {
         if is_in_token {
             shared.keyring.doubt();
         }
-        if let Some(session) = shared.desk.take(self.seat) {
-            shared.desk.discard(session);
+        if shared.keyring.wrong(key) {
+            tracing::error!(hsm = %shared.config.name, %key, "the key is asked no more until it is enrolled again");
         }
     }
 
     fn create(&mut self, id: &CkaId, label: &str) -> Result<PublicKey, SignerError> {
         let shared = Arc::clone(&self.shared);
-        let _one = lock(&shared.creating);
+        let _one = Making::begin(&shared.creating, id)?;
         self.attempt(|_, session| {
             if search(session, id)?.is_empty() {
                 return Ok(());
@@ -271,9 +306,22 @@ impl Worker {
         })
     }
 
+    fn create_wrapped(&mut self) -> Result<(PublicKey, WrappedKey), SignerError> {
+        let made = self.attempt(wrapped::create);
+        if made.is_ok() {
+            self.shared.standing.worked();
+        }
+        made
+    }
+
+    fn survey(&mut self) -> Result<TokenReport, SignerError> {
+        let (this, seat) = (Arc::clone(&self.shared), self.seat);
+        self.attempt(|shared, session| survey(shared, session, &|| this.watch.begin(seat)))
+    }
+
     fn make_wrapping(&mut self, id: &CkaId, label: &str) -> Result<MadeWrappingKey, SignerError> {
         let shared = Arc::clone(&self.shared);
-        let _one = lock(&shared.creating);
+        let _one = Making::begin(&shared.creating, id)?;
         let made = self.once(|shared, _| {
             let writable = shared.module.pkcs11().open_rw_session(shared.slot()?)?;
             create_wrapping_key(&writable, id, label)
@@ -304,7 +352,11 @@ impl Worker {
     }
 
     fn enroll(&mut self, key: &OperatorKey) -> Result<(), SignerError> {
-        let enrolled = self.attempt(|shared, session| enroll(shared, session, key));
+        let enrolled =
+            self.attempt_for(Some(key.id), |shared, session| enroll(shared, session, key));
+        if enrolled.is_ok() {
+            self.proved(key.id);
+        }
         if let Err(error @ (SignerError::KeyUnusable(_) | SignerError::WrongSignature)) = &enrolled
         {
             tracing::error!(hsm = %self.shared.config.name, key = %key.id, %error, "the key may not sign");
@@ -314,6 +366,26 @@ impl Worker {
             self.wrong_signature(key.id, None, matches!(key.custody, Custody::Token));
         }
         enrolled
+    }
+}
+
+/// An id for which a key is being made.
+struct Making<'a> {
+    all: &'a Mutex<HashSet<CkaId>>,
+    id: &'a CkaId,
+}
+
+impl<'a> Making<'a> {
+    /// Nobody waits for another thread, which may not come back from the module.
+    fn begin(all: &'a Mutex<HashSet<CkaId>>, id: &'a CkaId) -> Result<Self, SignerError> {
+        let is_first = lock(all).insert(id.clone());
+        is_first.then_some(Self { all, id }).ok_or(SignerError::Overloaded)
+    }
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        lock(self.all).remove(self.id);
     }
 }
 
@@ -378,15 +450,25 @@ pub(super) fn prove(
     sign_digest(session, handle, &proof, pinned).map(drop)
 }
 
+/// As [`prove`], of a key that is enrolled.
+pub(super) fn prove_key(
+    shared: &Shared,
+    session: &OpenSession,
+    (key, cka_id, pinned): &(KeyId, CkaId, PublicKey),
+) -> Result<(), Fault> {
+    let handle = shared.keyring.usable(session, *key, pinned)?;
+    prove(session, handle, cka_id, pinned)
+}
+
 /// Whether the configured wrapping key is there and as it must be.
 fn check_wrapping(shared: &Shared, session: &OpenSession) -> Result<(), Fault> {
     shared.wrapping.usable(session, shared.keyring.generation()).map(drop)
 }
 
 /// What the token says of itself, and the names of what lies in it.
-fn survey(shared: &Shared, session: &OpenSession) -> Result<TokenReport, Fault> {
+fn survey(shared: &Shared, session: &OpenSession, step: &dyn Fn()) -> Result<TokenReport, Fault> {
     let token = shared.module.pkcs11().get_token_info(shared.slot()?)?;
-    let (labels, ids) = names(session)?;
+    let (labels, ids) = names(session, step)?;
     let firmware = token.firmware_version();
     Ok(TokenReport {
         label: token.label().to_owned(),

@@ -202,7 +202,8 @@ pub fn make_wrapping_key(
     let module = Module::start(module)?;
     let slot = module.slot_of(token_label)?;
     let session = module.pkcs11().open_rw_session(slot).map_err(|error| unavailable(&error))?;
-    Login::new(Arc::new(Secret::new(pin))).ensure(&module, slot, &session)?;
+    Login::new(Arc::new(Secret::new(pin)), token_label.to_owned())
+        .ensure(&module, slot, &session)?;
     Ok(create_wrapping_key(&session, id, label)?)
 }
 

@@ -161,7 +161,6 @@ macro_rules! of_sessions {
 
 of_slots! {
     C_GetSlotInfo(info: *mut CK_SLOT_INFO);
-    C_GetTokenInfo(info: *mut CK_TOKEN_INFO);
     C_GetMechanismList(list: *mut CK_MECHANISM_TYPE, count: *mut CK_ULONG);
     C_GetMechanismInfo(mechanism: CK_MECHANISM_TYPE, info: *mut CK_MECHANISM_INFO);
     C_InitToken(pin: *mut CK_BYTE, length: CK_ULONG, label: *mut CK_BYTE);
@@ -319,6 +318,25 @@ unsafe extern "C" fn C_CloseAllSessions(slot: CK_SLOT_ID) -> CK_RV {
     }
     close_all_sessions(Target::Slot(slot));
     CKR_OK
+}
+
+unsafe extern "C" fn C_GetTokenInfo(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) -> CK_RV {
+    let _counted = Counted::new();
+    let before = before("C_GetTokenInfo", Target::Slot(slot), false);
+    let (bend, Some(ask)) = (before, real().C_GetTokenInfo) else {
+        return CKR_FUNCTION_NOT_SUPPORTED;
+    };
+    let bend = match bend {
+        Err(answer) => return answer,
+        Ok(bend) => bend,
+    };
+    // SAFETY: the caller's arguments, as they came.
+    let answer = inside(|| unsafe { ask(slot, info) });
+    if answer == CKR_OK && bend == Some(Bend::OtherLabel) {
+        // SAFETY: the module behind has just written there.
+        unsafe { (*info).label = [b'?'; 32] };
+    }
+    answer
 }
 
 unsafe extern "C" fn C_GetAttributeValue(

@@ -22,6 +22,7 @@
 //!   token), `RANDOM` (64 bytes that are no signature), `SHORT` (63 bytes); and right ones that are rare:
 //!   `HIGH_S`, `ZERO_R`, `ZERO_S` (signed again until it is so). The question for the length is spared.
 //! - of `C_GetAttributeValue`: `RAW_POINT` (`CKA_EC_POINT` without its DER wrapping).
+//! - of `C_GetTokenInfo`: `OTHER_LABEL` (a label that is nobody's).
 //!
 //! The first line that speaks of a call counts. The file is to be renamed into its place; counts begin anew
 //! with each file. Every fault is told as a line of the file beside it whose name ends in `.log`: the

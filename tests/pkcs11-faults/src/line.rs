@@ -41,6 +41,8 @@ pub enum Bend {
     ZeroS,
     /// `CKA_EC_POINT` comes without its DER wrapping.
     RawPoint,
+    /// The token has another label.
+    OtherLabel,
 }
 
 /// How long a line says something.
@@ -90,6 +92,7 @@ impl Line {
         };
         let fits = match fault {
             Fault::Bend(Bend::RawPoint) => function == "C_GetAttributeValue",
+            Fault::Bend(Bend::OtherLabel) => function == "C_GetTokenInfo",
             Fault::Bend(_) => function == "C_Sign",
             _ => true,
         };
@@ -131,6 +134,7 @@ fn fault(word: &str) -> Option<Fault> {
         "ZERO_R" => Fault::Bend(Bend::ZeroR),
         "ZERO_S" => Fault::Bend(Bend::ZeroS),
         "RAW_POINT" => Fault::Bend(Bend::RawPoint),
+        "OTHER_LABEL" => Fault::Bend(Bend::OtherLabel),
         name => Fault::Answer(value(name)?),
     })
 }
