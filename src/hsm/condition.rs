@@ -85,7 +85,8 @@ impl Condition {
     }
 
     /// Whether it is up.
-    pub(super) const fn is_up(&self) -> bool {
+    #[cfg(test)]
+    const fn is_up(&self) -> bool {
         matches!(self.state, State::Up)
     }
 

@@ -277,6 +277,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_tried_again_is_also_counted_so_that_nothing_is_tried_for_ever() {
+        for value in ALL {
+            let class = class_of(*value);
+            let falls = matches!(class, Class::TokenGone | Class::ModuleGone);
+            let counts = class.counts_each() || class.counts_in_the_end();
+            assert!(!class.is_tried_again() || counts != falls, "{value:?}");
+        }
+        assert!(class_of(RvError::SessionCount).counts_in_the_end());
+        assert!(!class_of(RvError::KeyFunctionNotPermitted).counts_in_the_end());
+    }
+
+    #[test]
     fn a_session_whose_number_may_be_another_s_is_told_from_one_that_is_ours() {
         assert_eq!(class_of(RvError::SessionHandleInvalid), Class::SessionLost);
         assert_eq!(class_of(RvError::SessionClosed), Class::SessionLost);

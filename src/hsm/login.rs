@@ -173,3 +173,42 @@ const fn is_wrong(error: &Error) -> bool {
         Error::Pkcs11(RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange, _)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_token_says_of_a_pin_is_told_from_a_token_that_is_gone() {
+        let said = |value| verdict(&Error::Pkcs11(value, Function::Login));
+        for value in [
+            RvError::PinIncorrect,
+            RvError::PinLocked,
+            RvError::ArgumentsBad,
+            RvError::ObjectHandleInvalid,
+            RvError::FunctionNotSupported,
+        ] {
+            assert_eq!(said(value), Verdict::Refused, "{value:?}");
+        }
+        for value in [
+            RvError::GeneralError,
+            RvError::FunctionFailed,
+            RvError::FunctionRejected,
+            RvError::VendorDefined(0x8000_0001),
+            RvError::HostMemory,
+        ] {
+            assert_eq!(said(value), Verdict::Doubtful, "{value:?}");
+        }
+        for value in [
+            RvError::DeviceError,
+            RvError::DeviceRemoved,
+            RvError::SessionHandleInvalid,
+            RvError::CryptokiNotInitialized,
+        ] {
+            assert_eq!(said(value), Verdict::Unseen, "{value:?}");
+            assert!(!may_be_the_pin(&Error::Pkcs11(value, Function::Login)));
+        }
+        assert!(may_be_the_pin(&Error::Pkcs11(RvError::GeneralError, Function::Login)));
+        assert!(!may_be_the_pin(&Error::Pkcs11(RvError::GeneralError, Function::OpenSession)));
+    }
+}

@@ -73,12 +73,10 @@ impl Standing {
     /// The token has refused the PIN.
     pub(super) fn condemn(&self, why: &str) {
         let mut inner = lock(&self.inner);
-        let was_up = inner.condition.is_up();
         if inner.condition.condemn(why) {
             tracing::error!(hsm = %self.name, reason = why, "the HSM is down until a person has looked");
-            if was_up {
-                self.is_down(why);
-            }
+            // Also in an outage: that it ends by a person only is news.
+            self.is_down(why);
         }
         drop(inner);
         self.changed.notify_all();

@@ -378,8 +378,10 @@ struct Making<'a> {
 impl<'a> Making<'a> {
     /// Nobody waits for another thread, which may not come back from the module.
     fn begin(all: &'a Mutex<HashSet<CkaId>>, id: &'a CkaId) -> Result<Self, SignerError> {
-        let is_first = lock(all).insert(id.clone());
-        is_first.then_some(Self { all, id }).ok_or(SignerError::Overloaded)
+        if !lock(all).insert(id.clone()) {
+            return Err(SignerError::Overloaded);
+        }
+        Ok(Self { all, id })
     }
 }
 

@@ -18,8 +18,11 @@ use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
+/// A test that hangs is ended, and told.
+const LIMIT: Duration = Duration::from_secs(400);
 const MARK: &str = "CLAVIGER_TEST_PROCESS";
 const PIN: &str = "user-4711";
 pub const SO_PIN: &str = "officer-4711";
@@ -59,17 +62,36 @@ pub fn in_own_process_with<F: Future<Output = ()>>(
     let conf = dir.path().join("softhsm2.conf");
     let text = format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display());
     fs::write(&conf, text).unwrap();
-    let child = Command::new(std::env::current_exe().unwrap())
+    let (out, err) = (dir.path().join("out"), dir.path().join("err"));
+    let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(MARK, test)
         .env("SOFTHSM2_CONF", &conf)
         .envs(envs(dir.path()))
-        .output()
+        .stdout(fs::File::create(&out).unwrap())
+        .stderr(fs::File::create(&err).unwrap())
+        .spawn()
         .unwrap();
-    let (out, err) =
-        (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    let limit = Instant::now() + LIMIT;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break Some(status);
+        }
+        if Instant::now() > limit {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let text = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
+    let (out, err) = (text(&out), text(&err));
+    assert!(status.is_some(), "{test} does not end:\n{out}\n{err}");
     println!("{out}");
-    assert!(child.status.success() && out.contains("1 passed"), "{test} failed:\n{out}\n{err}");
+    assert!(
+        status.is_some_and(|it| it.success()) && out.contains("1 passed"),
+        "{test} failed:\n{out}\n{err}"
+    );
 }
 
 /// A fresh token and its PIN file.
