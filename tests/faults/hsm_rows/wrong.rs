@@ -24,6 +24,8 @@ async fn h4_a_wrong_signature_is_caught_told_and_never_released() {
         rows.faults.set(&format!("C_Sign {fault} {EACH}"));
         expected += EACH;
         poll_until(LIMIT, &format!("each {fault} is caught"), async || {
+            let released = messages.tally().wrong;
+            assert!(released.is_empty(), "released: {released:?}");
             (rows.signatures("wrong").await > expected as f64 - 0.5).then_some(())
         })
         .await;
