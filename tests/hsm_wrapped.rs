@@ -189,7 +189,17 @@ fn a_blob_that_is_not_the_pinned_keys_signs_nothing() {
             hsm.sign(permit(&swapped, "swapped")).await,
             Err(SignerError::WrongSignature)
         ));
+        assert!(matches!(hsm.ready(&a), Err(SignerError::KeyUnusable(_))), "others go first");
         assert!(matches!(hsm.enroll(&swapped).await, Err(SignerError::WrongSignature)));
+        // Once its row is right again and it signs, nothing stands against it.
+        assert_signs(&hsm, &a, "put right").await;
+        assert!(hsm.ready(&a).is_ok());
+        // A key of the token does not become a wrapped one.
+        let kept = new_key(&hsm, 9).await;
+        let claimed = OperatorKey { custody: Custody::Wrapped(blob(&b)), ..kept.clone() };
+        let why = unusable(hsm.sign(permit(&claimed, "claimed")).await);
+        assert!(why.contains("is a key of the token"), "{why}");
+        assert_signs(&hsm, &kept, "as ever").await;
         // Bytes that are none.
         let good = blob(&a).blob;
         let mut bent: Vec<Vec<u8>> = (0..good.len())
@@ -233,6 +243,11 @@ fn without_its_wrapping_key_a_token_has_no_wrapped_keys_and_the_others_sign() {
                 unusable(hsm.create_wrapped(&HsmName::default()).await).contains("no wrapping")
             );
             assert_signs(&hsm, &kept, "still here").await;
+            // Nothing more is taken for wrapped keys, and that says nothing about each.
+            assert!(hsm.ready(&wrapped).is_err_and(|error| error.is_unavailable()));
+            assert!(hsm.enroll(&wrapped).await.is_err());
+            assert!(hsm.ready(&wrapped).is_err_and(|error| error.is_unavailable()));
+            assert!(hsm.ready(&kept).is_ok());
             assert!(hsm.close(std::time::Duration::from_secs(10)));
 
             // Another one in its place opens none of the old blobs.

@@ -201,8 +201,7 @@ async fn a_wrapping_key_is_made_first_and_recorded_with_its_attributes() {
     let setup = set_up(NO_CHAIN);
     let config = fs::read_to_string(setup.config()).unwrap();
     let configured = |id: &str| {
-        let text =
-            config.replace("wrapping_key = \"77726170\"", &format!("wrapping_key = \"{id}\""));
+        let text = config.replace("\"77726170\"", &format!("\"{id}\""));
         fs::write(setup.config(), text).unwrap();
     };
     configured("aa55");
