@@ -96,6 +96,12 @@ pub(super) const fn class(error: &Error) -> Class {
     }
 }
 
+/// Whether a job that failed by it for good counts, of three in a row. A token without room says so of what it
+/// is to keep; whether it is there is not in question.
+pub(super) const fn counts_in_the_end(error: &Error) -> bool {
+    class(error).counts_in_the_end() && !matches!(return_value(error), Some(RvError::DeviceMemory))
+}
+
 /// The return value with what it means here.
 pub(super) fn explained(error: &Error) -> String {
     match return_value(error) {

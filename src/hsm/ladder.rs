@@ -3,7 +3,7 @@
 
 use crate::core::id::KeyId;
 use crate::hsm::errors::Class;
-use crate::hsm::fault::{Fault, class, describe, explained, unavailable};
+use crate::hsm::fault::{Fault, class, counts_in_the_end, describe, explained, unavailable};
 use crate::hsm::lock;
 use crate::hsm::module::OpenSession;
 use crate::hsm::object::enumerate;
@@ -57,7 +57,7 @@ impl Worker {
             let is_last = !class.is_tried_again()
                 || seen.contains(&class)
                 || seen.len().saturating_add(1) >= TRIES_MAX;
-            let counts = class.counts_each() || (is_last && class.counts_in_the_end());
+            let counts = class.counts_each() || (is_last && counts_in_the_end(&error));
             let too_much = counts && shared.standing.troubled();
             if is_last || too_much {
                 let is_gone = too_much && !self.another_proves(key);
@@ -83,7 +83,7 @@ impl Worker {
                 let is_gone = match class(&error) {
                     // The token may have no room for what was to be made; what is there can sign.
                     Class::Resources => false,
-                    class => class.counts_in_the_end() && shared.standing.troubled(),
+                    _ => counts_in_the_end(&error) && shared.standing.troubled(),
                 };
                 Err(self.give_up(&error, is_gone))
             }

@@ -26,7 +26,6 @@ const FUNCTIONS: &[&str] = &[
     "C_GetAttributeValue",
     "C_Login",
 ];
-/// None of them condemns the PIN: that would be for a person to mend.
 const VALUES: &[&str] = &[
     "CKR_DEVICE_ERROR",
     "CKR_DEVICE_MEMORY",
@@ -45,6 +44,8 @@ const VALUES: &[&str] = &[
     "CKR_TOKEN_NOT_PRESENT",
     "CKR_USER_NOT_LOGGED_IN",
 ];
+/// What `C_Login` may answer and not condemn the PIN: the token has not seen it.
+const UNSEEN: &[&str] = &["CKR_DEVICE_ERROR", "CKR_DEVICE_REMOVED", "CKR_TOKEN_NOT_PRESENT"];
 /// How the rows begin that tell how many calls a kind of fault has met.
 pub const MET: &str = "faults, calls met: ";
 /// So long without a signature, or without a call that is met, and the weather is not to blame.
@@ -149,7 +150,8 @@ impl<'a> Weather<'a> {
                 helper = what_brings_it_there(function);
                 // While nothing is wrong only the two first are called at all.
                 let calls = if helper.is_empty() { count } else { 1 };
-                (format!("{function} {} {count}", one_of(VALUES)), calls)
+                let values = if function == "C_Login" { UNSEEN } else { VALUES };
+                (format!("{function} {} {count}", one_of(values)), calls)
             }
             "hangs" => {
                 let function = one_of(&["C_Sign", "C_SignInit", "C_GetSessionInfo"]);
