@@ -142,7 +142,7 @@ pub(crate) async fn judge(
         .ok_or_else(|| AppError::invalid("chain", "is not configured here"))?;
     let key = signers::least_busy(app, chain, &command.signer, purpose).await?;
     let (request, estimate) = judged_request(app, chain, command, &key, purpose).await?;
-    let verdict = evaluate(&app.bundle, &request, now);
+    let verdict = evaluate(&app.bundle(), &request, now);
     let sendable = match estimate {
         Ok(()) if verdict.outcome == Outcome::Allow => {
             mineable(chain, &request, &verdict, now).await
@@ -349,7 +349,7 @@ pub(crate) async fn facts(
         None => None,
         Some(source) => event(app, chain, source).await?,
     };
-    Ok(Facts { code, event })
+    Ok(Facts { codes: code.into_iter().collect(), event, ..Facts::default() })
 }
 
 /// The event by the word of one node, in one look. That its block is final is said only if enough nodes agree.

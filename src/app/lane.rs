@@ -157,7 +157,7 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
         balance: chain.balance(address, now).await?,
         chain_nonce,
         rejudged,
-        bundle: app.bundle.hash(),
+        bundle: app.bundle().hash(),
     };
     let again = readings.rejudged.clone();
     let allocated = allocate_in(app, chain, lease, waiting.new.key, readings, now).await?;

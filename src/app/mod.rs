@@ -17,6 +17,7 @@ pub mod finality;
 pub mod follow;
 pub mod hsm_events;
 pub mod import_key;
+pub mod in_force;
 pub mod inclusion;
 pub mod key_leaf;
 pub mod lane;
@@ -40,6 +41,7 @@ pub mod waiting;
 
 pub use chains::{ChainRuntime, ChainSettings};
 pub use error::AppError;
+pub use in_force::PolicyInForce;
 
 use crate::core::id::{ChainId, ChainName, GroupName, RequestId};
 use crate::core::policy::Bundle;
@@ -67,7 +69,7 @@ pub struct App {
     /// The configured groups.
     pub groups: BTreeSet<GroupName>,
     /// The policy in force.
-    pub bundle: Arc<Bundle>,
+    pub policy: Arc<PolicyInForce>,
     /// Attempts that this process is signing now. Only saves work: the database decides who wins.
     pub signing: Mutex<HashSet<(RequestId, i64)>>,
     /// Whose turn it is among equally busy keys.
@@ -85,6 +87,12 @@ impl std::fmt::Debug for App {
 }
 
 impl App {
+    /// The bundle in force now. A decision asks once, and names what it was given.
+    #[must_use]
+    pub fn bundle(&self) -> Arc<Bundle> {
+        self.policy.bundle()
+    }
+
     /// Wakes the callers that wait for a change of this one.
     pub fn changed_one(&self, request: RequestId) {
         // Nobody may be waiting.

@@ -3,7 +3,7 @@
 use crate::app::{App, AppError};
 use crate::core::amount::Amount;
 use crate::core::key::OperatorKey;
-use crate::core::policy::{CountedKeys, WindowInForce, counted_keys, windows_in_force};
+use crate::core::policy::{CountedKeys, Period, WindowInForce, counted_keys, windows_in_force};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::ports::store::{KeyFilter, StoreError, Unit, look};
@@ -22,8 +22,8 @@ pub struct LimitView {
     pub grant: String,
     /// The window; `None` if the bundle in force does not have it any more.
     pub window: Option<WindowInForce>,
-    /// Its length, in milliseconds.
-    pub span_ms: i64,
+    /// Its span of time.
+    pub period: Period,
     /// Held by what is not final.
     pub held: Amount,
     /// Spent within the span that ends now.
@@ -50,13 +50,13 @@ pub async fn limits(
     only: Option<&Principal>,
 ) -> Result<(Timestamp, Vec<LimitView>), AppError> {
     let now = app.clock.now();
-    let counted = Arc::new(counted_keys(&app.bundle));
+    let counted = Arc::new(counted_keys(&app.bundle()));
     let (keys, rows) = look(&*app.store, "limits", move |unit| {
         let counted = Arc::clone(&counted);
         Box::pin(async move { Ok((keys(unit, &counted).await?, unit.limits_now(now).await?)) })
     })
     .await?;
-    let mut windows = windows_in_force(&app.bundle, only, &keys);
+    let mut windows = windows_in_force(&app.bundle(), only, &keys);
     let mut found: Vec<LimitView> = Vec::new();
     for row in rows {
         let window = windows.remove(&row.id);
@@ -67,7 +67,7 @@ pub async fn limits(
             label: row.label,
             grant: row.grant,
             window,
-            span_ms: row.span_ms,
+            period: row.period,
             held: row.held,
             spent: row.spent,
         });
@@ -113,7 +113,7 @@ fn untouched<K>(windows: BTreeMap<K, WindowInForce>) -> impl Iterator<Item = Lim
     windows.into_values().map(|window| LimitView {
         label: window.label.clone(),
         grant: window.grant.as_str().to_owned(),
-        span_ms: window.span_ms,
+        period: window.period,
         window: Some(window),
         held: Amount::ZERO,
         spent: Amount::ZERO,

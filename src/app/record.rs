@@ -1,10 +1,11 @@
 //! What is written to the audit log and told as events: one place for the words.
 
+mod effect;
+
 use crate::app::reconcile::{Account, Lost, Standstill};
 use crate::core::audit::{DENIED_TEXT_MAX, EncodedLeaf, Leaf, LeafKind, Value};
 use crate::core::id::RequestId;
 use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
-use crate::core::policy::verdict::CallArgument;
 use crate::core::policy::{Charge, ChargeKind, Effect, PolicyRequest, Reason, Verdict};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
@@ -98,52 +99,10 @@ fn intent(intent: &Intent) -> Value {
     }
 }
 
-fn argument(argument: &CallArgument) -> Value {
-    map([
-        ("name", (&argument.name).into()),
-        ("type", (&argument.kind).into()),
-        ("value", (&argument.value).into()),
-    ])
-}
-
-fn effect(effect: &Effect) -> Value {
-    match effect {
-        Effect::NativeOut { to, amount } => map([
-            ("effect", "native_out".into()),
-            ("to", format!("{to:#x}").into()),
-            ("amount", amount.into()),
-        ]),
-        Effect::FeeMax { amount } => map([("effect", "fee_max".into()), ("amount", amount.into())]),
-        Effect::TokenOut { asset, to, amount } => map([
-            ("effect", "token_out".into()),
-            ("asset", asset.into()),
-            ("to", format!("{to:#x}").into()),
-            ("amount", amount.into()),
-        ]),
-        Effect::Call { contract, function, args } => map([
-            ("effect", "call".into()),
-            ("contract", contract.into()),
-            ("function", function.into()),
-            ("args", list(args, argument)),
-        ]),
-        Effect::TypedMessage { type_hash, primary_type, verifying_contract } => map([
-            ("effect", "typed_message".into()),
-            ("type_hash", format!("{type_hash:#x}").into()),
-            ("primary_type", primary_type.into()),
-            ("verifying_contract", format!("{verifying_contract:#x}").into()),
-        ]),
-        Effect::TextMessage { text } => {
-            map([("effect", "text_message".into()), ("text", text.into())])
-        }
-        Effect::Create => map([("effect", "create".into())]),
-        Effect::Opaque { why } => map([("effect", "opaque".into()), ("why", why.into())]),
-    }
-}
-
 /// What a request would do, as leaves and the API say it.
 #[must_use]
 pub fn effects(effects: &[Effect]) -> Value {
-    list(effects, effect)
+    list(effects, effect::show)
 }
 
 fn charge(charge: &Charge) -> Value {
@@ -157,7 +116,7 @@ fn charge(charge: &Charge) -> Value {
         ("grant", (&charge.grant).into()),
         ("asked", asked),
         ("max", charge.max.into()),
-        ("span_ms", charge.span_ms.into()),
+        ("span", charge.period.text().into()),
     ])
 }
 
@@ -171,17 +130,14 @@ fn reason(reason: &Reason) -> Value {
 }
 
 fn facts(request: &PolicyRequest) -> Value {
-    let code = request.facts.code.as_ref().map_or_else(
-        || Value::from(""),
-        |code| {
-            map([
-                ("address", format!("{:#x}", code.address).into()),
-                ("block", format!("{:#x}", code.block).into()),
-                ("code_hash", format!("{:#x}", alloy::primitives::keccak256(&code.code)).into()),
-                ("code_bytes", code.code.len().into()),
-            ])
-        },
-    );
+    let codes = list(&request.facts.codes, |code| {
+        map([
+            ("address", format!("{:#x}", code.address).into()),
+            ("block", format!("{:#x}", code.block).into()),
+            ("code_hash", format!("{:#x}", alloy::primitives::keccak256(&code.code)).into()),
+            ("code_bytes", code.code.len().into()),
+        ])
+    });
     let event = request.facts.event.as_ref().map_or_else(
         || Value::from(""),
         |event| {
@@ -195,7 +151,14 @@ fn facts(request: &PolicyRequest) -> Value {
             ])
         },
     );
-    map([("code", code), ("event", event)])
+    let known = &request.facts.known_destinations;
+    let known = Value::List(known.iter().map(|to| format!("{to:#x}").into()).collect());
+    map([
+        ("codes", codes),
+        ("event", event),
+        ("known_destinations", known),
+        ("waiting_since", or_none(request.facts.waiting_since)),
+    ])
 }
 
 fn decision(request: &PolicyRequest, verdict: &Verdict) -> Fields {

@@ -29,7 +29,7 @@ pub struct Rejudged {
 /// Whether the verdict that accepted the row is too old to sign under.
 #[must_use]
 pub fn is_stale(app: &App, row: &TransactionRow, now: Timestamp) -> bool {
-    row.new.decision.bundle != app.bundle.hash() || is_old(row, now)
+    row.new.decision.bundle != app.bundle().hash() || is_old(row, now)
 }
 
 /// Whether the verdict is too old, whatever bundle is in force.
@@ -61,7 +61,7 @@ pub async fn rejudge(
         facts: facts(app, chain, intent.to, intent.source, Purpose::Accept).await?,
         intent: Intent::Transaction(Box::new(intent)),
     };
-    let verdict = evaluate(&app.bundle, &request, now);
+    let verdict = evaluate(&app.bundle(), &request, now);
     let decision_json = record::decision_json(&request, &verdict);
     Ok(Rejudged { request, verdict, decision_json })
 }

@@ -155,7 +155,7 @@ pub(crate) async fn judge(
         facts: facts_of(app, &command.intent, &key, purpose).await?,
         intent: command.intent.clone(),
     };
-    let verdict = evaluate(&app.bundle, &request, now);
+    let verdict = evaluate(&app.bundle(), &request, now);
     Ok(Judged { key, payload, request, verdict })
 }
 

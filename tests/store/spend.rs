@@ -4,7 +4,7 @@ use crate::fixtures::at;
 use alloy::primitives::U256;
 use claviger::core::amount::Amount;
 use claviger::core::id::GrantId;
-use claviger::core::policy::{Charge, ChargeKind, LimitId};
+use claviger::core::policy::{Charge, ChargeKind, LimitId, Period};
 use claviger::ports::store::{End, LimitExceeded, Settlement, Store, StoreError, unit};
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub fn charge(n: u8, kind: ChargeKind, max: u64, span_ms: i64) -> Charge {
         grant: GrantId::new("payouts"),
         kind,
         max: Amount::from(max),
-        span_ms,
+        period: Period::Rolling(span_ms),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::audit::{compare_memory, key_failure, reader};
 use crate::{softhsm, world};
-use claviger::app::{App, ceremony, create_key, suspension};
+use claviger::app::{App, PolicyInForce, ceremony, create_key, suspension};
 use claviger::audit::ceremony::RECORD_BYTES_MAX;
 use claviger::audit::key::{self, CheckpointKey};
 use claviger::audit::sequencer;
@@ -16,7 +16,6 @@ use claviger::config::server::ServerConfig;
 use claviger::core::ceremony::{About, Plan, Record, RecordedPlan, RecordedWrappingKey, principal};
 use claviger::core::id::HsmName;
 use claviger::core::key_report::{TokenReport, WRAPPING_EXCEPTIONS};
-use claviger::core::policy::Bundle;
 use claviger::hsm::Hsm;
 use claviger::ports::clock::Clock;
 use claviger::ports::signer::Signer;
@@ -58,7 +57,9 @@ pub fn run(args: &CeremonyArgs) -> Result<(), Failure> {
     }
     softhsm::with_its_environment(&config)?;
     crate::block_on(1, async move {
-        let place = Place::open(config, Arc::new(bundle), args.dry_run).await?;
+        let place =
+            Place::open(config, Arc::new(PolicyInForce::new(Arc::new(bundle))), args.dry_run)
+                .await?;
         let done = place.run(args, plan).await;
         place.close().await?;
         done
@@ -99,7 +100,7 @@ struct Place {
 impl Place {
     async fn open(
         config: ServerConfig,
-        bundle: Arc<Bundle>,
+        policy: Arc<PolicyInForce>,
         is_dry: bool,
     ) -> Result<Self, Failure> {
         let (key_file, record_file) = config.audit.signing_files().unwrap_or_default();
@@ -133,7 +134,7 @@ impl Place {
         }
         let hsm = world::hsm(&config).await?;
         let port: Arc<dyn Signer> = Arc::clone(&hsm) as Arc<dyn Signer>;
-        let app = world::app(&config, bundle, Arc::clone(&store), port)?;
+        let app = world::app(&config, policy, Arc::clone(&store), port)?;
         Ok(Self { app, hsm, store, signer, origin })
     }
 

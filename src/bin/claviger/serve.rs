@@ -2,7 +2,7 @@
 
 use crate::audit::Signing;
 use crate::{softhsm, world};
-use claviger::app::{App, create_key, hsm_events, lease, recover, suspension};
+use claviger::app::{App, PolicyInForce, create_key, hsm_events, lease, recover, suspension};
 use claviger::audit::sequencer;
 use claviger::cli::{Failure, load};
 use claviger::config::server::ServerConfig;
@@ -57,16 +57,17 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let recorder = metrics::install().map_err(|e| Failure::of("metrics", e))?;
     let upkeep = tokio::spawn(metrics::upkeep(recorder.clone(), stop.clone()));
-    let bundle = Arc::new(bundle);
+    let policy = Arc::new(PolicyInForce::new(Arc::new(bundle)));
     let store = world::store(&config).await?;
     let signing = Signing::open(&config, &store).await?;
     let hsm = world::hsm(&config).await?;
     let signer: Arc<dyn Signer> = Arc::clone(&hsm) as Arc<dyn Signer>;
-    let app = world::app(&config, Arc::clone(&bundle), store, signer)?;
+    let app = world::app(&config, Arc::clone(&policy), store, signer)?;
+    let bundle = policy.bundle();
     tracing::info!(version = bundle.version(), hash = %bundle.hash(), "policy bundle loaded");
     recover::keys(&app).await.map_err(|e| Failure::of("keys", e))?;
     suspension::check_lanes(&app).await.map_err(|e| Failure::of("lanes", e))?;
-    let auth = world::authenticator(&config, bundle)?;
+    let auth = world::authenticator(&config, policy)?;
     auth.load().await.map_err(|_| Failure::new("the token issuers' keys cannot be loaded"))?;
     lease::begin(&app).await.map_err(|e| Failure::of("leases", e))?;
     recover::unsigned(&app).await.map_err(|e| Failure::of("recovery", e))?;

@@ -1,14 +1,13 @@
 //! Builds the edges from the configuration.
 
 use claviger::app::lease::Leases;
-use claviger::app::{App, ChainRuntime, ChainSettings};
+use claviger::app::{App, ChainRuntime, ChainSettings, PolicyInForce};
 use claviger::chain::evm::{EvmChain, EvmConfig, Finality};
 use claviger::cli::Failure;
 use claviger::config::hsm::HsmSection;
 use claviger::config::server::{ChainSection, FinalitySetting, OverBalance, ServerConfig, gwei};
 use claviger::core::id::{ChainId, ChainName, GroupName, HolderId};
 use claviger::core::intent::{Fees, TxType};
-use claviger::core::policy::Bundle;
 use claviger::core::time::duration_ms;
 use claviger::core::tx::step::Pace;
 use claviger::hsm::{Hsm, HsmConfig, Limits, WrappingConfig};
@@ -133,7 +132,7 @@ fn chain(section: &ChainSection) -> Result<ChainRuntime, Failure> {
 /// When a chain's configuration is not usable.
 pub fn app(
     config: &ServerConfig,
-    bundle: Arc<Bundle>,
+    policy: Arc<PolicyInForce>,
     store: Arc<dyn Store>,
     signer: Arc<dyn Signer>,
 ) -> Result<Arc<App>, Failure> {
@@ -150,7 +149,7 @@ pub fn app(
         entropy: Arc::new(SystemEntropy),
         chains,
         groups: config.groups.iter().map(|group| GroupName::new(group.name.clone())).collect(),
-        bundle,
+        policy,
         signing: Mutex::default(),
         turn: AtomicUsize::new(0),
         changes: tokio::sync::broadcast::Sender::new(1_024),
@@ -164,7 +163,7 @@ pub fn app(
 /// When an issuer's configuration is not usable.
 pub fn authenticator(
     config: &ServerConfig,
-    bundle: Arc<Bundle>,
+    policy: Arc<PolicyInForce>,
 ) -> Result<Arc<Authenticator>, Failure> {
     let issuers = config.auth.issuers.iter().map(|issuer| {
         Ok(IssuerConfig {
@@ -177,7 +176,7 @@ pub fn authenticator(
     });
     let issuers = issuers.collect::<Result<Vec<_>, Failure>>()?;
     let may_vouch =
-        Arc::new(move |iss: &str, role, sub: &str| bundle.issuer_allows(iss, role, sub));
+        Arc::new(move |iss: &str, role, sub: &str| policy.bundle().issuer_allows(iss, role, sub));
     Authenticator::new(issuers, may_vouch, Arc::new(SystemClock))
         .map(Arc::new)
         .map_err(|e| Failure::of("auth", e))

@@ -4,9 +4,11 @@
 use crate::core::id::{GroupName, KeyId};
 use crate::core::intent::{EventSource, Intent};
 use crate::core::principal::Principal;
+use crate::core::time::Timestamp;
 use alloy::primitives::{Address, B256, Bytes};
+use std::collections::BTreeSet;
 
-/// The code at the recipient's address.
+/// The code at an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CodeFact {
     /// Whose code.
@@ -36,13 +38,25 @@ pub struct EventFact {
     pub data: Bytes,
 }
 
-/// Facts from the chain.
+/// Facts from the chain, and what we know ourselves of what was before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Code at `to`; `None` if it was not read.
-    pub code: Option<CodeFact>,
+    /// Code at each address that the request would call or pay, as far as it was read.
+    pub codes: Vec<CodeFact>,
     /// The source event; `None` if the request names none, or it is not on the chain.
     pub event: Option<EventFact>,
+    /// Destinations on this chain that the same group (or key without a group) has paid before.
+    pub known_destinations: BTreeSet<Address>,
+    /// Since when the request has been waiting for its delay; `None` if it is judged for the first time.
+    pub waiting_since: Option<Timestamp>,
+}
+
+impl Facts {
+    /// The code at an address; `None` if it was not read.
+    #[must_use]
+    pub fn code_at(&self, address: Address) -> Option<&CodeFact> {
+        self.codes.iter().find(|code| code.address == address)
+    }
 }
 
 /// One request, as policy sees it.

@@ -4,12 +4,17 @@
 //! match are charged, whichever grant allowed the request.
 
 pub mod bundle;
+pub mod effect;
 pub mod evaluate;
 pub mod facts;
 pub mod verdict;
 
 pub use bundle::{Bundle, BundleError};
+pub use effect::Effect;
 pub use evaluate::evaluate;
 pub use evaluate::in_force::{CountedKeys, WindowInForce, counted_keys, windows_in_force};
 pub use facts::{CodeFact, EventFact, Facts, PolicyRequest};
-pub use verdict::{Charge, ChargeKind, Effect, LimitId, Outcome, Reason, Verdict};
+pub use verdict::{
+    ApprovalNeed, Charge, ChargeKind, DelayNeed, Exposure, LimitId, Outcome, Period, Reason,
+    Shadow, Verdict,
+};

@@ -3,78 +3,12 @@
 use crate::core::amount::Amount;
 use crate::core::id::{ChainName, GrantId};
 use crate::core::intent::Fees;
-use alloy::primitives::{Address, B256, Bytes};
+use crate::core::policy::effect::{Effect, PermitTerms};
+use crate::core::time::Timestamp;
+use alloy::primitives::{Address, B256};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt;
-
-/// What a request would do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Native value leaves the account.
-    NativeOut {
-        /// To whom.
-        to: Address,
-        /// Wei.
-        amount: Amount,
-    },
-    /// At most this is paid for gas: gas limit × the cap of the fee.
-    FeeMax {
-        /// Wei.
-        amount: Amount,
-    },
-    /// ERC-20 tokens of a registered asset leave the account.
-    TokenOut {
-        /// The asset's name in the registry.
-        asset: String,
-        /// To whom.
-        to: Address,
-        /// Smallest units.
-        amount: Amount,
-    },
-    /// A function of a contract in the address book, decoded with the ABI bound to it.
-    Call {
-        /// The contract's name in the book.
-        contract: String,
-        /// The function's canonical signature, such as `executeCharge(uint256,uint256)`.
-        function: String,
-        /// Each argument: name, ABI type, value as text.
-        args: Vec<CallArgument>,
-    },
-    /// EIP-712 typed data.
-    TypedMessage {
-        /// Hash of the primary type's full `encodeType`.
-        type_hash: B256,
-        /// The primary type's name.
-        primary_type: String,
-        /// The domain's contract.
-        verifying_contract: Address,
-    },
-    /// An EIP-191 message.
-    TextMessage {
-        /// The text.
-        text: String,
-    },
-    /// A contract would be created.
-    Create,
-    /// Anything that was not understood to the last byte.
-    Opaque {
-        /// Why not.
-        why: String,
-    },
-}
-
-/// One decoded argument of a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CallArgument {
-    /// The name in the ABI; empty if it has none.
-    pub name: String,
-    /// The ABI type, such as `uint256`.
-    pub kind: String,
-    /// The value: decimal for integers, lower-case hex for bytes and addresses, `true`/`false`.
-    pub value: String,
-    /// The ABI encoding of this one value alone; equality of arguments is equality of these.
-    pub encoded: Bytes,
-}
 
 /// What comes of it. The strictest wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -82,6 +16,10 @@ pub struct CallArgument {
 pub enum Outcome {
     /// Refused.
     Deny,
+    /// Grants cover every effect, once some time has passed.
+    Delay,
+    /// Grants cover every effect, once enough people have approved it.
+    NeedApproval,
     /// Grants cover every effect.
     Allow,
 }
@@ -92,6 +30,8 @@ impl Outcome {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Deny => "deny",
+            Self::Delay => "delay",
+            Self::NeedApproval => "need_approval",
             Self::Allow => "allow",
         }
     }
@@ -149,8 +89,103 @@ pub struct Charge {
     pub kind: ChargeKind,
     /// How much the window holds.
     pub max: Amount,
-    /// The window's length, in milliseconds.
-    pub span_ms: i64,
+    /// Its span of time.
+    pub period: Period,
+}
+
+/// The span of time that a window counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Period {
+    /// The milliseconds that end now.
+    Rolling(i64),
+    /// The current day, UTC.
+    Day,
+    /// The current week, UTC, from Monday.
+    Week,
+    /// The current month, UTC.
+    Month,
+}
+
+impl Period {
+    /// As one number, as the database keeps it: milliseconds, or a negative number for a calendar's period.
+    #[must_use]
+    pub const fn code(self) -> i64 {
+        match self {
+            Self::Rolling(span_ms) => span_ms,
+            Self::Day => -1,
+            Self::Week => -2,
+            Self::Month => -3,
+        }
+    }
+
+    /// Reads [`Self::code`].
+    #[must_use]
+    pub const fn from_code(code: i64) -> Option<Self> {
+        match code {
+            -1 => Some(Self::Day),
+            -2 => Some(Self::Week),
+            -3 => Some(Self::Month),
+            span_ms if span_ms > 0 => Some(Self::Rolling(span_ms)),
+            _ => None,
+        }
+    }
+
+    /// In words: `24h`, `day`.
+    #[must_use]
+    pub fn text(self) -> String {
+        match self {
+            Self::Rolling(span_ms) => crate::core::time::duration_text(span_ms),
+            Self::Day => "day".to_owned(),
+            Self::Week => "week".to_owned(),
+            Self::Month => "month".to_owned(),
+        }
+    }
+
+    /// What was settled at this moment or before it does not count any more at `now`.
+    #[must_use]
+    pub fn gone_before(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::Rolling(span_ms) => now.plus_millis(span_ms.saturating_neg()),
+            Self::Day | Self::Week | Self::Month => {
+                Timestamp::from_millis(self.start(now).millis().saturating_sub(1))
+            }
+        }
+    }
+
+    /// The first moment of the period that `now` is in; of a rolling one, what [`Self::gone_before`] says.
+    #[must_use]
+    pub fn start(self, now: Timestamp) -> Timestamp {
+        const DAY_MS: i64 = 86_400_000;
+        let day = now.millis().div_euclid(DAY_MS);
+        let first = match self {
+            Self::Rolling(_) => return self.gone_before(now),
+            Self::Day => day,
+            // Day 0 was a Thursday.
+            Self::Week => day.saturating_sub(day.saturating_add(3).rem_euclid(7)),
+            Self::Month => day.saturating_sub(day_of_month(day)),
+        };
+        Timestamp::from_millis(first.saturating_mul(DAY_MS))
+    }
+}
+
+/// How many days of its month are before this day; days count from 1970-01-01 (Howard Hinnant's
+/// `civil_from_days`).
+const fn day_of_month(day: i64) -> i64 {
+    let shifted = day.saturating_add(719_468);
+    let of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (of_era
+        .saturating_sub(of_era.div_euclid(1_460))
+        .saturating_add(of_era.div_euclid(36_524))
+        .saturating_sub(of_era.div_euclid(146_096)))
+    .div_euclid(365);
+    let of_year = of_era.saturating_sub(
+        year_of_era
+            .saturating_mul(365)
+            .saturating_add(year_of_era.div_euclid(4))
+            .saturating_sub(year_of_era.div_euclid(100)),
+    );
+    let month = of_year.saturating_mul(5).saturating_add(2).div_euclid(153);
+    of_year.saturating_sub(month.saturating_mul(153).saturating_add(2).div_euclid(5))
 }
 
 impl Charge {
@@ -175,10 +210,20 @@ pub struct Verdict {
     pub grants: Vec<GrantId>,
     /// What the request would do.
     pub effects: Vec<Effect>,
-    /// Why not (empty on allow).
+    /// Why not (empty unless denied).
     pub reasons: Vec<Reason>,
-    /// What to reserve (empty on deny), in the order of limit ids, each limit once.
+    /// What to reserve until the nonce is final (empty on deny), in the order of limit ids, each limit once.
     pub charges: Vec<Charge>,
+    /// What others may take later, each with what it holds of the windows until it is used, revoked or
+    /// unusable (empty on deny).
+    pub exposures: Vec<Exposure>,
+    /// Who must approve it: set where the outcome is [`Outcome::NeedApproval`], or will be after the delay.
+    pub approval: Option<ApprovalNeed>,
+    /// How long it must wait, counted from when it was accepted: set where the outcome is
+    /// [`Outcome::Delay`].
+    pub delay: Option<DelayNeed>,
+    /// What the grants in shadow mode would have said. They never decide.
+    pub shadows: Vec<Shadow>,
     /// The fees that may be signed at most: the lowest of chain, caller and grant. `None` for
     /// messages and typed data.
     pub fee_cap: Option<Fees>,
@@ -199,4 +244,55 @@ pub struct EventUse {
     pub log_index: u64,
     /// Contract address and function selector, in hex.
     pub used_for: String,
+}
+
+/// Tokens that somebody else may take from now on, or until a permit ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exposure {
+    /// The token's contract.
+    pub token: Address,
+    /// Whose tokens.
+    pub owner: Address,
+    /// Who may take them.
+    pub spender: Address,
+    /// How much, in smallest units.
+    pub amount: Amount,
+    /// Bounds of a signed permit; `None` for an allowance set by the transaction.
+    pub permit: Option<PermitTerms>,
+    /// What it holds of each window, in the order of limit ids, each limit once.
+    pub charges: Vec<Charge>,
+}
+
+/// Who must approve a request. All quorums must be met, each by distinct people of its groups, none of whom
+/// is the requester.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApprovalNeed {
+    /// The grants that ask for it, by id.
+    pub grants: Vec<GrantId>,
+    /// How many of which quorum group, for each of them.
+    pub quorums: Vec<BTreeMap<String, u32>>,
+    /// How long the approvals may be gathered, in milliseconds: the shortest.
+    pub ttl_ms: i64,
+}
+
+/// How long a request must wait after it was accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DelayNeed {
+    /// The grants that ask for it, by id.
+    pub grants: Vec<GrantId>,
+    /// Milliseconds: the longest.
+    pub ms: i64,
+    /// Why, for people.
+    pub why: String,
+}
+
+/// What a grant in shadow mode would have said about the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shadow {
+    /// The grant.
+    pub grant: GrantId,
+    /// What it would have come to for the effects that its action matches.
+    pub outcome: Outcome,
+    /// The first field that failed, where it would not have covered them.
+    pub reason: Option<Reason>,
 }

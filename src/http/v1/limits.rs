@@ -2,7 +2,6 @@
 
 use crate::app::read_limits::{LimitView, limits};
 use crate::core::access::Action;
-use crate::core::time::duration_text;
 use crate::http::caller::Caller;
 use crate::http::problem::Problem;
 use crate::http::query::QueryParams;
@@ -47,6 +46,6 @@ fn shown(limit: &LimitView) -> Value {
         "spent": limit.spent.to_string(),
         "max": window.map(|window| window.max.to_string()),
         "free": limit.free().map(|free| free.to_string()),
-        "span": duration_text(limit.span_ms),
+        "span": limit.period.text(),
     })
 }

@@ -3,7 +3,6 @@
 use crate::app::evaluate::{EvaluateCommand, Evaluation, evaluate};
 use crate::app::record;
 use crate::core::access::Action;
-use crate::core::time::duration_text;
 use crate::http::body::JsonBody;
 use crate::http::caller::Caller;
 use crate::http::json;
@@ -52,7 +51,7 @@ fn shown(found: &Evaluation) -> Result<Value, Problem> {
                 "used": found.used.to_string(),
                 "asked": found.asked.to_string(),
                 "max": charge.max.to_string(),
-                "span": duration_text(charge.span_ms),
+                "span": charge.period.text(),
                 "has_room": found.fits,
             })
         })

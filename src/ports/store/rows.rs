@@ -6,7 +6,7 @@ use crate::core::id::{ChainId, ChainName, GroupName, HolderId, HsmName, KeyId, R
 use crate::core::intent::{Fees, TransactionIntent};
 use crate::core::key::{CkaId, KeyPlace, NonceMode};
 use crate::core::permit::{PayloadKind, RawSignature};
-use crate::core::policy::LimitId;
+use crate::core::policy::{LimitId, Period};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::{Ending, Status};
@@ -420,8 +420,8 @@ pub struct LimitNow {
     pub label: String,
     /// The grant whose window it is.
     pub grant: String,
-    /// The span, in milliseconds.
-    pub span_ms: i64,
+    /// Its span of time.
+    pub period: Period,
     /// Held by what is not final.
     pub held: Amount,
     /// Spent within the span that ends at that moment.

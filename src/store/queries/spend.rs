@@ -7,7 +7,7 @@
 use super::column::{amount, corrupt, exactly_one};
 use super::statement::{Tx, values};
 use crate::core::amount::Amount;
-use crate::core::policy::{Charge, ChargeKind, LimitId};
+use crate::core::policy::{Charge, ChargeKind, LimitId, Period};
 use crate::core::time::Timestamp;
 use crate::ports::store::{LimitExceeded, LimitNow, LimitUse, Settlement, StoreError};
 use sqlx::FromRow;
@@ -73,19 +73,21 @@ const COUNT: &str = "count";
 struct Sums {
     held: Amount,
     spent: Amount,
-    span_ms: i64,
+    period: Period,
 }
 
 impl LimitColumns {
     fn sums(&self) -> Result<Sums, StoreError> {
-        Ok(Sums { held: amount(&self.held)?, spent: amount(&self.spent)?, span_ms: self.span_ms })
+        let period =
+            Period::from_code(self.span_ms).ok_or_else(|| corrupt("the span of a limit"))?;
+        Ok(Sums { held: amount(&self.held)?, spent: amount(&self.spent)?, period })
     }
 }
 
 impl Sums {
     /// What was settled then or before has left the span.
     fn gone_before(&self, now: Timestamp) -> i64 {
-        now.plus_millis(self.span_ms.saturating_neg()).millis()
+        self.period.gone_before(now).millis()
     }
 }
 
@@ -118,8 +120,13 @@ async fn lock_or_open(tx: &mut Tx, charge: &Charge) -> Result<Sums, StoreError> 
         return Ok(sums);
     }
     let zero = Amount::ZERO.to_be_bytes();
-    let new =
-        values![id, charge.label.as_str(), charge.grant.as_str(), charge.span_ms, zero.as_slice(),];
+    let new = values![
+        id,
+        charge.label.as_str(),
+        charge.grant.as_str(),
+        charge.period.code(),
+        zero.as_slice(),
+    ];
     tx.execute(OPEN_LIMIT, new).await?;
     match lock(tx, id).await? {
         Some(sums) => Ok(sums),
@@ -298,7 +305,7 @@ pub(super) async fn room(
     for charge in charges {
         let id = charge.limit.0.as_slice();
         let row = tx.one::<LimitColumns>(READ_LIMIT, values![id]).await?;
-        let empty = Sums { held: Amount::ZERO, spent: Amount::ZERO, span_ms: charge.span_ms };
+        let empty = Sums { held: Amount::ZERO, spent: Amount::ZERO, period: charge.period };
         let mut sums = row.map_or(Ok(empty), |row| row.sums())?;
         aged(tx, id, &mut sums, now).await?;
         let before = tx.one::<EntryColumns>(ENTRY, values![id, owner]).await?;
@@ -391,7 +398,7 @@ pub(super) async fn limits_now(tx: &mut Tx, now: Timestamp) -> Result<Vec<LimitN
             id: LimitId(id),
             label: row.limit.label,
             grant: row.grant_id,
-            span_ms: sums.span_ms,
+            period: sums.period,
             held: sums.held,
             spent: sums.spent,
         });

@@ -14,10 +14,10 @@ mod typed_data_tests;
 use crate::core::amount::Amount;
 use crate::core::intent::{Intent, TransactionIntent};
 use crate::core::policy::bundle::abi::AbiFunction;
-use crate::core::policy::verdict::{CallArgument, Effect};
-use crate::core::policy::{Bundle, Facts};
+use crate::core::policy::effect::{CallArgument, CallEffect, Effect};
+use crate::core::policy::{Bundle, Facts, PolicyRequest};
 use alloy::dyn_abi::{DynSolType, DynSolValue};
-use alloy::primitives::Address;
+use alloy::primitives::{Address, keccak256};
 
 /// `transfer(address,uint256)` of ERC-20.
 const TRANSFER: [u8; 4] = [0xa9, 0x05, 0x9c, 0xbb];
@@ -27,8 +27,9 @@ const DELEGATION: [u8; 3] = [0xef, 0x01, 0x00];
 /// Everything that an intent would do, the main effect first. The fee of a transaction is the last,
 /// at the highest price that the intent itself admits.
 #[must_use]
-pub fn effects(bundle: &Bundle, intent: &Intent, facts: &Facts) -> Vec<Effect> {
-    match intent {
+pub fn effects(bundle: &Bundle, request: &PolicyRequest) -> Vec<Effect> {
+    let (from, facts) = (request.address, &request.facts);
+    match &request.intent {
         Intent::Message { text } => vec![message(text)],
         Intent::TypedData { chain, data } => vec![match typed_data::read(chain, data) {
             Ok(read) => Effect::TypedMessage {
@@ -39,7 +40,7 @@ pub fn effects(bundle: &Bundle, intent: &Intent, facts: &Facts) -> Vec<Effect> {
             Err(why) => opaque(&why),
         }],
         Intent::Transaction(tx) => {
-            let mut effects = transaction(bundle, tx, facts);
+            let mut effects = transaction(bundle, tx, from, facts);
             effects.push(fee_max(tx.gas, tx.fees.highest().max_fee));
             effects
         }
@@ -56,7 +57,7 @@ pub fn fee_max(gas: u64, price_wei: u128) -> Effect {
 }
 
 fn opaque(why: &str) -> Effect {
-    Effect::Opaque { why: why.to_owned() }
+    Effect::Opaque { why: why.to_owned(), call: None }
 }
 
 /// Text, and nothing that could be somebody's digest: contracts verify EIP-191 signatures over 32
@@ -71,29 +72,42 @@ fn message(text: &str) -> Effect {
     Effect::TextMessage { text: text.to_owned() }
 }
 
-fn transaction(bundle: &Bundle, tx: &TransactionIntent, facts: &Facts) -> Vec<Effect> {
+fn transaction(
+    bundle: &Bundle,
+    tx: &TransactionIntent,
+    from: Address,
+    facts: &Facts,
+) -> Vec<Effect> {
     let Some(to) = tx.to else {
-        return vec![Effect::Create];
+        let init_code_hash = keccak256(&tx.data);
+        return vec![Effect::Create { from, init_code_hash, value: tx.value }];
     };
-    let Some(fact) = facts.code.as_ref().filter(|fact| fact.address == to) else {
+    let Some(fact) = facts.code_at(to) else {
         return vec![opaque("the code at the recipient is not known")];
     };
     if fact.code.starts_with(&DELEGATION) {
         return vec![opaque("the recipient is an account with delegated code (EIP-7702)")];
     }
     match (tx.data.is_empty(), fact.code.is_empty()) {
-        (true, true) => vec![Effect::NativeOut { to, amount: tx.value }],
+        (true, true) => vec![Effect::NativeOut { from, to, amount: tx.value }],
         (true, false) => vec![opaque("no data, but the recipient has code that would run")],
         (false, true) => vec![opaque("data, but the recipient has no code")],
-        (false, false) => match call(bundle, tx, to) {
-            Ok(main) if tx.value.is_zero() => vec![main],
-            Ok(main) => vec![main, Effect::NativeOut { to, amount: tx.value }],
+        (false, false) => match call(bundle, tx, from, to) {
+            Ok(main @ Effect::TokenOut { .. }) if !tx.value.is_zero() => {
+                vec![main, Effect::NativeOut { from, to, amount: tx.value }]
+            }
+            Ok(main) => vec![main],
             Err(why) => vec![opaque(&why)],
         },
     }
 }
 
-fn call(bundle: &Bundle, tx: &TransactionIntent, to: Address) -> Result<Effect, String> {
+fn call(
+    bundle: &Bundle,
+    tx: &TransactionIntent,
+    from: Address,
+    to: Address,
+) -> Result<Effect, String> {
     let Some((selector, data)) = tx.data.split_first_chunk::<4>() else {
         return Err("data is too short for a selector".to_owned());
     };
@@ -113,7 +127,7 @@ fn call(bundle: &Bundle, tx: &TransactionIntent, to: Address) -> Result<Effect, 
             return Err("data is not canonical ABI".to_owned());
         };
         let amount = Amount::new(*amount);
-        return Ok(Effect::TokenOut { asset: asset.name.clone(), to: *recipient, amount });
+        return Ok(Effect::TokenOut { asset: asset.name.clone(), from, to: *recipient, amount });
     }
     let contract = registry
         .contract_at(&tx.chain.name, to)
@@ -127,11 +141,14 @@ fn call(bundle: &Bundle, tx: &TransactionIntent, to: Address) -> Result<Effect, 
     }
     let values = abi::decode_exact(&function.types(), data)
         .ok_or_else(|| format!("data is not the canonical encoding of `{}`", function.signature))?;
-    Ok(Effect::Call {
+    Ok(Effect::Call(CallEffect {
+        from,
         contract: contract.name.clone(),
+        to,
         function: function.signature.clone(),
         args: arguments(function, &values),
-    })
+        value: tx.value,
+    }))
 }
 
 fn arguments(function: &AbiFunction, values: &[DynSolValue]) -> Vec<CallArgument> {

@@ -2,7 +2,7 @@
 
 use super::abi::show;
 use crate::core::intent::ChainRef;
-use crate::core::policy::verdict::CallArgument;
+use crate::core::policy::effect::CallArgument;
 use alloy::dyn_abi::eip712::parser::EncodeType;
 use alloy::dyn_abi::{DynSolType, DynSolValue, TypedData};
 use alloy::primitives::{Address, B256, U256};

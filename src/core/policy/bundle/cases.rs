@@ -265,7 +265,7 @@ fn read_facts(bundle: &Bundle, case: &RawCase, intent: &Intent) -> Result<Facts,
         code: Bytes::copy_from_slice(code),
     });
     let event = case.event.as_ref().map(|event| read_event_fact(bundle, &tx.chain.name, event));
-    Ok(Facts { code, event: event.transpose()? })
+    Ok(Facts { codes: code.into_iter().collect(), event: event.transpose()?, ..Facts::default() })
 }
 
 fn read_event_fact(

@@ -3,7 +3,7 @@
 use super::syntax::{RawCondition, RawScalar};
 use crate::core::amount::Amount;
 use crate::core::evm::decode::abi::{fits, show};
-use crate::core::policy::verdict::CallArgument;
+use crate::core::policy::effect::CallArgument;
 use alloy::dyn_abi::{DynSolType, DynSolValue};
 use alloy::primitives::{Address, B256, Bytes, I256, U256};
 

@@ -5,9 +5,10 @@ use crate::core::id::{ChainName, GrantId, GroupName, KeyId};
 use crate::core::intent::Fees;
 use crate::core::policy::bundle::abi::AbiFunction;
 use crate::core::policy::bundle::condition::ArgRule;
+use crate::core::policy::verdict::Period;
 use crate::core::time::Timestamp;
 use alloy::dyn_abi::DynSolType;
-use alloy::primitives::{Address, B256};
+use alloy::primitives::{Address, B256, U256};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One allow rule.
@@ -27,8 +28,54 @@ pub struct Grant {
     pub principals: BTreeSet<String>,
     /// Who may be asked to sign.
     pub signers: BTreeSet<SignerRef>,
+    /// When it allows anything; `None` at all hours.
+    pub hours: Option<Hours>,
+    /// Whether it decides, or is only recorded.
+    pub mode: Mode,
     /// What it allows.
     pub rules: Rules,
+}
+
+/// Whether a grant decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It decides.
+    Enforce,
+    /// It is evaluated and recorded, and never decides. Its windows count nothing.
+    Shadow,
+}
+
+/// Days and hours at which a grant allows anything, UTC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hours {
+    /// Which days, from Monday.
+    pub days: [bool; 7],
+    /// First minute of the day, inclusive.
+    pub from_minute: u16,
+    /// First minute of the day that is not allowed any more, at most 1440; never below `from_minute`.
+    pub to_minute: u16,
+    /// As written.
+    pub text: String,
+}
+
+/// Who must approve what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApprovalRule {
+    /// More than this needs approval, in the smallest unit of the action; `None`: whatever it is.
+    pub above: Option<Amount>,
+    /// How many people of which quorum group; never empty, none 0.
+    pub quorum: BTreeMap<String, u32>,
+    /// How long approvals may be gathered, in milliseconds.
+    pub ttl_ms: i64,
+}
+
+/// What must wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DelayRule {
+    /// How long what goes to a destination that was not paid before waits, in milliseconds.
+    pub first_use_ms: Option<i64>,
+    /// How long everything waits, in milliseconds.
+    pub always_ms: Option<i64>,
 }
 
 /// A signer as a grant names it.
@@ -61,10 +108,17 @@ pub enum Rules {
 pub struct ChainRule {
     /// The action with its selectors and bounds.
     pub action: Action,
+    /// Whose assets it may move beside the signing account's own: contracts of the book through which the
+    /// account acts, such as a Safe.
+    pub through: BTreeSet<Address>,
     /// Windows of the action.
     pub windows: Vec<Window>,
-    /// Bounds of the fee; `None` for typed data, which pays none.
+    /// Bounds of the fee; `None` for typed data and authorizations, which pay none.
     pub fee: Option<FeeRule>,
+    /// Who must approve what. It applies to whatever the selectors match, whichever grant allows it.
+    pub approval: Option<ApprovalRule>,
+    /// What must wait. It applies like `approval`.
+    pub delay: Option<DelayRule>,
 }
 
 /// An action on one chain.
@@ -88,8 +142,74 @@ pub enum Action {
         /// Smallest units, inclusive.
         per_tx: Amount,
     },
+    /// An allowance over a registered ERC-20 asset, in whatever form.
+    TokenApprove {
+        /// The asset's name.
+        asset: String,
+        /// The asset's contract.
+        address: Address,
+        /// Who may take.
+        to: Destinations,
+        /// Smallest units, inclusive; unlimited ones are above every amount.
+        per_tx: Amount,
+        /// Whether an allowance without end may be given: at least 2^255, or all or nothing.
+        unlimited: bool,
+        /// The longest life of a signed permit, in milliseconds; `None` if only transactions are allowed.
+        permit_ms: Option<i64>,
+    },
+    /// A transfer of a registered ERC-721 or ERC-1155 asset.
+    NftTransfer {
+        /// The asset's name.
+        asset: String,
+        /// The asset's contract.
+        address: Address,
+        /// To whom.
+        to: Destinations,
+        /// Which tokens; `None` for all: said out loud.
+        ids: Option<BTreeSet<U256>>,
+        /// How many of one in all, inclusive.
+        per_tx: Amount,
+    },
+    /// An operator for a registered ERC-721, ERC-1155 or ERC-777 asset.
+    NftApprove {
+        /// The asset's name.
+        asset: String,
+        /// The asset's contract.
+        address: Address,
+        /// Who may take.
+        to: Destinations,
+        /// Which tokens; `None` for all of them at once (`setApprovalForAll`, `authorizeOperator`) as well.
+        ids: Option<BTreeSet<U256>>,
+    },
     /// A function of a contract in the book.
     Call(Box<CallRule>),
+    /// A function that changes who rules a contract of the book, or its code.
+    Admin(Box<CallRule>),
+    /// A contract from one of these init codes.
+    Deploy {
+        /// keccak-256 of each; never empty.
+        init_code_hashes: BTreeSet<B256>,
+        /// Native value that may go with it: wei, inclusive.
+        value_max: Amount,
+    },
+    /// EIP-7702: the account's code becomes that of one of these.
+    Delegate {
+        /// Whose code.
+        to: Destinations,
+    },
+    /// A call that is not understood: said out loud for one contract and one selector.
+    Opaque {
+        /// The contract's name in the book.
+        contract: String,
+        /// The contract.
+        address: Address,
+        /// The first four bytes; `None` for no data at all.
+        selector: Option<[u8; 4]>,
+        /// Native value that may go with it: wei, inclusive.
+        value_max: Amount,
+        /// keccak-256 that the contract's code must have; `None` for whatever it is.
+        code_hash: Option<B256>,
+    },
     /// EIP-712 typed data.
     TypedData(Box<TypedRule>),
 }
@@ -195,12 +315,12 @@ pub enum TextRule {
     Prefix(String),
 }
 
-/// A spend limit over a rolling span of time.
+/// A spend limit over a span of time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Length in milliseconds.
-    pub span_ms: i64,
-    /// As written, such as `24h`.
+    /// Which span.
+    pub period: Period,
+    /// As written, such as `24h`, `day`.
     pub span: String,
     /// What it holds.
     pub holds: Holds,
@@ -226,6 +346,10 @@ pub enum Scope {
     Key,
     /// One principal.
     Principal,
+    /// One destination: to whom value goes, or who may take it.
+    Destination,
+    /// Everything on the chain.
+    Chain,
 }
 
 impl Scope {
@@ -236,6 +360,8 @@ impl Scope {
             Self::Group => "group",
             Self::Key => "key",
             Self::Principal => "principal",
+            Self::Destination => "destination",
+            Self::Chain => "chain",
         }
     }
 }
@@ -280,7 +406,14 @@ impl Action {
         match self {
             Self::NativeTransfer { .. } => "native.transfer",
             Self::TokenTransfer { .. } => "erc20.transfer",
+            Self::TokenApprove { .. } => "erc20.approve",
+            Self::NftTransfer { .. } => "nft.transfer",
+            Self::NftApprove { .. } => "nft.approve",
             Self::Call(_) => "call",
+            Self::Admin(_) => "admin",
+            Self::Deploy { .. } => "deploy",
+            Self::Delegate { .. } => "delegate",
+            Self::Opaque { .. } => "opaque",
             Self::TypedData(_) => "typed_data",
         }
     }

@@ -5,6 +5,7 @@ pub mod abi;
 mod cases;
 pub mod condition;
 pub mod grant;
+pub mod guardrail;
 mod read_grant;
 mod read_rule;
 pub mod registry;
@@ -19,6 +20,7 @@ use abi::ContractAbi;
 use alloy::primitives::B256;
 pub use cases::CaseReport;
 use grant::{Grant, SignerRef};
+use guardrail::Guardrails;
 use registry::Registry;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
@@ -34,6 +36,7 @@ pub struct Bundle {
     parent: Option<B256>,
     issuers: Vec<IssuerRule>,
     registry: Registry,
+    guardrails: Guardrails,
     grants: Vec<Grant>,
     cases: Vec<String>,
 }
@@ -136,6 +139,7 @@ impl Bundle {
             parent,
             issuers,
             registry,
+            guardrails: Guardrails::default(),
             grants: Vec::new(),
             cases: Vec::new(),
         };
@@ -231,6 +235,12 @@ impl Bundle {
     #[must_use]
     pub const fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// What no grant can allow, and who may change the bundle.
+    #[must_use]
+    pub const fn guardrails(&self) -> &Guardrails {
+        &self.guardrails
     }
 
     /// The grants as checked, by id.
@@ -338,8 +348,13 @@ fn read_head(head: &BundleFile) -> Result<Head, String> {
     if head.schema != 1 {
         return Err(format!("schema {} is not supported by this version", head.schema));
     }
-    for (name, given) in [("quorum", &head.quorum), ("limit", &head.limit), ("deny", &head.deny)] {
-        if given.is_some() {
+    for (name, given) in [
+        ("quorum", !head.quorum.is_empty()),
+        ("limit", !head.limit.is_empty()),
+        ("deny", !head.deny.is_empty()),
+        ("change", head.change.is_some()),
+    ] {
+        if given {
             return Err(format!("`{name}` is not supported by this version"));
         }
     }

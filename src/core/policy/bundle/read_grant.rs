@@ -1,7 +1,7 @@
 //! From a grant as written to a grant as checked: what all actions share.
 
 use super::condition::read_address;
-use super::grant::{FeeRule, Grant, Holds, Rules, Scope, SignerRef, TextRule, Window};
+use super::grant::{FeeRule, Grant, Holds, Mode, Rules, Scope, SignerRef, TextRule, Window};
 use super::registry::chain_name;
 use super::syntax::{RawFee, RawGrant, RawText, RawWindow};
 use super::{Bundle, check_name};
@@ -9,6 +9,7 @@ use crate::core::access::Role;
 use crate::core::amount::Amount;
 use crate::core::id::{GrantId, GroupName, KeyId};
 use crate::core::intent::Fees;
+use crate::core::policy::verdict::Period;
 use crate::core::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,6 +36,8 @@ impl Bundle {
             expires_at: read_expiry(&raw.expires)?,
             principals: self.read_principals(&raw.principals)?,
             signers: read_signers(&raw.signers)?,
+            hours: None,
+            mode: Mode::Enforce,
             rules: self.read_rules(raw)?,
         })
     }
@@ -88,8 +91,13 @@ pub(super) fn need<'a, T: ?Sized>(field: &str, value: Option<&'a T>) -> Result<&
 }
 
 fn refuse_later_versions(raw: &RawGrant) -> Result<(), String> {
-    let later = [("approval", &raw.approval), ("delay", &raw.delay), ("hours", &raw.hours)];
-    if let Some((field, _)) = later.iter().find(|(_, value)| value.is_some()) {
+    let later = [
+        ("approval", raw.approval.is_some()),
+        ("delay", raw.delay.is_some()),
+        ("hours", raw.hours.is_some()),
+        ("through", raw.through.is_some()),
+    ];
+    if let Some((field, _)) = later.iter().find(|(_, given)| *given) {
         return Err(format!("`{field}` is not supported by this version"));
     }
     match raw.mode.as_deref() {
@@ -217,7 +225,7 @@ pub(super) fn read_windows(
     for one in raw {
         let window = read_window(one, decimals)?;
         let same = |other: &Window| {
-            other.span_ms == window.span_ms
+            other.period == window.period
                 && other.scope == window.scope
                 && matches!(other.holds, Holds::Count(_)) == matches!(window.holds, Holds::Count(_))
         };
@@ -254,7 +262,7 @@ fn read_window(raw: &RawWindow, decimals: Option<u8>) -> Result<Window, String> 
     };
     let span_ms = read_span(&raw.span)
         .ok_or_else(|| format!("windows: span `{}` is not like 30m, 24h, 7d", raw.span))?;
-    Ok(Window { span_ms, span: raw.span.clone(), holds, scope })
+    Ok(Window { period: Period::Rolling(span_ms), span: raw.span.clone(), holds, scope })
 }
 
 fn read_span(text: &str) -> Option<i64> {

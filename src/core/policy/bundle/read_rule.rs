@@ -15,7 +15,7 @@ use crate::core::evm::decode::typed_data::{moves_value, primary_fields};
 use crate::core::id::ChainName;
 use alloy::dyn_abi::DynSolType;
 use alloy::primitives::{B256, keccak256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Bundle {
     /// Resolves a grant's action on one of its chains.
@@ -41,7 +41,8 @@ impl Bundle {
             Action::TypedData(_) => None,
             _ => Some(read_fee(need("fee", raw.fee.as_ref())?, native)?),
         };
-        Ok(ChainRule { action, windows, fee })
+        let through = BTreeSet::new();
+        Ok(ChainRule { action, through, windows, fee, approval: None, delay: None })
     }
 
     fn read_token(

@@ -18,17 +18,91 @@ pub struct Contract {
     pub address: Address,
     /// Its interface, if the book binds one.
     pub abi: Option<ContractAbi>,
+    /// What it does with calls that are inside its calldata; `None` if nothing is known.
+    pub wraps: Option<Wrapper>,
 }
 
-/// An ERC-20 asset.
+/// Contracts whose functions carry other calls. Which functions those are is known for each kind; a wrapper
+/// is believed only at the address that the book binds to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrapper {
+    /// Multicall3 (`aggregate`, `aggregate3`, `aggregate3Value`, …): calls others as itself.
+    Multicall3,
+    /// A contract with `multicall(bytes[])`: calls itself, as whoever called it.
+    SelfMulticall,
+    /// A Safe: `execTransaction` calls another as itself.
+    Safe,
+    /// A MultiSend of a Safe: only by delegatecall, as the Safe.
+    MultiSend,
+    /// An ERC-4337 account: `execute` and `executeBatch` call others as itself.
+    SmartAccount,
+    /// Permit2: allowances over many tokens.
+    Permit2,
+    /// Seaport: orders.
+    Seaport,
+}
+
+impl Wrapper {
+    /// Every kind.
+    pub const ALL: [Self; 7] = [
+        Self::Multicall3,
+        Self::SelfMulticall,
+        Self::Safe,
+        Self::MultiSend,
+        Self::SmartAccount,
+        Self::Permit2,
+        Self::Seaport,
+    ];
+
+    /// The name in `book.toml`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Multicall3 => "multicall3",
+            Self::SelfMulticall => "multicall",
+            Self::Safe => "safe",
+            Self::MultiSend => "multisend",
+            Self::SmartAccount => "smart-account",
+            Self::Permit2 => "permit2",
+            Self::Seaport => "seaport",
+        }
+    }
+}
+
+/// Which standard an asset follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standard {
+    /// Fungible tokens; functions of ERC-777 and EIP-2612, DAI's permit and EIP-3009 too.
+    Erc20,
+    /// One of each.
+    Erc721,
+    /// Many of each.
+    Erc1155,
+}
+
+impl Standard {
+    /// The name in `assets.toml`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Erc20 => "erc20",
+            Self::Erc721 => "erc721",
+            Self::Erc1155 => "erc1155",
+        }
+    }
+}
+
+/// A registered asset.
 #[derive(Clone, Debug)]
 pub struct Asset {
     /// Its name.
     pub name: String,
     /// Its contract.
     pub address: Address,
-    /// How many of its digits are behind the point.
+    /// How many of its digits are behind the point; 0 for tokens that are not fungible.
     pub decimals: u8,
+    /// Which functions it has.
+    pub standard: Standard,
 }
 
 /// All names of a bundle.
@@ -130,7 +204,11 @@ impl Registry {
                 Some(abis.get(path).cloned().ok_or_else(|| format!("there is no file `{path}`"))?)
             }
         };
-        let contract = Contract { name: name.clone(), address, abi };
+        let wraps = match &raw.wraps {
+            None => None,
+            Some(kind) => Some(read_wrapper(kind)?),
+        };
+        let contract = Contract { name: name.clone(), address, abi, wraps };
         if let Some(other) = self.contracts.insert((chain, address), contract) {
             return Err(format!("`{name}` and `{}` have the same address", other.name));
         }
@@ -151,11 +229,23 @@ impl Registry {
         if self.asset(&chain, &name).is_some() {
             return Err(format!("asset `{name}` is there twice on `{chain}`"));
         }
-        if raw.decimals > 77 {
+        let (standard, decimals) = match (raw.standard.as_deref(), raw.decimals) {
+            (None | Some("erc20"), Some(decimals)) => (Standard::Erc20, decimals),
+            (Some("erc721"), None | Some(0)) => (Standard::Erc721, 0),
+            (Some("erc1155"), None | Some(0)) => (Standard::Erc1155, 0),
+            (None | Some("erc20"), None) => return Err("`decimals` is missing".to_owned()),
+            (Some("erc721" | "erc1155"), Some(_)) => {
+                return Err("tokens that are not fungible have no decimals".to_owned());
+            }
+            (Some(other), _) => {
+                return Err(format!("standard: `{other}` is not erc20, erc721 or erc1155"));
+            }
+        };
+        if decimals > 77 {
             return Err("no amount of 256 bits has more than 77 decimals".to_owned());
         }
         let address = read_address(&raw.address)?;
-        let asset = Asset { name: name.clone(), address, decimals: raw.decimals };
+        let asset = Asset { name: name.clone(), address, decimals, standard };
         if let Some(other) = self.assets.insert((chain, address), asset) {
             return Err(format!("`{name}` and `{}` have the same address", other.name));
         }
@@ -172,6 +262,13 @@ impl Registry {
         }
         Ok(())
     }
+}
+
+fn read_wrapper(kind: &str) -> Result<Wrapper, String> {
+    Wrapper::ALL.into_iter().find(|known| known.name() == kind).ok_or_else(|| {
+        let known = Wrapper::ALL.map(Wrapper::name).join(", ");
+        format!("wraps: `{kind}` is unknown; known are {known}")
+    })
 }
 
 /// Reads a chain's name.

@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use toml::{Spanned, Value};
+use toml::Spanned;
 
 /// `bundle.toml`.
 #[derive(Debug, Deserialize)]
@@ -13,10 +13,55 @@ pub(super) struct BundleFile {
     pub version: String,
     pub parent: Option<String>,
     pub issuer: Vec<RawIssuer>,
-    // Of later versions: named here so that the refusal can say so.
-    pub quorum: Option<Value>,
-    pub limit: Option<Value>,
-    pub deny: Option<Value>,
+    #[serde(default)]
+    pub quorum: Vec<RawQuorum>,
+    #[serde(default)]
+    pub limit: Vec<RawLimit>,
+    #[serde(default)]
+    pub deny: Vec<RawDeny>,
+    pub change: Option<RawChange>,
+}
+
+/// One `[[quorum]]`: a group of people.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawQuorum {
+    pub name: String,
+    pub members: Vec<String>,
+}
+
+/// One `[[limit]]`: a guardrail.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawLimit {
+    pub id: String,
+    pub reason: String,
+    pub chain: String,
+    /// The asset; the chain's own currency if none.
+    pub asset: Option<String>,
+    pub per_tx: Option<String>,
+    pub windows: Option<Vec<RawWindow>>,
+}
+
+/// One `[[deny]]`: a guardrail.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDeny {
+    pub id: String,
+    pub reason: String,
+    pub principals: Option<Vec<String>>,
+    pub signers: Option<Vec<String>>,
+    pub chains: Option<Vec<String>>,
+    pub actions: Option<Vec<String>>,
+    pub to: Option<RawTo>,
+}
+
+/// `[change]`: how the bundle itself may be changed.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawChange {
+    pub quorum: BTreeMap<String, u32>,
+    pub delay: Option<String>,
 }
 
 /// One `[[issuer]]`.
@@ -46,6 +91,7 @@ pub(super) struct RawContract {
     pub chain: String,
     pub address: String,
     pub abi: Option<String>,
+    pub wraps: Option<String>,
 }
 
 /// One `[[list]]`.
@@ -74,7 +120,8 @@ pub(super) struct RawAsset {
     pub name: String,
     pub chain: String,
     pub address: String,
-    pub decimals: u8,
+    pub decimals: Option<u8>,
+    pub standard: Option<String>,
 }
 
 /// One `[[native]]`: the decimals of a chain's own currency, where they are not 18.
@@ -117,12 +164,44 @@ pub(super) struct RawGrant {
     pub primary_type: Option<String>,
     pub type_hash: Option<String>,
     pub encode_type: Option<String>,
+    pub unlimited: Option<bool>,
+    pub permit_for: Option<String>,
+    pub ids: Option<Vec<String>>,
+    pub init_code_hashes: Option<Vec<String>>,
+    pub selector: Option<String>,
+    pub code_hash: Option<String>,
+    pub through: Option<Vec<String>>,
     pub windows: Option<Vec<RawWindow>>,
     pub fee: Option<RawFee>,
     pub mode: Option<String>,
-    pub approval: Option<Value>,
-    pub delay: Option<Value>,
-    pub hours: Option<Value>,
+    pub approval: Option<RawApproval>,
+    pub delay: Option<RawDelay>,
+    pub hours: Option<RawHours>,
+}
+
+/// `approval = …`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawApproval {
+    pub above: Option<String>,
+    pub quorum: BTreeMap<String, u32>,
+    pub ttl: String,
+}
+
+/// `delay = …`: at least one of the two.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDelay {
+    pub first_use_of_destination: Option<String>,
+    pub always: Option<String>,
+}
+
+/// `hours = …`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawHours {
+    pub days: String,
+    pub utc: String,
 }
 
 /// `to = …`: exactly one of the three.

@@ -158,7 +158,7 @@ pub(crate) fn request(intent: Intent, facts: Facts) -> PolicyRequest {
 
 pub(crate) fn code(address: Address, code: &[u8]) -> Facts {
     let code = Bytes::copy_from_slice(code);
-    Facts { code: Some(CodeFact { address, block: B256::ZERO, code }), event: None }
+    Facts { codes: vec![CodeFact { address, block: B256::ZERO, code }], ..Facts::default() }
 }
 
 pub(crate) fn transaction(to: Address, value: u128, data: Vec<u8>) -> TransactionIntent {

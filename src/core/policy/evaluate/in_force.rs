@@ -9,7 +9,7 @@ use crate::core::key::OperatorKey;
 use crate::core::policy::bundle::grant::{
     Action, ChainRule, Grant, Holds, Rules, Scope, SignerRef, Window,
 };
-use crate::core::policy::{Bundle, LimitId};
+use crate::core::policy::{Bundle, LimitId, Period};
 use crate::core::principal::Principal;
 use alloy::primitives::Address;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,8 +34,8 @@ pub struct WindowInForce {
     pub instance: String,
     /// How much it holds, in the smallest unit.
     pub max: Amount,
-    /// Its length, in milliseconds.
-    pub span_ms: i64,
+    /// Its span of time.
+    pub period: Period,
 }
 
 /// The keys that [`windows_in_force`] must know: groups of whose keys each has a counter of its own, and keys
@@ -95,7 +95,7 @@ pub fn windows_in_force(
                         scope: counter.scope,
                         instance: counter.instance,
                         max: holds(line.window),
-                        span_ms: line.window.span_ms,
+                        period: line.window.period,
                     },
                 );
             }
@@ -145,6 +145,8 @@ fn holders<'a>(
             let named = keys.iter().filter(|key| names(grant, key));
             groups.chain(named.map(|key| of(key.group.as_ref(), key.id))).collect()
         }
+        // Whose destinations, and what a chain has in all, is known only with a request.
+        Scope::Destination | Scope::Chain => Vec::new(),
         Scope::Key => {
             let signing = keys.iter().filter(|key| {
                 let group = key.group.clone().map(SignerRef::Group);

@@ -9,7 +9,8 @@ use crate::core::policy::bundle::condition::ArgRule;
 use crate::core::policy::bundle::grant::{
     Action, CallRule, ChainRule, FeeRule, Grant, Rules, SignerRef, TextRule, TypedRule,
 };
-use crate::core::policy::verdict::{CallArgument, Effect, EventUse};
+use crate::core::policy::effect::{CallArgument, Effect};
+use crate::core::policy::verdict::EventUse;
 use crate::core::policy::{PolicyRequest, Reason};
 use crate::core::time::Timestamp;
 
@@ -150,9 +151,9 @@ pub(super) fn judge_selectors(action: &Action, main: &Effect) -> Result<(), (u8,
             let inside = to.contains(*actual);
             if inside { Ok(()) } else { Err((4, failed("to", to.label(), actual.to_string()))) }
         }
-        (Action::Call(rule), Effect::Call { contract, function, .. }) => {
-            same("contract", &rule.contract, contract)?;
-            same("function", &rule.function.signature, function)
+        (Action::Call(rule), Effect::Call(call)) => {
+            same("contract", &rule.contract, &call.contract)?;
+            same("function", &rule.function.signature, &call.function)
         }
         (
             Action::TypedData(rule),
@@ -176,10 +177,15 @@ pub(super) const fn effect_name(effect: &Effect) -> &'static str {
         Effect::NativeOut { .. } => "native.transfer",
         Effect::FeeMax { .. } => "fee",
         Effect::TokenOut { .. } => "erc20.transfer",
-        Effect::Call { .. } => "call",
+        Effect::Call(_) => "call",
         Effect::TypedMessage { .. } => "typed_data",
         Effect::TextMessage { .. } => "message",
-        Effect::Create => "deploy",
+        Effect::NftOut { .. } => "nft.transfer",
+        Effect::Approve { .. } => "erc20.approve",
+        Effect::OperatorApproval { .. } => "nft.approve",
+        Effect::Delegate { .. } => "delegate",
+        Effect::AdminOp(_) => "admin",
+        Effect::Create { .. } => "deploy",
         Effect::Opaque { .. } => "opaque",
     }
 }
@@ -191,7 +197,7 @@ fn judge_bounds(action: &Action, ask: &Ask<'_>) -> Result<Option<EventUse>, Fail
             at_most("per_tx", *per_tx, *amount)?;
             Ok(None)
         }
-        (Action::Call(rule), Effect::Call { args, .. }) => judge_call(rule, args, ask),
+        (Action::Call(rule), Effect::Call(call)) => judge_call(rule, &call.args, ask),
         (Action::TypedData(rule), Effect::TypedMessage { .. }) => {
             judge_typed(rule, ask)?;
             Ok(None)

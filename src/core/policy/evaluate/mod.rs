@@ -32,7 +32,7 @@ const REASONS_MAX: usize = 16;
 /// Judges a request.
 #[must_use]
 pub fn evaluate(bundle: &Bundle, request: &PolicyRequest, now: Timestamp) -> Verdict {
-    let effects = effects(bundle, &request.intent, &request.facts);
+    let effects = effects(bundle, request);
     let mut verdict = Verdict {
         outcome: Outcome::Deny,
         bundle: bundle.hash(),
@@ -40,6 +40,10 @@ pub fn evaluate(bundle: &Bundle, request: &PolicyRequest, now: Timestamp) -> Ver
         effects,
         reasons: whole_request(bundle, request),
         charges: vec![],
+        exposures: vec![],
+        approval: None,
+        delay: None,
+        shadows: vec![],
         fee_cap: None,
         event_use: None,
     };
@@ -77,12 +81,17 @@ fn whole_request(bundle: &Bundle, request: &PolicyRequest) -> Vec<Reason> {
 
 fn not_understood(effect: &Effect) -> Option<Reason> {
     let actual = match effect {
-        Effect::Opaque { why } => why.clone(),
-        Effect::Create => "it would create a contract".to_owned(),
+        Effect::Opaque { why, .. } => why.clone(),
+        Effect::Create { .. } => "it would create a contract".to_owned(),
+        Effect::NftOut { .. }
+        | Effect::Approve { .. }
+        | Effect::OperatorApproval { .. }
+        | Effect::Delegate { .. }
+        | Effect::AdminOp(_) => "no grant of this version can allow it".to_owned(),
         Effect::NativeOut { .. }
         | Effect::FeeMax { .. }
         | Effect::TokenOut { .. }
-        | Effect::Call { .. }
+        | Effect::Call(_)
         | Effect::TypedMessage { .. }
         | Effect::TextMessage { .. } => return None,
     };

@@ -77,7 +77,7 @@ proptest! {
         let before = evaluate(&bundle, &request, now());
         type Removal = fn(&mut PolicyRequest);
         let removals: [Removal; 5] = [
-            |r| r.facts.code = None,
+            |r| r.facts.codes.clear(),
             |r| r.facts.event = None,
             |r| r.group = None,
             |r| tx_of(r).source = None,

@@ -82,18 +82,13 @@ fn amount_of(
     fee: Amount,
 ) -> Option<ChargeKind> {
     let native = |only: &dyn Fn(&Effect) -> bool| {
-        effects.iter().filter(|effect| only(effect)).fold(
-            Amount::ZERO,
-            |sum, effect| match effect {
-                Effect::NativeOut { amount, .. } => saturating_add(sum, *amount),
-                _ => sum,
-            },
-        )
+        let counted = effects.iter().filter(|effect| only(effect));
+        counted.fold(Amount::ZERO, |sum, effect| saturating_add(sum, effect.native()))
     };
     match action {
         // Fees have no destination: a window over native spend counts them all.
-        Action::NativeTransfer { .. } => {
-            let value = native(&|effect| judge_selectors(action, effect).is_ok());
+        Action::NativeTransfer { to, .. } => {
+            let value = native(&|effect| effect.destination().is_some_and(|it| to.contains(it)));
             Some(ChargeKind::Amount { value, fee })
         }
         Action::Call(_) => {
@@ -108,7 +103,7 @@ fn amount_of(
             });
             matches.then_some(ChargeKind::Amount { value, fee: Amount::ZERO })
         }
-        Action::TypedData(_) => None,
+        _ => None,
     }
 }
 
@@ -129,9 +124,7 @@ pub(super) fn unit_of(action: &Action, chain: &ChainName) -> String {
         Action::TokenTransfer { address, .. } => {
             format!("asset:{chain}:0x{}", hex::encode(address))
         }
-        Action::NativeTransfer { .. } | Action::Call(_) | Action::TypedData(_) => {
-            format!("native:{chain}")
-        }
+        _ => format!("native:{chain}"),
     }
 }
 
@@ -171,13 +164,13 @@ impl Slot<'_> {
         kind: ChargeKind,
     ) -> Charge {
         let Counter { limit, label, .. } = self.counter(window, what, unit);
-        Charge { limit, label, grant: self.grant.clone(), kind, max, span_ms: window.span_ms }
+        Charge { limit, label, grant: self.grant.clone(), kind, max, period: window.period }
     }
 
     /// The counter of a window for this holder.
     pub fn counter(&self, window: &Window, what: &str, unit: &str) -> Counter {
         let (scope, instance) = self.scope(window.scope);
-        let span_ms = window.span_ms.to_string();
+        let span_ms = window.period.code().to_string();
         let limit = limit_id(&[self.grant.as_str(), what, unit, &span_ms, scope, &instance]);
         let span = &window.span;
         let label = format!("{}: {what} ({unit}) in {span} per {scope} {instance}", self.grant);
@@ -190,6 +183,7 @@ impl Slot<'_> {
             (Scope::Group, Some(group)) => ("group", group.to_string()),
             (Scope::Group, None) | (Scope::Key, _) => ("key", self.whose.key.to_string()),
             (Scope::Principal, _) => ("principal", self.whose.principal.scope()),
+            (Scope::Destination | Scope::Chain, _) => ("chain", String::new()),
         }
     }
 }
