@@ -17,7 +17,7 @@ const HANDED_ON: &str = "it hands data to the receiver, who may do anything with
 /// An allowance, where one that never runs out is the highest number there is: at least 2^255, or all that the
 /// type can hold.
 pub(super) fn allowance(amount: U256, bits: usize) -> Amount {
-    let all = U256::MAX.checked_shr(256_usize.saturating_sub(bits)).unwrap_or(U256::MAX);
+    let all = U256::MAX.wrapping_shr(256_usize.saturating_sub(bits));
     Amount::new(if amount.bit(255) || amount >= all { U256::MAX } else { amount })
 }
 

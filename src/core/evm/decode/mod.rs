@@ -9,15 +9,25 @@
 //! - [`typed_data`] reads typed data strictly; `permits` recognises by type hash what moves value.
 
 pub mod abi;
+#[cfg(test)]
+mod asset_tests;
 mod assets;
 mod calls;
+#[cfg(test)]
+mod fixtures;
 pub mod known;
+#[cfg(test)]
+mod permit_tests;
 mod permits;
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;
 pub mod typed_data;
 #[cfg(test)]
 mod typed_data_tests;
+#[cfg(test)]
+mod wrapper_tests;
 mod wrappers;
 
 use crate::core::amount::Amount;
