@@ -11,6 +11,16 @@ use alloy::dyn_abi::DynSolValue;
 use alloy::primitives::{Address, U256};
 use std::collections::BTreeMap;
 
+/// Effects, or why not; `None` where a value is not what its type says, which strict decoding rules out.
+type Found = Option<Result<Vec<Effect>, String>>;
+
+/// Reads the arguments of one standard's functions.
+type Reading = fn(&Asset, Known, Address, &[DynSolValue]) -> Found;
+
+/// Reads one token's part of a function of Permit2.
+type Permit2Reading =
+    fn(&Registry, &ChainName, Address, Fields<'_>) -> Option<Result<Effect, String>>;
+
 const OF_ANOTHER: &str = "it moves tokens of another account";
 const HANDED_ON: &str = "it hands data to the receiver, who may do anything with it";
 
@@ -22,31 +32,25 @@ pub(super) fn allowance(amount: U256, bits: usize) -> Amount {
 }
 
 /// What a function of an asset does; `None` if the asset's standard does not have the function.
-pub(super) fn effects(
-    asset: &Asset,
-    function: Known,
-    actor: Address,
-    data: &[u8],
-) -> Option<Result<Vec<Effect>, String>> {
+pub(super) fn effects(asset: &Asset, function: Known, actor: Address, data: &[u8]) -> Found {
     use Known::{
         Approve, AuthorizeOperator, DecreaseAllowance, IncreaseAllowance, RevokeOperator,
         SafeBatchTransfer, SafeTransfer, SafeTransferAmount, SafeTransferData, Send,
         SetApprovalForAll, Transfer, TransferFrom,
     };
-    let read: fn(&Asset, Known, Address, &[DynSolValue]) -> Option<Result<Vec<Effect>, String>> =
-        match (asset.standard, function) {
-            (
-                Standard::Erc20,
-                Transfer | TransferFrom | Approve | IncreaseAllowance | DecreaseAllowance | Send
-                | AuthorizeOperator | RevokeOperator,
-            ) => fungible,
-            (
-                Standard::Erc721,
-                TransferFrom | Approve | SafeTransfer | SafeTransferData | SetApprovalForAll,
-            ) => unique,
-            (Standard::Erc1155, SafeTransferAmount | SafeBatchTransfer | SetApprovalForAll) => many,
-            _ => return None,
-        };
+    let read: Reading = match (asset.standard, function) {
+        (
+            Standard::Erc20,
+            Transfer | TransferFrom | Approve | IncreaseAllowance | DecreaseAllowance | Send
+            | AuthorizeOperator | RevokeOperator,
+        ) => fungible,
+        (
+            Standard::Erc721,
+            TransferFrom | Approve | SafeTransfer | SafeTransferData | SetApprovalForAll,
+        ) => unique,
+        (Standard::Erc1155, SafeTransferAmount | SafeBatchTransfer | SetApprovalForAll) => many,
+        _ => return None,
+    };
     let values = match function.arguments(data) {
         Ok(values) => values,
         Err(why) => return Some(Err(why)),
@@ -55,12 +59,7 @@ pub(super) fn effects(
 }
 
 /// ERC-20 and ERC-777.
-fn fungible(
-    asset: &Asset,
-    function: Known,
-    actor: Address,
-    values: &[DynSolValue],
-) -> Option<Result<Vec<Effect>, String>> {
+fn fungible(asset: &Asset, function: Known, actor: Address, values: &[DynSolValue]) -> Found {
     let mut values = Fields::new(values);
     let name = || asset.name.clone();
     let out = |to, amount| Effect::TokenOut {
@@ -112,12 +111,7 @@ fn fungible(
 }
 
 /// ERC-721.
-fn unique(
-    asset: &Asset,
-    function: Known,
-    actor: Address,
-    values: &[DynSolValue],
-) -> Option<Result<Vec<Effect>, String>> {
+fn unique(asset: &Asset, function: Known, actor: Address, values: &[DynSolValue]) -> Found {
     let mut values = Fields::new(values);
     let effect = match function {
         Known::SetApprovalForAll => {
@@ -144,12 +138,7 @@ fn unique(
 }
 
 /// ERC-1155.
-fn many(
-    asset: &Asset,
-    function: Known,
-    actor: Address,
-    values: &[DynSolValue],
-) -> Option<Result<Vec<Effect>, String>> {
+fn many(asset: &Asset, function: Known, actor: Address, values: &[DynSolValue]) -> Found {
     let mut values = Fields::new(values);
     if function == Known::SetApprovalForAll {
         let (to, approved) = (values.address()?, values.flag()?);
@@ -229,19 +218,18 @@ pub(super) fn permit2(
     function: Known,
     actor: Address,
     data: &[u8],
-) -> Option<Result<Vec<Effect>, String>> {
-    let read: fn(&Registry, &ChainName, Address, Fields<'_>) -> Option<Result<Effect, String>> =
-        match function {
-            Known::Permit2Approve => permit2_approve,
-            Known::Permit2Transfer | Known::Permit2TransferBatch => permit2_transfer,
-            Known::Permit2Lockdown => permit2_lockdown,
-            _ => return None,
-        };
+) -> Found {
+    let read: Permit2Reading = match function {
+        Known::Permit2Approve => permit2_approve,
+        Known::Permit2Transfer | Known::Permit2TransferBatch => permit2_transfer,
+        Known::Permit2Lockdown => permit2_lockdown,
+        _ => return None,
+    };
     let values = match function.arguments(data) {
         Ok(values) => values,
         Err(why) => return Some(Err(why)),
     };
-    let all: Option<Result<Vec<Effect>, String>> = match (function, values.as_slice()) {
+    let all: Found = match (function, values.as_slice()) {
         (Known::Permit2TransferBatch | Known::Permit2Lockdown, [DynSolValue::Array(each)]) => {
             if each.is_empty() {
                 return Some(Err("the list is empty".to_owned()));

@@ -199,8 +199,9 @@ mod tests {
             assert_eq!(keccak256(signature)[..4], selector.to_be_bytes(), "{signature}");
             assert_eq!(Known::find(selector.to_be_bytes()), Some(known), "{signature}");
             assert_eq!(known.signature(), signature);
-            let types = &signature[signature.find('(').unwrap()..];
-            let Ok(DynSolType::Tuple(types)) = DynSolType::parse(types) else { panic!("{types}") };
+            let (name, _) = signature.split_once('(').unwrap();
+            let types = DynSolType::parse(signature.strip_prefix(name).unwrap()).unwrap();
+            let DynSolType::Tuple(types) = types else { panic!("{types}") };
             let names: Vec<_> = types.iter().map(DynSolType::sol_type_name).collect();
             assert!(signature.ends_with(&format!("({})", names.join(","))), "{signature}");
         }

@@ -436,8 +436,11 @@ fn what_is_known_by_name_to_move_value_is_never_just_a_message() {
     ] {
         let json = typed(&[&format!("{name}(uint256 id)")], VAULT, json!({ "id": "1" }));
         refused(&says(&json), "moves value");
-        let outer = [&format!("Outer({name} inner)")[..], &format!("{name}(uint256 id)")];
-        refused(&says(&typed(&outer, VAULT, json!({ "inner": { "id": "1" } }))), "moves value");
+        let (outer, inner) = (format!("Outer({name} inner)"), format!("{name}(uint256 id)"));
+        refused(
+            &says(&typed(&[&outer, &inner], VAULT, json!({ "inner": { "id": "1" } }))),
+            "moves value",
+        );
     }
     let json = typed(&["Vote(uint256 id)"], VAULT, json!({ "id": "1" }));
     assert!(matches!(&says(&json)[..], [Effect::TypedMessage { .. }]));

@@ -128,7 +128,7 @@ proptest! {
         let selector = calldata(signatures[known.index(signatures.len())], vec![]);
         let words = words.iter().flat_map(|n| U256::from(*n).to_be_bytes::<32>());
         let Inner(other, _, whole) = call;
-        let cut = whole[..cut.index(whole.len() + 1)].to_vec();
+        let cut = whole[..cut.index(whole.len().max(1))].to_vec();
         for (to, data) in [
             (to, data.clone()),
             (to, [&selector[..4], &data].concat()),
