@@ -38,8 +38,11 @@ trap 'rm -f "$log"' EXIT
 started="$SECONDS"
 echo "building; the first time takes some minutes"
 # With a target named, what runs at build time is not instrumented.
-RUSTFLAGS="${fuzz_flags[*]}" CARGO_TARGET_DIR="$built" \
-    cargo build --quiet --locked --release --manifest-path fuzz/Cargo.toml --target "$host" --bins
+RUSTFLAGS="${fuzz_flags[*]}" CARGO_TARGET_DIR="$built" cargo build --locked --release \
+    --manifest-path fuzz/Cargo.toml --target "$host" --bins >"$log" 2>&1 || {
+    cat "$log"
+    exit 1
+}
 printf '%-12s %4d s\n' build "$((SECONDS - started))"
 
 stat_of() { sed -n "s/^stat::$1: *//p" "$log"; }

@@ -6,6 +6,7 @@
 #![no_main]
 
 #[path = "common.rs"]
+#[allow(dead_code, reason = "each target uses a part of it")]
 mod common;
 
 use alloy::primitives::Address;

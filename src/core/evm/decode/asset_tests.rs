@@ -3,6 +3,7 @@
 use super::fixtures::*;
 use crate::core::amount::Amount;
 use crate::core::policy::Effect;
+use crate::core::policy::bundle::abi::{ContractAbi, FunctionClass};
 use crate::core::policy::effect::ApprovalForm;
 use crate::core::policy::evaluate::fixtures::{calldata, uint};
 use alloy::dyn_abi::DynSolValue;
@@ -192,4 +193,34 @@ fn permit2_moves_and_approves_registered_tokens_of_the_caller() {
     assert_eq!(does(PERMIT2, 0, data.clone()), [none]);
     // Elsewhere it is not Permit2.
     grantable(&does(BLANK, 0, data.clone()), BLANK, selector(&data));
+}
+
+#[test]
+fn no_abi_gives_a_function_that_is_known_another_name() {
+    // 22: these names were searched for: they have the selectors of `transfer` and of `approve`.
+    let read = |signature: &str| {
+        let abi = alloy::json_abi::JsonAbi::parse([&*format!("function {signature}")]).unwrap();
+        let abi = ContractAbi::read(&serde_json::to_vec(&abi).unwrap()).unwrap();
+        abi.functions.into_values().next().unwrap()
+    };
+    for (signature, class) in [
+        ("many_msg_babbage(bytes1)", FunctionClass::Refused),
+        ("join_tg_invmru_haha_fd06787(address,bool)", FunctionClass::Refused),
+        ("sign_szabo_bytecode(bytes16,uint128)", FunctionClass::Refused),
+        ("multicall(bytes32,bytes[])", FunctionClass::Refused),
+        ("multicall(bytes,uint8)", FunctionClass::Refused),
+        ("approveHash(bytes32)", FunctionClass::Refused),
+        ("upgradeTo(address)", FunctionClass::Admin),
+        ("enableModule(address)", FunctionClass::Admin),
+        ("setGuard(address)", FunctionClass::Admin),
+        ("upgradeTo(bytes,uint8)", FunctionClass::Admin),
+        ("deposit(uint256)", FunctionClass::Plain),
+    ] {
+        let function = read(signature);
+        assert_eq!(function.class, class, "{signature}");
+        assert_eq!(function.refused.is_some(), class != FunctionClass::Plain, "{signature}");
+    }
+    for signature in super::known::signatures() {
+        assert_eq!(read(signature).class, FunctionClass::Refused, "{signature}");
+    }
 }
