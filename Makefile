@@ -3,7 +3,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 
-.PHONY: help setup-demo setup-test build test test-long soak hsm wrapped demo bench clean
+.PHONY: help setup-demo setup-test build test test-long soak hsm wrapped fuzz demo bench clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ hsm: ## Asks for 100,000 signatures while the HSM does everything that it may do
 
 wrapped: ## Makes 20,000 wrapped keys and measures what they cost; CLAVIGER_WRAPPED_KEYS=20000
 	@CLAVIGER_WRAPPED_KEYS="$(CLAVIGER_WRAPPED_KEYS)" scripts/wrapped.sh
+
+fuzz: ## Fuzzes the decoders and the bundle parser, 60 s each; FUZZ_SECONDS=60, FUZZ_TARGETS="calldata"
+	@FUZZ_SECONDS="$(FUZZ_SECONDS)" FUZZ_TARGETS="$(FUZZ_TARGETS)" scripts/fuzz.sh
 
 demo: ## Shows a payment end to end; BUS=rabbitmq, KEEP=1 leaves it running, BREAK=watcher or policy breaks it
 	@BUS="$(BUS)" KEEP="$(KEEP)" BREAK="$(BREAK)" scripts/demo.sh

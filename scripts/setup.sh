@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh demo     SoftHSM, jq, curl, anvil; with BUS=rabbitmq RabbitMQ
 #   scripts/setup.sh test     the same, and PostgreSQL, RabbitMQ, solc, cargo-deny
+#   scripts/setup.sh fuzz     a C++ compiler, which libFuzzer needs, and nothing else
 #
 # One line for each thing that is installed, silence for what is there. When all is there, no
 # network is used. Services of the machine are not used, so none need run: the tests start private
@@ -19,9 +20,9 @@ die() {
 }
 
 case "${1:-}" in
-    demo | test) what="$1" ;;
+    demo | test | fuzz) what="$1" ;;
     *)
-        echo "usage: scripts/setup.sh demo|test" >&2
+        echo "usage: scripts/setup.sh demo|test|fuzz" >&2
         exit 2
         ;;
 esac
@@ -151,6 +152,11 @@ install_cargo_deny() {
 }
 
 check_toolchain
+if [ "$what" = fuzz ]; then
+    have c++ || packages+=(g++)
+    install_packages
+    exit 0
+fi
 need_packages
 install_packages
 install_anvil

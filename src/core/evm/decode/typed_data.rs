@@ -1,6 +1,6 @@
 //! EIP-712 typed data, read strictly: everything that is shown is signed, and nothing else is.
 
-use super::abi::show;
+use super::abi::{fits, show};
 use crate::core::intent::ChainRef;
 use crate::core::policy::effect::CallArgument;
 use alloy::dyn_abi::eip712::parser::EncodeType;
@@ -14,6 +14,9 @@ const DEPTH_MAX: usize = 16;
 /// … and all of them unrolled have no more fields than this.
 const FIELDS_MAX: usize = 512;
 
+/// Each declared type's fields: name, type.
+type Types = BTreeMap<String, Vec<(String, String)>>;
+
 /// What typed data says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadTypedData {
@@ -25,11 +28,12 @@ pub struct ReadTypedData {
     pub fields: Vec<CallArgument>,
 }
 
-/// Primary types that are known to move value: permits of ERC-2612, DAI and Permit2, authorisations
-/// of ERC-3009, orders of Seaport and its like, Safe transactions, meta-transactions.
+/// Names of types that are known to move value: permits of ERC-2612, DAI and Permit2, authorisations
+/// of ERC-3009, orders of Seaport and its like, Safe transactions, meta-transactions. Some are recognised, by
+/// their type hash, and become effects; none is ever signed for its name.
 #[must_use]
 pub fn moves_value(primary_type: &str) -> bool {
-    const EXACT: [&str; 14] = [
+    const EXACT: [&str; 16] = [
         "TransferWithAuthorization",
         "ReceiveWithAuthorization",
         "CancelAuthorization",
@@ -44,15 +48,49 @@ pub fn moves_value(primary_type: &str) -> bool {
         "DelegationWithSig",
         "AllowanceTransfer",
         "PackedUserOperation",
+        "UserOperation",
+        "SafeOp",
     ];
     primary_type.starts_with("Permit") || EXACT.contains(&primary_type)
 }
 
-/// Reads typed data for a chain.
+/// Typed data that says exactly one thing.
+pub(super) struct Strict {
+    /// keccak-256 of the full `encodeType`.
+    pub type_hash: B256,
+    /// The domain's contract.
+    pub verifying_contract: Address,
+    /// The message.
+    pub value: DynSolValue,
+    /// The declared types.
+    pub types: Types,
+    /// Those of them that the message has.
+    reached: BTreeSet<String>,
+}
+
+impl Strict {
+    /// Why it is not just any message: one of its types is known to move value.
+    pub(super) fn moved_by_name(&self) -> Option<String> {
+        let name = self.reached.iter().find(|name| moves_value(name))?;
+        Some(format!("`{name}` moves value, and is not one that is understood"))
+    }
+}
+
+/// Reads typed data for a chain, where it moves nothing that is known.
 ///
 /// # Errors
 /// A sentence, when anything is missing, left over, of unknown size, or says another chain.
 pub fn read(chain: &ChainRef, data: &TypedData) -> Result<ReadTypedData, String> {
+    let strict = strict(chain, data)?;
+    if let Some(why) = strict.moved_by_name() {
+        return Err(why);
+    }
+    let Strict { type_hash, verifying_contract, value, .. } = strict;
+    Ok(ReadTypedData { type_hash, verifying_contract, fields: top_fields(&value) })
+}
+
+/// Reads typed data for a chain, whatever it says.
+pub(super) fn strict(chain: &ChainRef, data: &TypedData) -> Result<Strict, String> {
     if data.domain.chain_id.is_none() {
         return Err("the domain has no chainId".to_owned());
     }
@@ -66,9 +104,6 @@ pub fn read(chain: &ChainRef, data: &TypedData) -> Result<ReadTypedData, String>
     let mut budget = FIELDS_MAX;
     unroll(&types, &data.primary_type, DEPTH_MAX, &mut budget, &mut reached)
         .ok_or("the types are missing, circular, ambiguous or too many")?;
-    if let Some(name) = reached.iter().find(|name| moves_value(name)) {
-        return Err(format!("`{name}` moves value: not supported by this version"));
-    }
     if let Some(left) = types.keys().find(|name| *name != DOMAIN && !reached.contains(*name)) {
         return Err(format!("type `{left}` is declared and not used"));
     }
@@ -81,13 +116,14 @@ pub fn read(chain: &ChainRef, data: &TypedData) -> Result<ReadTypedData, String>
     }
     let broken = |error: alloy::dyn_abi::Error| error.to_string();
     let value = data.coerce().map_err(broken)?;
+    if !fits(&value) {
+        return Err("a value is wider than its type".to_owned());
+    }
     no_left_overs(&value, &data.message)?;
     data.hash_struct().map_err(broken)?;
     let type_hash = data.type_hash().map_err(broken)?;
-    Ok(ReadTypedData { type_hash, verifying_contract, fields: top_fields(&value) })
+    Ok(Strict { type_hash, verifying_contract, value, types, reached })
 }
-
-type Types = BTreeMap<String, Vec<(String, String)>>;
 
 /// The declared types as (name, type) pairs. The resolver shows them only through serialisation.
 fn declared_types(data: &TypedData) -> Result<Types, String> {

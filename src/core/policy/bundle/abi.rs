@@ -1,6 +1,7 @@
-//! ABIs that are bound to contracts of the book, and the functions that no grant may name.
+//! ABIs that are bound to contracts of the book, and what is known of functions whatever the contract.
 
 use crate::core::evm::decode::abi::is_supported;
+use crate::core::evm::decode::known::signatures;
 use alloy::dyn_abi::{DynSolType, Specifier as _};
 use alloy::json_abi::{Event, EventParam, Function, JsonAbi, Param};
 use alloy::primitives::{Selector, keccak256};
@@ -15,8 +16,22 @@ pub struct AbiFunction {
     pub selector: Selector,
     /// The arguments in order.
     pub inputs: Vec<AbiInput>,
-    /// Why no grant may name it, if so.
+    /// What is known of it whatever the contract.
+    pub class: FunctionClass,
+    /// Why no grant of action "call" may name it, if so: all that is not plain.
     pub refused: Option<String>,
+}
+
+/// What is known of a function by its name or its selector, whatever the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FunctionClass {
+    /// Nothing: a grant of action "call" may name it.
+    Plain,
+    /// It changes who rules the contract, or its code: only a grant of action "admin" may name it.
+    Admin,
+    /// It moves tokens, approves, or carries other calls. What that means is in its effects, where the asset or
+    /// the wrapper is bound; no grant may name it as a function.
+    Refused,
 }
 
 /// An argument of a function.
@@ -97,8 +112,8 @@ fn read_function(function: &Function) -> Result<AbiFunction, String> {
         .collect::<Result<Vec<_>, _>>()?;
     let signature = function.signature();
     let selector = function.selector();
-    let refused = refusal(&function.name, selector);
-    Ok(AbiFunction { signature, selector, inputs, refused })
+    let (class, refused) = classify(&function.name, selector);
+    Ok(AbiFunction { signature, selector, inputs, class, refused })
 }
 
 fn read_input(input: &Param, function: &str) -> Result<AbiInput, String> {
@@ -143,17 +158,13 @@ fn check_type(ty: &DynSolType, written: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What this version cannot judge: who moves what with these is not in their own arguments alone.
-/// Each: why, signatures (compared by selector), names (whatever the arguments).
-const REFUSED: [(&str, &[&str], &str); 5] = [
+/// What is not judged by its arguments alone. Each: class, why, signatures (compared by selector), names
+/// (whatever the arguments).
+const CLASSES: [(FunctionClass, &str, &[&str], &str); 5] = [
     (
+        FunctionClass::Refused,
         "it moves registered value or approvals",
         &[
-            "transfer(address,uint256)",
-            "transferFrom(address,address,uint256)",
-            "approve(address,uint256)",
-            "increaseAllowance(address,uint256)",
-            "setApprovalForAll(address,bool)",
             "permit(address,address,uint256,uint256,uint8,bytes32,bytes32)",
             "permit(address,address,uint256,uint256,bool,uint8,bytes32,bytes32)",
         ],
@@ -165,29 +176,26 @@ const REFUSED: [(&str, &[&str], &str); 5] = [
          lockdown invalidateNonces burnFrom operatorBurn",
     ),
     (
+        FunctionClass::Refused,
         "it calls somebody with the moved tokens (ERC-1363, ERC-677)",
         &[],
         "transferAndCall transferFromAndCall approveAndCall",
     ),
     (
-        "it wraps other calls",
-        &[
-            "multicall(bytes[])",
-            "multicall(uint256,bytes[])",
-            "multicall(bytes32,bytes[])",
-            "execute(address,uint256,bytes)",
-            "execute(bytes32,bytes)",
-            "multiSend(bytes)",
-        ],
+        FunctionClass::Refused,
+        "it wraps other calls, or consents to some that only a hash names",
+        &["execute(bytes32,bytes)", "approveHash(bytes32)"],
         "multicall tryMulticall aggregate aggregate3 aggregate3Value tryAggregate \
          blockAndAggregate tryBlockAndAggregate multiSend batch batchCall execute executeBatch \
          executeCall executeUserOp executeFromExecutor execTransaction \
          execTransactionFromModule exec execTransactionFromModuleReturnData call functionCall \
          doCall proxyCall delegatecall delegateCall functionDelegateCall executeDelegateCall \
          forward relay relayCall invoke handleOps handleAggregatedOps simulate \
-         simulateAndRevert schedule scheduleBatch cook performOperations",
+         simulateAndRevert schedule scheduleBatch cook performOperations approveHash signMessage \
+         setPreSignature",
     ),
     (
+        FunctionClass::Admin,
         "it changes who rules the contract",
         &["grantRole(bytes32,address)", "transferOwnership(address)", "enableModule(address)"],
         "grantRole revokeRole renounceRole setRoleAdmin transferOwnership acceptOwnership \
@@ -197,6 +205,7 @@ const REFUSED: [(&str, &[&str], &str); 5] = [
          acceptAdmin setAuthority setUserRole rely deny setMinter addMinter configureMinter",
     ),
     (
+        FunctionClass::Admin,
         "it changes the code of the contract",
         &["upgradeTo(address)", "upgradeToAndCall(address,bytes)"],
         "upgradeTo upgradeToAndCall upgrade upgradeAndCall upgradeBeaconToAndCall changeAdmin \
@@ -205,14 +214,28 @@ const REFUSED: [(&str, &[&str], &str); 5] = [
     ),
 ];
 
-/// Refused by name whatever the arguments, and by selector whatever the name: an ABI file cannot
-/// call `approve` by another name.
-fn refusal(name: &str, selector: Selector) -> Option<String> {
+/// By name whatever the arguments, and by selector whatever the name: an ABI file cannot call `approve` by
+/// another name. The selectors of all functions that the decoder knows are among them. What is refused is
+/// looked for first: a function of both kinds is not an admin's.
+fn classify(name: &str, selector: Selector) -> (FunctionClass, Option<String>) {
     let same =
         |signature: &str| keccak256(signature.as_bytes()).get(..4) == Some(selector.as_slice());
-    let named = |names: &str| names.split_whitespace().any(|refused| refused == name);
-    REFUSED
-        .iter()
-        .find(|(_, signatures, names)| named(names) || signatures.iter().any(|s| same(s)))
-        .map(|(why, _, _)| format!("`{name}` is not supported by this version: {why}"))
+    let named = |names: &str| names.split_whitespace().any(|listed| listed == name);
+    let mut listed = CLASSES.iter().filter(|(_, _, signatures, names)| {
+        named(names) || signatures.iter().any(|signature| same(signature))
+    });
+    let listed = listed.next().map(|(class, why, ..)| (*class, *why));
+    match listed {
+        Some(listed @ (FunctionClass::Refused, _)) => refused(name, listed),
+        _ if signatures().any(same) => {
+            refused(name, (FunctionClass::Refused, "it moves tokens or wraps other calls"))
+        }
+        Some(listed) => refused(name, listed),
+        None => (FunctionClass::Plain, None),
+    }
+}
+
+fn refused(name: &str, (class, why): (FunctionClass, &str)) -> (FunctionClass, Option<String>) {
+    let hint = if class == FunctionClass::Admin { " (action \"admin\" can)" } else { "" };
+    (class, Some(format!("action \"call\" cannot name `{name}`: {why}{hint}")))
 }
