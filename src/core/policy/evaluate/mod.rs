@@ -13,6 +13,8 @@ mod counter;
 mod event;
 mod fees;
 #[cfg(test)]
+mod effects_tests;
+#[cfg(test)]
 pub(crate) mod fixtures;
 mod guardrails;
 pub mod in_force;
