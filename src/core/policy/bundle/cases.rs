@@ -157,11 +157,7 @@ fn why(verdict: &Verdict) -> String {
     if lines.is_empty() { String::new() } else { format!(" ({})", lines.join("; ")) }
 }
 
-fn read_request(
-    bundle: &Bundle,
-    case: &RawCase,
-    now: Timestamp,
-) -> Result<PolicyRequest, String> {
+fn read_request(bundle: &Bundle, case: &RawCase, now: Timestamp) -> Result<PolicyRequest, String> {
     let sub = case.principal.clone();
     let iss = match &case.issuer {
         Some(iss) => iss.clone(),

@@ -19,10 +19,7 @@ struct Counter {
 impl Counters {
     /// Reads `used = { "GRANT SPAN SCOPE" = "AMOUNT" }`; windows that count requests are `"… count"`, those
     /// of fees `"… fee"`.
-    pub fn read(
-        bundle: &Bundle,
-        raw: Option<&BTreeMap<String, String>>,
-    ) -> Result<Self, String> {
+    pub fn read(bundle: &Bundle, raw: Option<&BTreeMap<String, String>>) -> Result<Self, String> {
         let known = windows(bundle);
         let mut counters = Vec::new();
         for (name, text) in raw.into_iter().flatten() {

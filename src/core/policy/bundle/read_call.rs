@@ -89,7 +89,9 @@ impl Bundle {
         let name = need("contract", raw.contract.as_deref())?;
         let contract = self.book_contract(chain, name)?;
         if self.registry.asset_at(chain, contract.address).is_some() {
-            return Err(format!("`{name}` is a registered asset: what it moves must be understood"));
+            return Err(format!(
+                "`{name}` is a registered asset: what it moves must be understood"
+            ));
         }
         let text = need("selector", raw.selector.as_deref())?;
         let selector = match text {
@@ -103,7 +105,8 @@ impl Bundle {
             }
         };
         if let Some(four) = selector
-            && let Some(known) = contract.abi.as_ref().and_then(|abi| abi.functions.get(four.as_slice()))
+            && let Some(known) =
+                contract.abi.as_ref().and_then(|abi| abi.functions.get(four.as_slice()))
         {
             return Err(format!(
                 "selector: `{text}` is `{}` in the ABI of `{name}`: name the function",
@@ -175,7 +178,11 @@ impl Bundle {
     }
 
     /// Reads typed data that moves nothing.
-    pub(super) fn read_typed(&self, raw: &RawGrant, chain: &ChainName) -> Result<TypedRule, String> {
+    pub(super) fn read_typed(
+        &self,
+        raw: &RawGrant,
+        chain: &ChainName,
+    ) -> Result<TypedRule, String> {
         let name = need("verifying_contract", raw.verifying_contract.as_deref())?;
         let contract = self.book_contract(chain, name)?;
         let primary_type = need("primary_type", raw.primary_type.as_deref())?.to_owned();

@@ -105,8 +105,16 @@ fn own_fields(action: &str) -> Option<&'static [&'static str]> {
             &["asset", "to", "per_tx", "through", "windows", "fee", "approval", "delay"]
         }
         "erc20.approve" => &[
-            "asset", "to", "per_tx", "unlimited", "permit_for", "through", "windows", "fee",
-            "approval", "delay",
+            "asset",
+            "to",
+            "per_tx",
+            "unlimited",
+            "permit_for",
+            "through",
+            "windows",
+            "fee",
+            "approval",
+            "delay",
         ],
         "erc721.transfer" | "erc1155.transfer" | "nft.transfer" => {
             &["asset", "to", "ids", "per_tx", "through", "windows", "fee", "approval", "delay"]
@@ -125,7 +133,14 @@ fn own_fields(action: &str) -> Option<&'static [&'static str]> {
         }
         "delegate" => &["to", "windows"],
         "opaque" => &[
-            "contract", "selector", "value", "code_hash", "through", "windows", "fee", "approval",
+            "contract",
+            "selector",
+            "value",
+            "code_hash",
+            "through",
+            "windows",
+            "fee",
+            "approval",
             "delay",
         ],
         "message" => &["text", "windows"],
@@ -232,8 +247,8 @@ pub(super) fn read_fee(raw: &RawFee, native_decimals: u8) -> Result<FeeRule, Str
     }
     let rules =
         WindowRules { decimals: Some(native_decimals), destinations: false, on_chain: true };
-    let windows = read_windows(raw.windows.as_deref(), rules)
-        .map_err(|problem| format!("fee: {problem}"))?;
+    let windows =
+        read_windows(raw.windows.as_deref(), rules).map_err(|problem| format!("fee: {problem}"))?;
     if windows.iter().any(|window| matches!(window.holds, Holds::Count(_))) {
         return Err("fee: a window of the fee has `max`, not `count`".to_owned());
     }

@@ -49,9 +49,9 @@ impl Bundle {
         }
         for raw in &head.deny {
             let id = &raw.get_ref().id;
-            let deny = self.read_deny(raw.get_ref()).map_err(|problem| {
-                at(raw.span().start).error(format!("deny `{id}`: {problem}"))
-            })?;
+            let deny = self
+                .read_deny(raw.get_ref())
+                .map_err(|problem| at(raw.span().start).error(format!("deny `{id}`: {problem}")))?;
             self.guardrails.denies.push(deny);
         }
         for raw in &head.limit {
@@ -257,8 +257,7 @@ impl Bundle {
         };
         let per_tx =
             raw.per_tx.as_deref().map(|text| scaled("per_tx", text, decimals)).transpose()?;
-        let rules =
-            WindowRules { decimals: Some(decimals), destinations: true, on_chain: true };
+        let rules = WindowRules { decimals: Some(decimals), destinations: true, on_chain: true };
         let windows = read_windows(raw.windows.as_deref(), rules)?;
         if per_tx.is_none() && windows.is_empty() {
             return Err("say per_tx, windows, or both".to_owned());

@@ -110,9 +110,11 @@ impl Bundle {
         let permit_ms = raw.permit_for.as_deref().map(read_span).transpose();
         let permit_ms = permit_ms.map_err(|problem| format!("permit_for: {problem}"))?;
         if permit_ms.is_none() && raw.fee.is_none() {
-            return Err("`fee` is missing; only a grant with `permit_for` can do without: then it \
+            return Err(
+                "`fee` is missing; only a grant with `permit_for` can do without: then it \
                         allows signed permits and no transaction"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         let per_tx = scaled("per_tx", need("per_tx", raw.per_tx.as_deref())?, asset.decimals)?;
         let (asset, address) = (asset.name.clone(), asset.address);
@@ -144,8 +146,9 @@ impl Bundle {
         let asset = self.read_asset(raw, chain, &all)?;
         let ids = read_ids(need("ids", raw.ids.as_ref())?)?;
         if ids.is_some() && asset.standard != Standard::Erc721 {
-            return Err("ids: only of ERC-721 a single token is approved; say { any = true }"
-                .to_owned());
+            return Err(
+                "ids: only of ERC-721 a single token is approved; say { any = true }".to_owned()
+            );
         }
         let (asset, address) = (asset.name.clone(), asset.address);
         Ok(Action::NftApprove { asset, address, to, ids })

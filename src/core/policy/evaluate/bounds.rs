@@ -65,24 +65,23 @@ pub(super) fn stands(found: &Match<'_>, ask: &Ask<'_>) -> Result<Option<Fees>, F
         (Intent::Transaction(_), None, _) => {
             Err(ask.failed(stage::FEE, || told("fee", "a signature alone", "a transaction")))
         }
-        (
-            _,
-            _,
-            Action::TypedData(_) | Action::Delegate { .. } | Action::TokenApprove { .. },
-        ) => Ok(None),
+        (_, _, Action::TypedData(_) | Action::Delegate { .. } | Action::TokenApprove { .. }) => {
+            Ok(None)
+        }
         _ => Err(ask.failed(stage::FEE, || told("fee", "a transaction", "a signature alone"))),
     }
 }
 
 fn within_time(grant: &Grant, ask: &Ask<'_>) -> Result<(), Failed> {
     if ask.now >= grant.expires_at {
-        return Err(ask.failed(stage::EXPIRES, || {
-            told("expires", &grant.expires, ask.now.to_string())
-        }));
+        return Err(
+            ask.failed(stage::EXPIRES, || told("expires", &grant.expires, ask.now.to_string()))
+        );
     }
     match &grant.hours {
-        Some(hours) if !is_open(hours, ask.now) => Err(ask
-            .failed(stage::HOURS, || told("hours", &hours.text, ask.now.to_string()))),
+        Some(hours) if !is_open(hours, ask.now) => {
+            Err(ask.failed(stage::HOURS, || told("hours", &hours.text, ask.now.to_string())))
+        }
         _ => Ok(()),
     }
 }
@@ -108,9 +107,7 @@ fn within_sums(found: &Match<'_>, action: &Action, ask: &Ask<'_>) -> Result<(), 
     match action {
         Action::NativeTransfer { per_tx, .. }
         | Action::TokenTransfer { per_tx, .. }
-        | Action::NftTransfer { per_tx, .. } => {
-            at_most("per_tx", *per_tx, sum(found, action, ask))
-        }
+        | Action::NftTransfer { per_tx, .. } => at_most("per_tx", *per_tx, sum(found, action, ask)),
         Action::TokenApprove { per_tx, unlimited, .. } => {
             let effects = found.effects.iter().filter_map(|place| ask.effect(*place));
             let mut finite = Amount::ZERO;
@@ -158,10 +155,9 @@ pub(super) fn covers(
         (Action::NftTransfer { ids: Some(ids), .. }, Effect::NftOut { id, .. }) => {
             one_of(ids, Some(*id), ask)?;
         }
-        (
-            Action::NftApprove { ids, .. },
-            Effect::OperatorApproval { id, approved, .. },
-        ) => covers_operator(ids.as_ref(), *id, *approved, ask)?,
+        (Action::NftApprove { ids, .. }, Effect::OperatorApproval { id, approved, .. }) => {
+            covers_operator(ids.as_ref(), *id, *approved, ask)?
+        }
         (
             Action::TokenApprove { permit_ms, .. },
             Effect::Approve { permit: Some(terms), amount, .. },
@@ -175,15 +171,13 @@ pub(super) fn covers(
                 told("init_code_hashes", expected.join(", "), init_code_hash.to_string())
             }));
         }
-        (
-            Action::Opaque { code_hash: Some(hash), .. },
-            Effect::Opaque { call: Some(call), .. },
-        ) if call.code_hash != Some(*hash) => {
+        (Action::Opaque { code_hash: Some(hash), .. }, Effect::Opaque { call: Some(call), .. })
+            if call.code_hash != Some(*hash) =>
+        {
             return Err(ask.failed(stage::BOUNDS, || {
-                let actual = call.code_hash.map_or_else(
-                    || "not known".to_owned(),
-                    |actual| actual.to_string(),
-                );
+                let actual = call
+                    .code_hash
+                    .map_or_else(|| "not known".to_owned(), |actual| actual.to_string());
                 told("code_hash", hash.to_string(), actual)
             }));
         }
@@ -225,8 +219,9 @@ fn covers_call(
                 .map(Some)
                 .map_err(|told| ask.failed(stage::BOUNDS, || told))
         }
-        (Some(_), _) => Err(ask
-            .failed(stage::BOUNDS, || told("event", "a transaction", "something else"))),
+        (Some(_), _) => {
+            Err(ask.failed(stage::BOUNDS, || told("event", "a transaction", "something else")))
+        }
     }
 }
 
@@ -280,9 +275,9 @@ fn covers_permit(
     ask: &Ask<'_>,
 ) -> Result<(), Failed> {
     let Some(permit_ms) = permit_ms else {
-        return Err(ask.failed(stage::BOUNDS, || {
-            told("permit_for", "a transaction", "a signed permit")
-        }));
+        return Err(
+            ask.failed(stage::BOUNDS, || told("permit_for", "a transaction", "a signed permit"))
+        );
     };
     if amount.is_zero() {
         return Ok(());

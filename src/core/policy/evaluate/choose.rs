@@ -67,10 +67,7 @@ pub(super) fn choose(
 
 /// For each effect beside the fee, the grants that cover it. The fee is covered by those, whose bounds it is
 /// within.
-fn candidates<'a>(
-    found: &[Match<'a>],
-    ask: &Ask<'_>,
-) -> Result<Vec<Vec<Candidate<'a>>>, NoChoice> {
+fn candidates<'a>(found: &[Match<'a>], ask: &Ask<'_>) -> Result<Vec<Vec<Candidate<'a>>>, NoChoice> {
     let mut by_effect: Vec<Vec<Candidate<'a>>> = Vec::new();
     by_effect.resize_with(ask.effects.len(), Vec::new);
     for one in found.iter().filter(|one| !one.effects.is_empty()) {

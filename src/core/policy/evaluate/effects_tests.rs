@@ -293,9 +293,8 @@ fn a_first_use_waits_and_then_needs_what_else_it_needs() {
     let rules = bundle(&[rule], "");
     let mut request = ask();
     let effects = [pay(OWN, ANN, 10)];
-    let decide = |request: &PolicyRequest, effects: &[Effect]| {
-        decide_at(&rules, request, effects, now())
-    };
+    let decide =
+        |request: &PolicyRequest, effects: &[Effect]| decide_at(&rules, request, effects, now());
     let verdict = decide(&request, &effects);
     assert_eq!(verdict.outcome, Outcome::Delay);
     assert_eq!(verdict.delay.unwrap().ms, 24 * 3_600_000);

@@ -8,8 +8,8 @@ use crate::core::evm::decode::abi;
 use crate::core::id::ChainName;
 use crate::core::intent::TransactionIntent;
 use crate::core::policy::EventFact;
-use crate::core::policy::effect::CallEffect;
 use crate::core::policy::bundle::grant::{CallRule, EventRule};
+use crate::core::policy::effect::CallEffect;
 use crate::core::policy::verdict::EventUse;
 use alloy::dyn_abi::{DynSolType, DynSolValue};
 

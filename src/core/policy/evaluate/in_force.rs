@@ -204,8 +204,7 @@ fn holders<'a>(
         chain: line.chain,
         destination: None,
     };
-    let of_key =
-        |key: &'a OperatorKey| Whose { group: key.group.as_ref(), key: key.id, ..nobody };
+    let of_key = |key: &'a OperatorKey| Whose { group: key.group.as_ref(), key: key.id, ..nobody };
     match line.window.scope {
         Scope::Principal => {
             principals.iter().map(|principal| Whose { principal, ..nobody }).collect()

@@ -145,8 +145,9 @@ pub(super) fn selects(rule: Rule<'_>, effect: &Effect, ask: &Ask<'_>) -> Result<
     match rule {
         Rule::Message { .. } => match effect {
             Effect::TextMessage { .. } => Ok(()),
-            other => Err(ask
-                .failed(stage::ACTION, || told("action", "message", effect_name(other)))),
+            other => {
+                Err(ask.failed(stage::ACTION, || told("action", "message", effect_name(other))))
+            }
         },
         Rule::Chain { rule, .. } => {
             action_selects(&rule.action, effect, ask)?;
@@ -206,8 +207,9 @@ fn action_selects(action: &Action, effect: &Effect, ask: &Ask<'_>) -> Result<(),
             same("asset", asset, moved)?;
             inside(to, *actual)
         }
-        (Action::Call(rule), Effect::Call(call))
-        | (Action::Admin(rule), Effect::AdminOp(call)) => same_call(rule, call, &same),
+        (Action::Call(rule), Effect::Call(call)) | (Action::Admin(rule), Effect::AdminOp(call)) => {
+            same_call(rule, call, &same)
+        }
         (Action::Deploy { .. }, Effect::Create { .. }) => Ok(()),
         (
             Action::Opaque { contract, address, selector, .. },
@@ -241,9 +243,9 @@ fn action_selects(action: &Action, effect: &Effect, ask: &Ask<'_>) -> Result<(),
                 told("type_hash", rule.type_hash.to_string(), type_hash.to_string())
             }))
         }
-        (action, effect) => Err(ask.failed(stage::ACTION, || {
-            told("action", action.name(), effect_name(effect))
-        })),
+        (action, effect) => {
+            Err(ask.failed(stage::ACTION, || told("action", action.name(), effect_name(effect))))
+        }
     }
 }
 

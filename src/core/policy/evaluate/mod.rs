@@ -10,10 +10,10 @@
 mod bounds;
 mod choose;
 mod counter;
-mod event;
-mod fees;
 #[cfg(test)]
 mod effects_tests;
+mod event;
+mod fees;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod guardrails;
@@ -79,8 +79,7 @@ fn judge(
         }
         _ => None,
     };
-    let ask =
-        Ask { bundle, request, effects: &effects, now, typed: typed.as_ref(), tell: false };
+    let ask = Ask { bundle, request, effects: &effects, now, typed: typed.as_ref(), tell: false };
     verdict.reasons.extend(effects.iter().filter_map(reasons::not_understood));
     verdict.reasons.extend(guardrails::denied(&ask));
     if verdict.reasons.is_empty() {

@@ -221,27 +221,29 @@ fn spec(kinds: [u8; 2]) -> impl Strategy<Value = Spec> {
         ),
         (often(4), often(4), often(90), often(5)),
     )
-        .prop_map(|((kind, anybody, per_tx), windows, (fee, tip, fee_windows), needs, flags)| {
-            let (hours, expired, through, shadow) = flags;
-            let (approval, delay) = needs;
-            let mut windows = windows;
-            windows.sort_unstable();
-            windows.dedup();
-            Spec {
-                kind,
-                anybody,
-                per_tx,
-                windows,
-                fee: (fee, tip),
-                fee_windows,
-                approval,
-                delay,
-                hours,
-                expired,
-                through,
-                shadow,
-            }
-        })
+        .prop_map(
+            |((kind, anybody, per_tx), windows, (fee, tip, fee_windows), needs, flags)| {
+                let (hours, expired, through, shadow) = flags;
+                let (approval, delay) = needs;
+                let mut windows = windows;
+                windows.sort_unstable();
+                windows.dedup();
+                Spec {
+                    kind,
+                    anybody,
+                    per_tx,
+                    windows,
+                    fee: (fee, tip),
+                    fee_windows,
+                    approval,
+                    delay,
+                    hours,
+                    expired,
+                    through,
+                    shadow,
+                }
+            },
+        )
 }
 
 fn effect(kinds: [u8; 2]) -> impl Strategy<Value = Effect> {

@@ -194,7 +194,8 @@ impl Drafts {
         fee: bool,
     ) {
         if window.scope != Scope::Destination {
-            let value = counted.iter().fold(Amount::ZERO, |sum, (_, more)| saturating_add(sum, *more));
+            let value =
+                counted.iter().fold(Amount::ZERO, |sum, (_, more)| saturating_add(sum, *more));
             return self.add(slot.amount(window, "value", unit, value), fee);
         }
         let mut by: BTreeMap<Address, Amount> = BTreeMap::new();
@@ -220,7 +221,12 @@ impl Drafts {
         for held in &mut self.exposures {
             if held.places.iter().any(|place| concerns(*place)) {
                 let slot = slot.to(Some(held.exposure.spender));
-                held.exposure.charges.push(slot.amount(window, "value", unit, held.exposure.amount));
+                held.exposure.charges.push(slot.amount(
+                    window,
+                    "value",
+                    unit,
+                    held.exposure.amount,
+                ));
             }
         }
     }
