@@ -3,7 +3,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 
-.PHONY: help setup-demo setup-test build test test-long soak hsm wrapped fuzz demo bench clean
+.PHONY: help setup-demo setup-test build test test-long soak hsm wrapped fuzz demo bench bench-policy clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,9 @@ demo: ## Shows a payment end to end; BUS=rabbitmq, KEEP=1 leaves it running, BRE
 
 bench: ## Measures how much of the HSM's speed reaches a caller; BENCH_SECONDS=5
 	@BENCH_SECONDS="$(BENCH_SECONDS)" BENCH_ONLY="$(BENCH_ONLY)" scripts/bench.sh
+
+bench-policy: ## Measures what a decision costs over 1,000 grants
+	@. scripts/env.sh; cargo bench --locked --bench policy
 
 clean: ## Removes what was built and what the demo left; keeps the installed tools
 	@. scripts/env.sh; cargo clean; rm -rf .demo .run

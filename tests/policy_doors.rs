@@ -53,7 +53,7 @@ fn each_case_of_a_bundle_is_told_and_one_that_fails_fails_the_command() {
     let (passed, out, err) = policy_test(&dir, &[]);
     assert!(passed, "{err}");
     let told = out.lines().filter(|line| line.starts_with("ok ")).collect::<Vec<_>>();
-    assert_eq!(told.len(), 14, "{out}");
+    assert_eq!(told.len(), 17, "{out}");
     let payout = told.iter().find(|line| line.contains("a payout to a payee")).unwrap();
     assert!(payout.contains("allow") && payout.contains("native-payouts"), "{payout}");
     let denied = told.iter().find(|line| line.contains("deny")).unwrap();
@@ -61,7 +61,7 @@ fn each_case_of_a_bundle_is_told_and_one_that_fails_fails_the_command() {
     let (passed, out, _) = policy_test(&dir, &["--json"]);
     let report: Value = serde_json::from_str(&out).unwrap();
     assert!(passed);
-    assert_eq!((&report["passed"], &report["failed"]), (&json!(14), &json!(0)));
+    assert_eq!((&report["passed"], &report["failed"]), (&json!(17), &json!(0)));
 
     // One that fails does not hide the others, and keeps the bundle from loading.
     let cases = std::fs::read_to_string(dir.join("cases.toml")).unwrap();
@@ -70,7 +70,7 @@ fn each_case_of_a_bundle_is_told_and_one_that_fails_fails_the_command() {
     std::fs::write(dir.join("cases.toml"), wrong).unwrap();
     let (passed, out, err) = policy_test(&dir, &[]);
     assert!(!passed);
-    assert!(err.contains("1 of 14 case(s) failed"), "{err}");
+    assert!(err.contains("1 of 17 case(s) failed"), "{err}");
     let failed = out.lines().filter(|line| line.starts_with("FAILED ")).collect::<Vec<_>>();
     assert_eq!(failed.len(), 1, "{out}");
     assert!(failed[0].contains("expected deny, but it is allow"), "{}", failed[0]);

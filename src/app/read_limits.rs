@@ -3,7 +3,9 @@
 use crate::app::{App, AppError};
 use crate::core::amount::Amount;
 use crate::core::key::OperatorKey;
-use crate::core::policy::{CountedKeys, Period, WindowInForce, counted_keys, windows_in_force};
+use crate::core::policy::{
+    CountedKeys, Period, WindowInForce, counted_keys, destination_in, windows_in_force_to,
+};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::ports::store::{KeyFilter, StoreError, Unit, look};
@@ -56,7 +58,8 @@ pub async fn limits(
         Box::pin(async move { Ok((keys(unit, &counted).await?, unit.limits_now(now).await?)) })
     })
     .await?;
-    let mut windows = windows_in_force(&app.bundle(), only, &keys);
+    let seen = rows.iter().filter_map(|row| destination_in(&row.label)).collect();
+    let mut windows = windows_in_force_to(&app.bundle(), only, &keys, &seen);
     let mut found: Vec<LimitView> = Vec::new();
     for row in rows {
         let window = windows.remove(&row.id);

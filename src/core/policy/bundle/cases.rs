@@ -3,7 +3,9 @@
 
 use super::abi::read_event;
 use super::condition::{read_address, read_hex, read_value};
+use super::counters::Counters;
 use super::read_grant::read_gwei;
+use super::read_window::read_span;
 use super::registry::chain_name;
 use super::syntax::{RawCase, RawCaseEvent, RawScalar};
 use super::{At, Bundle, BundleError, line_of};
@@ -20,7 +22,7 @@ use crate::core::time::Timestamp;
 use alloy::dyn_abi::DynSolValue;
 use alloy::dyn_abi::Specifier as _;
 use alloy::json_abi::Function;
-use alloy::primitives::{Address, B256, Bytes};
+use alloy::primitives::{B256, Bytes};
 use std::collections::BTreeSet;
 use toml::Spanned;
 use uuid::Uuid;
@@ -84,13 +86,7 @@ pub(super) fn refusal(reports: &[CaseReport]) -> Option<BundleError> {
 }
 
 fn run_one(bundle: &Bundle, case: &RawCase, report: &mut CaseReport) -> Result<(), String> {
-    let expected = match case.expect.as_str() {
-        "allow" if case.reason_field.is_none() => Outcome::Allow,
-        "deny" if case.grant.is_none() => Outcome::Deny,
-        "allow" => return Err("what is allowed has no reason_field".to_owned()),
-        "deny" => return Err("what is denied has no grant".to_owned()),
-        other => return Err(format!("expect: `{other}` is neither allow nor deny")),
-    };
+    let expected = read_expected(case)?;
     if let Some(grant) = &case.grant
         && !bundle.grants.iter().any(|known| known.id.as_str() == grant)
     {
@@ -98,8 +94,13 @@ fn run_one(bundle: &Bundle, case: &RawCase, report: &mut CaseReport) -> Result<(
     }
     let now = Timestamp::parse_rfc3339(&case.now)
         .ok_or_else(|| format!("now: `{}` is not RFC 3339", case.now))?;
-    let request = read_request(bundle, case)?;
-    let verdict = evaluate(bundle, &request, now);
+    let counters = Counters::read(bundle, case.used.as_ref())?;
+    let request = read_request(bundle, case, now)?;
+    let mut verdict = evaluate(bundle, &request, now);
+    let full = counters.full(&verdict);
+    if !full.is_empty() {
+        (verdict.outcome, verdict.reasons) = (Outcome::Deny, full);
+    }
     report.got = Some(verdict.outcome);
     report.grants.clone_from(&verdict.grants);
     report.reasons.clone_from(&verdict.reasons);
@@ -118,7 +119,33 @@ fn run_one(bundle: &Bundle, case: &RawCase, report: &mut CaseReport) -> Result<(
     {
         return Err(format!("denied, but not for `{field}`{}", why(&verdict)));
     }
+    if let Some(quorum) = &case.quorum {
+        let asked = verdict.approval.map(|approval| approval.quorums).unwrap_or_default();
+        if !asked.contains(quorum) {
+            return Err(format!("the quorum asked for is {asked:?}"));
+        }
+    }
     Ok(())
+}
+
+fn read_expected(case: &RawCase) -> Result<Outcome, String> {
+    let known = [Outcome::Allow, Outcome::Deny, Outcome::NeedApproval, Outcome::Delay];
+    let expected = known.into_iter().find(|outcome| outcome.name() == case.expect);
+    let expected = expected.ok_or_else(|| {
+        let known = known.map(Outcome::name).join(", ");
+        format!("expect: `{}` is none of {known}", case.expect)
+    })?;
+    let denied = expected == Outcome::Deny;
+    if denied && case.grant.is_some() {
+        return Err("what is denied has no grant".to_owned());
+    }
+    if !denied && case.reason_field.is_some() {
+        return Err("only what is denied has a reason_field".to_owned());
+    }
+    if case.quorum.is_some() && !matches!(expected, Outcome::NeedApproval | Outcome::Delay) {
+        return Err("only what needs approval has a quorum".to_owned());
+    }
+    Ok(expected)
 }
 
 fn why(verdict: &Verdict) -> String {
@@ -130,7 +157,7 @@ fn why(verdict: &Verdict) -> String {
     if lines.is_empty() { String::new() } else { format!(" ({})", lines.join("; ")) }
 }
 
-fn read_request(bundle: &Bundle, case: &RawCase) -> Result<PolicyRequest, String> {
+fn read_request(bundle: &Bundle, case: &RawCase, now: Timestamp) -> Result<PolicyRequest, String> {
     let sub = case.principal.clone();
     let iss = match &case.issuer {
         Some(iss) => iss.clone(),
@@ -146,8 +173,8 @@ fn read_request(bundle: &Bundle, case: &RawCase) -> Result<PolicyRequest, String
         principal: Principal { iss, sub },
         group: Some(GroupName::new(case.signer.clone())),
         key: KeyId::new(Uuid::nil()),
-        address: Address::ZERO,
-        facts: read_facts(bundle, case, &intent)?,
+        address: case.account.as_deref().map(read_address).transpose()?.unwrap_or_default(),
+        facts: read_facts(bundle, case, &intent, now)?,
         intent,
     })
 }
@@ -249,23 +276,44 @@ fn read_data(case: &RawCase) -> Result<Bytes, String> {
     }
 }
 
-fn read_facts(bundle: &Bundle, case: &RawCase, intent: &Intent) -> Result<Facts, String> {
-    let Intent::Transaction(tx) = intent else {
-        return Ok(Facts::default());
-    };
-    let code: Option<&[u8]> = match case.code_at_to.as_deref() {
-        None => None,
-        Some("none") => Some(&[]),
-        Some("some") => Some(&[0x60, 0x80]),
-        Some(other) => return Err(format!("code_at_to: `{other}` is neither none nor some")),
-    };
-    let code = code.zip(tx.to).map(|(code, address)| CodeFact {
-        address,
-        block: B256::ZERO,
-        code: Bytes::copy_from_slice(code),
-    });
-    let event = case.event.as_ref().map(|event| read_event_fact(bundle, &tx.chain.name, event));
-    Ok(Facts { codes: code.into_iter().collect(), event: event.transpose()?, ..Facts::default() })
+fn read_facts(
+    bundle: &Bundle,
+    case: &RawCase,
+    intent: &Intent,
+    now: Timestamp,
+) -> Result<Facts, String> {
+    let mut facts = Facts::default();
+    if let (Intent::Transaction(tx), Some(code)) = (intent, &case.code_at_to) {
+        let code = read_code("code_at_to", code)?;
+        facts.codes.extend(tx.to.map(|address| CodeFact { address, block: B256::ZERO, code }));
+    }
+    for (address, code) in case.codes.iter().flatten() {
+        let (address, code) = (read_address(address)?, read_code("codes", code)?);
+        if facts.code_at(address).is_some() {
+            return Err(format!("codes: {address} is said twice"));
+        }
+        facts.codes.push(CodeFact { address, block: B256::ZERO, code });
+    }
+    for address in case.known_destinations.iter().flatten() {
+        facts.known_destinations.insert(read_address(address)?);
+    }
+    if let Some(text) = &case.waiting {
+        let waited = read_span(text).map_err(|problem| format!("waiting: {problem}"))?;
+        facts.waiting_since = Some(now.plus_millis(waited.saturating_neg()));
+    }
+    if let (Intent::Transaction(tx), Some(event)) = (intent, &case.event) {
+        facts.event = Some(read_event_fact(bundle, &tx.chain.name, event)?);
+    }
+    Ok(facts)
+}
+
+fn read_code(field: &str, text: &str) -> Result<Bytes, String> {
+    match text {
+        "none" => Ok(Bytes::new()),
+        "some" => Ok(Bytes::from_static(&[0x60, 0x80])),
+        code if code.starts_with("0x") => read_hex(code).map(Into::into),
+        other => Err(format!("{field}: `{other}` is neither none nor some, nor code in hex")),
+    }
 }
 
 fn read_event_fact(

@@ -62,47 +62,57 @@ impl ArgRule {
         Ok(Self { name: name.to_owned(), test })
     }
 
-    /// Checks the argument. On failure: which part of the condition, and what it expected.
-    ///
-    /// # Errors
-    /// When the condition does not hold.
-    pub fn check(&self, argument: &CallArgument) -> Result<(), (&'static str, String)> {
+    /// Which part of the condition does not hold of the argument; `None` if all of it does.
+    #[must_use]
+    pub fn failing(&self, argument: &CallArgument) -> Option<&'static str> {
         let word = || -> Option<[u8; 32]> { argument.encoded.as_ref().try_into().ok() };
         match &self.test {
-            ArgTest::Any => Ok(()),
+            ArgTest::Any => None,
             ArgTest::OneOf(choices) => {
-                if choices.iter().any(|(_, encoded)| *encoded == argument.encoded) {
-                    return Ok(());
-                }
-                let shown: Vec<&str> = choices.iter().map(|(text, _)| text.as_str()).collect();
-                let part = if choices.len() == 1 { "eq" } else { "in" };
-                Err((part, shown.join(", ")))
+                let inside = choices.iter().any(|(_, encoded)| *encoded == argument.encoded);
+                (!inside).then_some(if choices.len() == 1 { "eq" } else { "in" })
             }
             ArgTest::Unsigned { min, max } => {
-                within(word().map(U256::from_be_bytes), min.as_ref(), max.as_ref())
+                outside(word().map(U256::from_be_bytes), min.as_ref(), max.as_ref())
             }
             ArgTest::Signed { min, max } => {
-                within(word().map(I256::from_be_bytes), min.as_ref(), max.as_ref())
+                outside(word().map(I256::from_be_bytes), min.as_ref(), max.as_ref())
             }
+        }
+    }
+
+    /// What a part of the condition expects, for people.
+    #[must_use]
+    pub fn expected(&self, part: &str) -> String {
+        fn bound<T: ToString>(part: &str, min: Option<&T>, max: Option<&T>) -> String {
+            let bound = if part == "min" { min } else { max };
+            let bound = bound.filter(|_| part != "type");
+            bound.map_or_else(|| "a number".to_owned(), ToString::to_string)
+        }
+        match &self.test {
+            ArgTest::Any => "anything".to_owned(),
+            ArgTest::OneOf(choices) => {
+                let shown: Vec<&str> = choices.iter().map(|(text, _)| text.as_str()).collect();
+                shown.join(", ")
+            }
+            ArgTest::Unsigned { min, max } => bound(part, min.as_ref(), max.as_ref()),
+            ArgTest::Signed { min, max } => bound(part, min.as_ref(), max.as_ref()),
         }
     }
 }
 
-fn within<T: PartialOrd + ToString>(
+fn outside<T: PartialOrd>(
     actual: Option<T>,
     min: Option<&T>,
     max: Option<&T>,
-) -> Result<(), (&'static str, String)> {
+) -> Option<&'static str> {
     let Some(actual) = actual else {
-        return Err(("type", "a number".to_owned()));
+        return Some("type");
     };
-    if let Some(min) = min.filter(|min| actual < **min) {
-        return Err(("min", min.to_string()));
+    if min.is_some_and(|min| actual < *min) {
+        return Some("min");
     }
-    if let Some(max) = max.filter(|max| actual > **max) {
-        return Err(("max", max.to_string()));
-    }
-    Ok(())
+    max.is_some_and(|max| actual > *max).then_some("max")
 }
 
 fn read_choice(ty: &DynSolType, value: &RawScalar) -> Result<(String, Bytes), String> {

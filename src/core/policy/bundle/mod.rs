@@ -4,10 +4,15 @@
 pub mod abi;
 mod cases;
 pub mod condition;
+mod counters;
 pub mod grant;
 pub mod guardrail;
+pub(super) mod index;
+mod read_call;
 mod read_grant;
+mod read_guardrail;
 mod read_rule;
+mod read_window;
 pub mod registry;
 pub mod summary;
 mod syntax;
@@ -21,6 +26,7 @@ use alloy::primitives::B256;
 pub use cases::CaseReport;
 use grant::{Grant, SignerRef};
 use guardrail::Guardrails;
+use index::GrantIndex;
 use registry::Registry;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
@@ -38,6 +44,7 @@ pub struct Bundle {
     registry: Registry,
     guardrails: Guardrails,
     grants: Vec<Grant>,
+    index: GrantIndex,
     cases: Vec<String>,
 }
 
@@ -126,7 +133,7 @@ impl Bundle {
     /// before they all hold.
     fn read(files: &Files) -> Result<(Self, Option<Vec<CaseReport>>), BundleError> {
         refuse_unknown_files(files)?;
-        let (head, _) = required::<BundleFile>(files, "bundle.toml")?;
+        let (head, head_text) = required::<BundleFile>(files, "bundle.toml")?;
         let book = optional::<BookFile>(files, "book.toml")?;
         let assets = optional::<AssetsFile>(files, "assets.toml")?;
         let abis = read_abis(files, &book.0)?;
@@ -141,8 +148,10 @@ impl Bundle {
             registry,
             guardrails: Guardrails::default(),
             grants: Vec::new(),
+            index: GrantIndex::default(),
             cases: Vec::new(),
         };
+        bundle.read_guardrails(&head, head_text)?;
         let (grants, text) = required::<GrantsFile>(files, "grants.toml")?;
         if grants.grant.is_empty() {
             return Err(At { file: "grants.toml", line: 1 }.error("there is no grant"));
@@ -155,9 +164,13 @@ impl Bundle {
             if bundle.grants.iter().any(|other| other.id == grant.id) {
                 return Err(at.error(format!("grant `{}` is there twice", grant.id)));
             }
+            if bundle.guardrail_ids().any(|other| *other == grant.id) {
+                return Err(at.error(format!("grant `{}` has the id of a guardrail", grant.id)));
+            }
             bundle.grants.push(grant);
         }
         bundle.grants.sort_by(|a, b| a.id.cmp(&b.id));
+        bundle.index = GrantIndex::of(&bundle.grants);
         if !files.contains_key("cases.toml") {
             return Ok((bundle, None));
         }
@@ -212,11 +225,13 @@ impl Bundle {
             .collect()
     }
 
-    /// Every chain that a grant, the book or the assets name.
+    /// Every chain that a grant, a guardrail, the book or the assets name.
     #[must_use]
     pub fn chains(&self) -> BTreeSet<&ChainName> {
         let grants = self.grants.iter().flat_map(Grant::chains);
-        grants.chain(self.registry.chains()).collect()
+        let denies = self.guardrails.denies.iter().flat_map(|deny| deny.chains.iter().flatten());
+        let limits = self.guardrails.limits.iter().map(|limit| &limit.chain);
+        grants.chain(denies).chain(limits).chain(self.registry.chains()).collect()
     }
 
     /// The grants for a listing, by id.
@@ -241,6 +256,12 @@ impl Bundle {
     #[must_use]
     pub const fn guardrails(&self) -> &Guardrails {
         &self.guardrails
+    }
+
+    /// Which grants may concern a request.
+    #[must_use]
+    pub(super) const fn index(&self) -> &GrantIndex {
+        &self.index
     }
 
     /// The grants as checked, by id.
@@ -347,16 +368,6 @@ type Head = (String, Option<B256>, Vec<IssuerRule>);
 fn read_head(head: &BundleFile) -> Result<Head, String> {
     if head.schema != 1 {
         return Err(format!("schema {} is not supported by this version", head.schema));
-    }
-    for (name, given) in [
-        ("quorum", !head.quorum.is_empty()),
-        ("limit", !head.limit.is_empty()),
-        ("deny", !head.deny.is_empty()),
-        ("change", head.change.is_some()),
-    ] {
-        if given {
-            return Err(format!("`{name}` is not supported by this version"));
-        }
     }
     if head.version.trim().is_empty() {
         return Err("version is empty".to_owned());

@@ -1,26 +1,23 @@
 //! From a grant as written to a grant as checked: what all actions share.
 
 use super::condition::read_address;
-use super::grant::{FeeRule, Grant, Holds, Mode, Rules, Scope, SignerRef, TextRule, Window};
+use super::grant::{FeeRule, Grant, Holds, Mode, Rules, SignerRef, TextRule};
+use super::read_window::{WindowRules, read_hours, read_windows};
 use super::registry::chain_name;
-use super::syntax::{RawFee, RawGrant, RawText, RawWindow};
+use super::syntax::{RawFee, RawGrant, RawText};
 use super::{Bundle, check_name};
 use crate::core::access::Role;
 use crate::core::amount::Amount;
 use crate::core::id::{GrantId, GroupName, KeyId};
 use crate::core::intent::Fees;
-use crate::core::policy::verdict::Period;
 use crate::core::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
 const DAY_MS: i64 = 86_400_000;
-/// The longest window: a leap year.
-const SPAN_MAX_MS: i64 = 366 * DAY_MS;
 
 impl Bundle {
     /// Checks a grant against the issuers and the registry.
     pub(super) fn read_grant(&self, raw: &RawGrant) -> Result<Grant, String> {
-        refuse_later_versions(raw)?;
         refuse_foreign_fields(raw)?;
         let id = GrantId::new(check_name("id", &raw.id)?);
         for (field, text) in [("owner", &raw.owner), ("reason", &raw.reason)] {
@@ -36,13 +33,14 @@ impl Bundle {
             expires_at: read_expiry(&raw.expires)?,
             principals: self.read_principals(&raw.principals)?,
             signers: read_signers(&raw.signers)?,
-            hours: None,
-            mode: Mode::Enforce,
+            hours: raw.hours.as_ref().map(read_hours).transpose()?,
+            mode: read_mode(raw.mode.as_deref())?,
             rules: self.read_rules(raw)?,
         })
     }
 
-    fn read_principals(&self, subs: &[String]) -> Result<BTreeSet<String>, String> {
+    /// Reads `sub`s, each of which some issuer may vouch for as a client.
+    pub(super) fn read_principals(&self, subs: &[String]) -> Result<BTreeSet<String>, String> {
         let mut principals = BTreeSet::new();
         for sub in subs {
             let issuers = self.issuers();
@@ -65,7 +63,8 @@ impl Bundle {
                 return Err("a message belongs to no chain: leave `chains` out".to_owned());
             }
             let text = read_text(need("text", raw.text.as_ref())?)?;
-            let windows = read_windows(raw.windows.as_deref(), None)?;
+            let rules = WindowRules { decimals: None, destinations: false, on_chain: false };
+            let windows = read_windows(raw.windows.as_deref(), rules)?;
             return Ok(Rules::Message { text, windows });
         }
         let mut rules = BTreeMap::new();
@@ -90,38 +89,72 @@ pub(super) fn need<'a, T: ?Sized>(field: &str, value: Option<&'a T>) -> Result<&
     value.ok_or_else(|| format!("`{field}` is missing"))
 }
 
-fn refuse_later_versions(raw: &RawGrant) -> Result<(), String> {
-    let later = [
-        ("approval", raw.approval.is_some()),
-        ("delay", raw.delay.is_some()),
-        ("hours", raw.hours.is_some()),
-        ("through", raw.through.is_some()),
-    ];
-    if let Some((field, _)) = later.iter().find(|(_, given)| *given) {
-        return Err(format!("`{field}` is not supported by this version"));
-    }
-    match raw.mode.as_deref() {
-        None | Some("enforce") => Ok(()),
-        Some("shadow") => Err("mode \"shadow\" is not supported by this version".to_owned()),
-        Some(other) => Err(format!("mode `{other}` is unknown")),
+fn read_mode(mode: Option<&str>) -> Result<Mode, String> {
+    match mode {
+        None | Some("enforce") => Ok(Mode::Enforce),
+        Some("shadow") => Ok(Mode::Shadow),
+        Some(other) => Err(format!("mode: `{other}` is neither enforce nor shadow")),
     }
 }
 
-/// A field that the action does not have is an error, not noise.
-fn refuse_foreign_fields(raw: &RawGrant) -> Result<(), String> {
-    let own: &[&str] = match raw.action.as_str() {
-        "native.transfer" => &["to", "per_tx", "windows", "fee"],
-        "erc20.transfer" => &["asset", "to", "per_tx", "windows", "fee"],
-        "call" => &["contract", "function", "args", "value", "event", "windows", "fee"],
+/// What each action has beside what all have; `None` for an action that is unknown.
+fn own_fields(action: &str) -> Option<&'static [&'static str]> {
+    Some(match action {
+        "native.transfer" => &["to", "per_tx", "through", "windows", "fee", "approval", "delay"],
+        "erc20.transfer" => {
+            &["asset", "to", "per_tx", "through", "windows", "fee", "approval", "delay"]
+        }
+        "erc20.approve" => &[
+            "asset",
+            "to",
+            "per_tx",
+            "unlimited",
+            "permit_for",
+            "through",
+            "windows",
+            "fee",
+            "approval",
+            "delay",
+        ],
+        "erc721.transfer" | "erc1155.transfer" | "nft.transfer" => {
+            &["asset", "to", "ids", "per_tx", "through", "windows", "fee", "approval", "delay"]
+        }
+        "nft.approve" => &["asset", "to", "ids", "through", "windows", "fee", "approval", "delay"],
+        "call" => &[
+            "contract", "function", "args", "value", "event", "through", "windows", "fee",
+            "approval", "delay",
+        ],
+        "admin" => &[
+            "contract", "function", "args", "value", "through", "windows", "fee", "approval",
+            "delay",
+        ],
+        "deploy" => {
+            &["init_code_hashes", "value", "through", "windows", "fee", "approval", "delay"]
+        }
+        "delegate" => &["to", "windows"],
+        "opaque" => &[
+            "contract",
+            "selector",
+            "value",
+            "code_hash",
+            "through",
+            "windows",
+            "fee",
+            "approval",
+            "delay",
+        ],
         "message" => &["text", "windows"],
         "typed_data" => {
             &["verifying_contract", "primary_type", "type_hash", "encode_type", "args", "windows"]
         }
-        "erc20.approve" | "erc721.transfer" | "deploy" | "delegate" | "sweep" => {
-            return Err(format!("action `{}` is not supported by this version", raw.action));
-        }
-        other => return Err(format!("action `{other}` is unknown")),
-    };
+        _ => return None,
+    })
+}
+
+/// A field that the action does not have is an error, not noise.
+fn refuse_foreign_fields(raw: &RawGrant) -> Result<(), String> {
+    let action = raw.action.as_str();
+    let own = own_fields(action).ok_or_else(|| format!("action `{action}` is unknown"))?;
     let given = [
         ("asset", raw.asset.is_some()),
         ("to", raw.to.is_some()),
@@ -136,13 +169,29 @@ fn refuse_foreign_fields(raw: &RawGrant) -> Result<(), String> {
         ("primary_type", raw.primary_type.is_some()),
         ("type_hash", raw.type_hash.is_some()),
         ("encode_type", raw.encode_type.is_some()),
+        ("unlimited", raw.unlimited.is_some()),
+        ("permit_for", raw.permit_for.is_some()),
+        ("ids", raw.ids.is_some()),
+        ("init_code_hashes", raw.init_code_hashes.is_some()),
+        ("selector", raw.selector.is_some()),
+        ("code_hash", raw.code_hash.is_some()),
+        ("through", raw.through.is_some()),
         ("windows", raw.windows.is_some()),
         ("fee", raw.fee.is_some()),
+        ("approval", raw.approval.is_some()),
+        ("delay", raw.delay.is_some()),
     ];
-    match given.iter().find(|(field, given)| *given && !own.contains(field)) {
-        Some((field, _)) => Err(format!("action `{}` has no `{field}`", raw.action)),
-        None => Ok(()),
+    let Some((field, _)) = given.iter().find(|(field, given)| *given && !own.contains(field))
+    else {
+        return Ok(());
+    };
+    if matches!(*field, "approval" | "delay") {
+        return Err(format!(
+            "action `{action}` has no `{field}`: a signature is given at once or not at all, it cannot \
+             wait"
+        ));
     }
+    Err(format!("action `{action}` has no `{field}`"))
 }
 
 /// The first moment after the day, UTC.
@@ -154,7 +203,8 @@ fn read_expiry(date: &str) -> Result<Timestamp, String> {
         .ok_or_else(|| format!("expires: `{date}` is not a date like 2027-03-31"))
 }
 
-fn read_signers(names: &[String]) -> Result<BTreeSet<SignerRef>, String> {
+/// Reads groups, keys by id and keys by address.
+pub(super) fn read_signers(names: &[String]) -> Result<BTreeSet<SignerRef>, String> {
     let mut signers = BTreeSet::new();
     for name in names {
         let signer = if name.starts_with("0x") || name.starts_with("0X") {
@@ -195,8 +245,10 @@ pub(super) fn read_fee(raw: &RawFee, native_decimals: u8) -> Result<FeeRule, Str
     if max_priority_fee > max_fee {
         return Err("fee: max_tip_gwei is above max_fee_gwei".to_owned());
     }
-    let windows = read_windows(raw.windows.as_deref(), Some(native_decimals))
-        .map_err(|problem| format!("fee: {problem}"))?;
+    let rules =
+        WindowRules { decimals: Some(native_decimals), destinations: false, on_chain: true };
+    let windows =
+        read_windows(raw.windows.as_deref(), rules).map_err(|problem| format!("fee: {problem}"))?;
     if windows.iter().any(|window| matches!(window.holds, Holds::Count(_))) {
         return Err("fee: a window of the fee has `max`, not `count`".to_owned());
     }
@@ -208,76 +260,4 @@ pub(super) fn read_fee(raw: &RawFee, native_decimals: u8) -> Result<FeeRule, Str
 pub(super) fn read_gwei(field: &str, text: &str) -> Result<u128, String> {
     let wei = Amount::parse_scaled(text, 9).map_err(|error| format!("{field}: {error}"))?;
     u128::try_from(wei.units()).map_err(|_| format!("{field}: does not fit the unit"))
-}
-
-/// Reads windows. `decimals` is the unit of `max`; without one, only counts make sense.
-pub(super) fn read_windows(
-    raw: Option<&[RawWindow]>,
-    decimals: Option<u8>,
-) -> Result<Vec<Window>, String> {
-    let Some(raw) = raw else {
-        return Ok(Vec::new());
-    };
-    if raw.is_empty() {
-        return Err("windows is empty: leave it out if there is none".to_owned());
-    }
-    let mut windows: Vec<Window> = Vec::new();
-    for one in raw {
-        let window = read_window(one, decimals)?;
-        let same = |other: &Window| {
-            other.period == window.period
-                && other.scope == window.scope
-                && matches!(other.holds, Holds::Count(_)) == matches!(window.holds, Holds::Count(_))
-        };
-        if windows.iter().any(same) {
-            return Err(format!("windows: two of {} by {}", window.span, window.scope.name()));
-        }
-        windows.push(window);
-    }
-    Ok(windows)
-}
-
-fn read_window(raw: &RawWindow, decimals: Option<u8>) -> Result<Window, String> {
-    if raw.rolling == Some(false) {
-        return Err("windows: rolling = false is not supported by this version".to_owned());
-    }
-    let scope = match raw.scope.as_str() {
-        "group" => Scope::Group,
-        "key" => Scope::Key,
-        "principal" => Scope::Principal,
-        "destination" | "chain" => {
-            return Err(format!("windows: scope `{}` is not supported by this version", raw.scope));
-        }
-        other => return Err(format!("windows: scope `{other}` is unknown")),
-    };
-    let holds = match (&raw.max, raw.count, decimals) {
-        (Some(max), None, Some(decimals)) => Holds::Amount(
-            Amount::parse_scaled(max, decimals)
-                .map_err(|error| format!("windows: max `{max}`: {error}"))?,
-        ),
-        (Some(_), None, None) => return Err("windows: this action has no amount".to_owned()),
-        (None, Some(0), _) => return Err("windows: a count of 0 allows nothing".to_owned()),
-        (None, Some(count), _) => Holds::Count(count),
-        _ => return Err("windows: say either max or count".to_owned()),
-    };
-    let span_ms = read_span(&raw.span)
-        .ok_or_else(|| format!("windows: span `{}` is not like 30m, 24h, 7d", raw.span))?;
-    Ok(Window { period: Period::Rolling(span_ms), span: raw.span.clone(), holds, scope })
-}
-
-fn read_span(text: &str) -> Option<i64> {
-    let unit = text.chars().next_back()?;
-    let unit_ms: i64 = match unit {
-        's' => 1_000,
-        'm' => 60_000,
-        'h' => 3_600_000,
-        'd' => DAY_MS,
-        _ => return None,
-    };
-    let digits = text.strip_suffix(unit)?;
-    if !digits.bytes().all(|b| b.is_ascii_digit()) || digits.starts_with('0') {
-        return None;
-    }
-    let span_ms = digits.parse::<i64>().ok()?.checked_mul(unit_ms)?;
-    (span_ms <= SPAN_MAX_MS).then_some(span_ms)
 }

@@ -1,21 +1,20 @@
 //! From a grant as written to a grant as checked: what each action has of its own, on one chain.
 
 use super::Bundle;
-use super::abi::{AbiFunction, read_event};
-use super::condition::{ArgRule, read_hex};
-use super::grant::{
-    Action, CallRule, ChainRule, Destinations, EventInput, EventRule, FeeRule, TypedRule,
-};
-use super::read_grant::{need, read_fee, read_windows};
-use super::registry::{Contract, read_addresses};
-use super::syntax::{RawCondition, RawEvent, RawGrant, RawTo};
+use super::grant::{Action, ApprovalRule, ChainRule, DelayRule, Destinations, FeeRule};
+use super::read_call::read_hash;
+use super::read_grant::{need, read_fee};
+use super::read_window::{WindowRules, read_span, read_windows};
+use super::registry::{Asset, Standard, read_addresses};
+use super::syntax::{RawApproval, RawDelay, RawGrant, RawIds, RawTo};
+use crate::core::access::Role;
 use crate::core::amount::Amount;
-use crate::core::evm::decode::abi::{carries_bytes, is_supported};
-use crate::core::evm::decode::typed_data::{moves_value, primary_fields};
 use crate::core::id::ChainName;
-use alloy::dyn_abi::DynSolType;
-use alloy::primitives::{B256, keccak256};
-use std::collections::{BTreeMap, BTreeSet};
+use alloy::primitives::{Address, B256, U256};
+use std::collections::BTreeSet;
+
+/// The unit of amounts, for actions that have some.
+type Decimals = Option<u8>;
 
 impl Bundle {
     /// Resolves a grant's action on one of its chains.
@@ -25,40 +24,134 @@ impl Bundle {
         chain: &ChainName,
     ) -> Result<ChainRule, String> {
         let native = self.registry.native_decimals(chain);
-        let (action, decimals) = match raw.action.as_str() {
-            "native.transfer" => {
-                let to = self.read_to(need("to", raw.to.as_ref())?, chain)?;
-                let per_tx = scaled("per_tx", need("per_tx", raw.per_tx.as_ref())?, native)?;
-                (Action::NativeTransfer { to, per_tx }, Some(native))
-            }
-            "erc20.transfer" => self.read_token(raw, chain)?,
-            "call" => (Action::Call(Box::new(self.read_call(raw, chain)?)), Some(native)),
-            "typed_data" => (Action::TypedData(Box::new(self.read_typed(raw, chain)?)), None),
-            other => return Err(format!("action `{other}` is unknown")),
-        };
-        let windows = read_windows(raw.windows.as_deref(), decimals)?;
-        let fee: Option<FeeRule> = match action {
-            Action::TypedData(_) => None,
-            _ => Some(read_fee(need("fee", raw.fee.as_ref())?, native)?),
-        };
-        let through = BTreeSet::new();
-        Ok(ChainRule { action, through, windows, fee, approval: None, delay: None })
+        let (action, decimals) = self.read_action(raw, chain, native)?;
+        let destinations = !matches!(action, Action::TypedData(_) | Action::Deploy { .. });
+        let rules = WindowRules { decimals, destinations, on_chain: true };
+        let windows = read_windows(raw.windows.as_deref(), rules)?;
+        Ok(ChainRule {
+            through: self.read_through(raw.through.as_deref(), chain)?,
+            windows,
+            fee: read_fee_of(raw, &action, native)?,
+            approval: self.read_approval(raw.approval.as_ref(), decimals, &raw.principals)?,
+            delay: raw.delay.as_ref().map(|delay| read_delay(delay, destinations)).transpose()?,
+            action,
+        })
     }
 
-    fn read_token(
+    fn read_action(
         &self,
         raw: &RawGrant,
         chain: &ChainName,
-    ) -> Result<(Action, Option<u8>), String> {
+        native: u8,
+    ) -> Result<(Action, Decimals), String> {
+        let to = || self.read_to(need("to", raw.to.as_ref())?, chain);
+        Ok(match raw.action.as_str() {
+            "native.transfer" => {
+                let to = to()?;
+                let per_tx = scaled("per_tx", need("per_tx", raw.per_tx.as_deref())?, native)?;
+                (Action::NativeTransfer { to, per_tx }, Some(native))
+            }
+            "erc20.transfer" => {
+                let asset = self.read_asset(raw, chain, &[Standard::Erc20])?;
+                let decimals = asset.decimals;
+                let per_tx = scaled("per_tx", need("per_tx", raw.per_tx.as_deref())?, decimals)?;
+                let (asset, address, to) = (asset.name.clone(), asset.address, to()?);
+                (Action::TokenTransfer { asset, address, to, per_tx }, Some(decimals))
+            }
+            "erc20.approve" => {
+                let asset = self.read_asset(raw, chain, &[Standard::Erc20])?;
+                (self.read_token_approve(raw, asset, to()?)?, Some(asset.decimals))
+            }
+            "erc721.transfer" => self.read_nft(raw, chain, &[Standard::Erc721], to()?)?,
+            "erc1155.transfer" => self.read_nft(raw, chain, &[Standard::Erc1155], to()?)?,
+            "nft.transfer" => {
+                self.read_nft(raw, chain, &[Standard::Erc721, Standard::Erc1155], to()?)?
+            }
+            "nft.approve" => (self.read_nft_approve(raw, chain, to()?)?, None),
+            "call" => (Action::Call(Box::new(self.read_call(raw, chain, false)?)), Some(native)),
+            "admin" => (Action::Admin(Box::new(self.read_call(raw, chain, true)?)), Some(native)),
+            "deploy" => {
+                let hashes = need("init_code_hashes", raw.init_code_hashes.as_deref())?;
+                let init_code_hashes = read_hashes("init_code_hashes", hashes)?;
+                let value_max = self.read_value_max(raw, chain)?;
+                (Action::Deploy { init_code_hashes, value_max }, Some(native))
+            }
+            "delegate" => (Action::Delegate { to: to()? }, None),
+            "opaque" => (self.read_opaque(raw, chain)?, Some(native)),
+            "typed_data" => (Action::TypedData(Box::new(self.read_typed(raw, chain)?)), None),
+            other => return Err(format!("action `{other}` is unknown")),
+        })
+    }
+
+    fn read_asset(
+        &self,
+        raw: &RawGrant,
+        chain: &ChainName,
+        standards: &[Standard],
+    ) -> Result<&Asset, String> {
         let name = need("asset", raw.asset.as_deref())?;
         let asset = self
             .registry
             .asset(chain, name)
             .ok_or_else(|| format!("assets.toml has no asset `{name}` there"))?;
-        let to = self.read_to(need("to", raw.to.as_ref())?, chain)?;
-        let per_tx = scaled("per_tx", need("per_tx", raw.per_tx.as_ref())?, asset.decimals)?;
-        let (asset, address, decimals) = (asset.name.clone(), asset.address, asset.decimals);
-        Ok((Action::TokenTransfer { asset, address, to, per_tx }, Some(decimals)))
+        if !standards.contains(&asset.standard) {
+            let (standard, action) = (asset.standard.name(), &raw.action);
+            return Err(format!("`{name}` is an {standard} asset: it has no action `{action}`"));
+        }
+        Ok(asset)
+    }
+
+    fn read_token_approve(
+        &self,
+        raw: &RawGrant,
+        asset: &Asset,
+        to: Destinations,
+    ) -> Result<Action, String> {
+        let permit_ms = raw.permit_for.as_deref().map(read_span).transpose();
+        let permit_ms = permit_ms.map_err(|problem| format!("permit_for: {problem}"))?;
+        if permit_ms.is_none() && raw.fee.is_none() {
+            return Err(
+                "`fee` is missing; only a grant with `permit_for` can do without: then it \
+                        allows signed permits and no transaction"
+                    .to_owned(),
+            );
+        }
+        let per_tx = scaled("per_tx", need("per_tx", raw.per_tx.as_deref())?, asset.decimals)?;
+        let (asset, address) = (asset.name.clone(), asset.address);
+        let unlimited = raw.unlimited.unwrap_or(false);
+        Ok(Action::TokenApprove { asset, address, to, per_tx, unlimited, permit_ms })
+    }
+
+    fn read_nft(
+        &self,
+        raw: &RawGrant,
+        chain: &ChainName,
+        standards: &[Standard],
+        to: Destinations,
+    ) -> Result<(Action, Decimals), String> {
+        let asset = self.read_asset(raw, chain, standards)?;
+        let ids = read_ids(need("ids", raw.ids.as_ref())?)?;
+        let per_tx = scaled("per_tx", need("per_tx", raw.per_tx.as_deref())?, 0)?;
+        let (asset, address) = (asset.name.clone(), asset.address);
+        Ok((Action::NftTransfer { asset, address, to, ids, per_tx }, Some(0)))
+    }
+
+    fn read_nft_approve(
+        &self,
+        raw: &RawGrant,
+        chain: &ChainName,
+        to: Destinations,
+    ) -> Result<Action, String> {
+        let all = [Standard::Erc20, Standard::Erc721, Standard::Erc1155];
+        let asset = self.read_asset(raw, chain, &all)?;
+        let ids = read_ids(need("ids", raw.ids.as_ref())?)?;
+        if ids.is_some() && asset.standard != Standard::Erc721 {
+            return Err(
+                "ids: only of ERC-721 a single token is approved; say { any = true }".to_owned()
+            );
+        }
+        let (asset, address) = (asset.name.clone(), asset.address);
+        Ok(Action::NftApprove { asset, address, to, ids })
     }
 
     fn read_to(&self, raw: &RawTo, chain: &ChainName) -> Result<Destinations, String> {
@@ -78,182 +171,109 @@ impl Bundle {
         }
     }
 
-    fn book_contract(&self, chain: &ChainName, name: &str) -> Result<&Contract, String> {
-        let found = self.registry.contract(chain, name);
-        found.ok_or_else(|| format!("the book has no contract `{name}` there"))
-    }
-
-    fn read_call(&self, raw: &RawGrant, chain: &ChainName) -> Result<CallRule, String> {
-        let name = need("contract", raw.contract.as_deref())?;
-        let contract = self.book_contract(chain, name)?;
-        if self.registry.asset_at(chain, contract.address).is_some() {
-            return Err(format!("`{name}` is a registered asset: use erc20.transfer"));
-        }
-        let abi = contract
-            .abi
-            .as_ref()
-            .ok_or_else(|| format!("contract `{name}` has no `abi` in the book"))?;
-        let signature = need("function", raw.function.as_deref())?;
-        let function = abi
-            .function(signature)
-            .ok_or_else(|| format!("the ABI of `{name}` has no function `{signature}`"))?
-            .clone();
-        if let Some(why) = &function.refused {
-            return Err(why.clone());
-        }
-        let types: Vec<(String, DynSolType)> =
-            function.inputs.iter().map(|input| (input.name.clone(), input.ty.clone())).collect();
-        let args = read_args(raw.args.as_ref(), &types)?;
-        for (name, ty) in &types {
-            if carries_bytes(ty) && !args.iter().any(|arg| arg.name == *name) {
-                return Err(format!(
-                    "args: `{name}` can carry anything: it needs a condition (perhaps any = true)"
-                ));
-            }
-        }
-        let value_max = match (&raw.value, &raw.event) {
-            (Some(_), Some(_)) => {
-                return Err("a call that answers an event carries no value".to_owned());
-            }
-            (Some(value), None) => {
-                scaled("value.max", &value.max, self.registry.native_decimals(chain))?
-            }
-            (None, _) => Amount::ZERO,
-        };
-        let event = raw
-            .event
-            .as_ref()
-            .map(|event| self.read_event_rule(event, chain, &function))
-            .transpose()?;
-        Ok(CallRule { contract: contract.name.clone(), function, args, value_max, event })
-    }
-
-    fn read_event_rule(
+    /// Contracts of the book through which the account acts: each must be bound to a kind of wrapper, else
+    /// nothing could ever be seen inside its calls.
+    fn read_through(
         &self,
-        raw: &RawEvent,
+        names: Option<&[String]>,
         chain: &ChainName,
-        function: &AbiFunction,
-    ) -> Result<EventRule, String> {
-        let contract = self.book_contract(chain, &raw.contract)?;
-        let (event, types) = read_event(&raw.signature)?;
-        let indexed: Vec<bool> = event.inputs.iter().map(|input| input.indexed).collect();
-        if let Some(abi) = &contract.abi
-            && !abi.events.contains(&(event.signature(), indexed))
-        {
-            return Err(format!(
-                "event: the ABI of `{}` has no such event with these `indexed`",
-                raw.contract
-            ));
+    ) -> Result<BTreeSet<Address>, String> {
+        let mut through = BTreeSet::new();
+        for name in names.unwrap_or_default() {
+            let contract = self.book_contract(chain, name)?;
+            if contract.wraps.is_none() {
+                return Err(format!("through: contract `{name}` has no `wraps` in the book"));
+            }
+            if !through.insert(contract.address) {
+                return Err(format!("through: `{name}` is there twice"));
+            }
         }
-        let inputs: Vec<(String, EventInput)> = event
-            .inputs
-            .iter()
-            .zip(types)
-            .map(|(input, ty)| (input.name.clone(), EventInput { ty, indexed: input.indexed }))
-            .collect();
-        if let Some(name) =
-            raw.args.keys().find(|name| !function.inputs.iter().any(|input| input.name == **name))
-        {
-            return Err(format!("event.args: `{}` has no `{name}`", function.signature));
+        if names.is_some() && through.is_empty() {
+            return Err("through is empty: leave it out if there is none".to_owned());
         }
-        let mapping = function
-            .inputs
-            .iter()
-            .map(|input| map_argument(&input.name, &input.ty, raw, &inputs))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(EventRule {
-            contract: contract.name.clone(),
-            address: contract.address,
-            signature: raw.signature.clone(),
-            topic0: event.selector(),
-            inputs: inputs.into_iter().map(|(_, input)| input).collect(),
-            mapping,
-        })
+        Ok(through)
     }
 
-    fn read_typed(&self, raw: &RawGrant, chain: &ChainName) -> Result<TypedRule, String> {
-        let name = need("verifying_contract", raw.verifying_contract.as_deref())?;
-        let contract = self.book_contract(chain, name)?;
-        let primary_type = need("primary_type", raw.primary_type.as_deref())?.to_owned();
-        if moves_value(&primary_type) {
-            return Err(format!(
-                "typed data `{primary_type}` moves value: not supported by this version"
-            ));
-        }
-        let bytes = read_hex(need("type_hash", raw.type_hash.as_deref())?)?;
-        let bytes: [u8; 32] =
-            bytes.try_into().map_err(|_| "type_hash is not 32 bytes".to_owned())?;
-        let type_hash = B256::from(bytes);
-        let fields = match &raw.encode_type {
-            None if raw.args.is_some() => {
-                return Err("args of typed data need `encode_type`, to know their types".to_owned());
-            }
-            None => Vec::new(),
-            Some(text) => {
-                if keccak256(text.as_bytes()) != type_hash {
-                    return Err("type_hash is not the hash of encode_type".to_owned());
-                }
-                primary_fields(&primary_type, text)
-                    .ok_or_else(|| format!("encode_type does not begin with `{primary_type}(`"))?
-            }
+    fn read_approval(
+        &self,
+        raw: Option<&RawApproval>,
+        decimals: Decimals,
+        principals: &[String],
+    ) -> Result<Option<ApprovalRule>, String> {
+        let Some(raw) = raw else {
+            return Ok(None);
         };
-        let args = read_args(raw.args.as_ref(), &fields)?;
-        let verifying_contract = contract.address;
-        let contract = contract.name.clone();
-        Ok(TypedRule { contract, verifying_contract, primary_type, type_hash, args })
+        let above = match (&raw.above, decimals) {
+            (None, _) => None,
+            (Some(text), Some(decimals)) => Some(scaled("approval.above", text, decimals)?),
+            (Some(_), None) => return Err("approval: this action has no amount".to_owned()),
+        };
+        self.check_quorum(&raw.quorum, Role::Approver, principals)
+            .map_err(|problem| format!("approval: {problem}"))?;
+        let ttl_ms = read_span(&raw.ttl).map_err(|problem| format!("approval: ttl {problem}"))?;
+        Ok(Some(ApprovalRule { above, quorum: raw.quorum.clone(), ttl_ms }))
     }
 }
 
-fn scaled(field: &str, text: &str, decimals: u8) -> Result<Amount, String> {
+fn read_fee_of(raw: &RawGrant, action: &Action, native: u8) -> Result<Option<FeeRule>, String> {
+    match (action, &raw.fee) {
+        (Action::TypedData(_) | Action::Delegate { .. }, _)
+        | (Action::TokenApprove { .. }, None) => Ok(None),
+        (_, fee) => read_fee(need("fee", fee.as_ref())?, native).map(Some),
+    }
+}
+
+fn read_delay(raw: &RawDelay, destinations: bool) -> Result<DelayRule, String> {
+    let read = |field: &str, text: &Option<String>| {
+        let span = text.as_deref().map(read_span).transpose();
+        span.map_err(|problem| format!("delay: {field} {problem}"))
+    };
+    let first_use_ms = read("first_use_of_destination", &raw.first_use_of_destination)?;
+    if first_use_ms.is_some() && !destinations {
+        return Err("delay: this goes to no destination".to_owned());
+    }
+    let always_ms = read("always", &raw.always)?;
+    if first_use_ms.is_none() && always_ms.is_none() {
+        return Err("delay: say first_use_of_destination, always, or both".to_owned());
+    }
+    Ok(DelayRule { first_use_ms, always_ms })
+}
+
+/// Token ids; `None` for all of them.
+fn read_ids(raw: &RawIds) -> Result<Option<BTreeSet<U256>>, String> {
+    let texts = match raw {
+        RawIds::All(all) if all.any => return Ok(None),
+        RawIds::All(_) => return Err("ids: list them, or say { any = true }".to_owned()),
+        RawIds::These(texts) => texts,
+    };
+    let mut ids = BTreeSet::new();
+    for text in texts {
+        let id = Amount::parse(text).map_err(|error| format!("ids: `{text}`: {error}"))?;
+        if !ids.insert(id.units()) {
+            return Err(format!("ids: `{text}` is there twice"));
+        }
+    }
+    if ids.is_empty() {
+        return Err("ids is empty: an empty list never means \"all\"".to_owned());
+    }
+    Ok(Some(ids))
+}
+
+fn read_hashes(field: &str, texts: &[String]) -> Result<BTreeSet<B256>, String> {
+    let mut hashes = BTreeSet::new();
+    for text in texts {
+        if !hashes.insert(read_hash(field, text)?) {
+            return Err(format!("{field}: `{text}` is there twice"));
+        }
+    }
+    if hashes.is_empty() {
+        return Err(format!("{field} is empty: an empty list never means \"all\""));
+    }
+    Ok(hashes)
+}
+
+/// Reads an amount in whole units.
+pub(super) fn scaled(field: &str, text: &str, decimals: u8) -> Result<Amount, String> {
     Amount::parse_scaled(text, decimals)
         .map_err(|error| format!("{field}: `{text}` with {decimals} decimals: {error}"))
-}
-
-fn read_args(
-    raw: Option<&BTreeMap<String, RawCondition>>,
-    types: &[(String, DynSolType)],
-) -> Result<Vec<ArgRule>, String> {
-    let Some(raw) = raw else {
-        return Ok(Vec::new());
-    };
-    if raw.is_empty() {
-        return Err("args is empty: leave it out if there is no condition".to_owned());
-    }
-    let mut args = Vec::new();
-    for (name, condition) in raw {
-        let mut matching = types.iter().filter(|(other, _)| other == name && !name.is_empty());
-        let (Some((_, ty)), None) = (matching.next(), matching.next()) else {
-            return Err(format!("args: there is not exactly one argument named `{name}`"));
-        };
-        args.push(ArgRule::read(name, ty, condition)?);
-    }
-    Ok(args)
-}
-
-fn map_argument(
-    name: &str,
-    ty: &DynSolType,
-    raw: &RawEvent,
-    inputs: &[(String, EventInput)],
-) -> Result<usize, String> {
-    let source =
-        raw.args.get(name).ok_or_else(|| format!("event.args: where does `{name}` come from?"))?;
-    let mut matching = inputs.iter().enumerate().filter(|(_, (other, _))| other == source);
-    let (Some((index, (_, input))), None) = (matching.next(), matching.next()) else {
-        return Err(format!("event.args: the event has not exactly one `{source}`"));
-    };
-    if input.ty != *ty {
-        return Err(format!("event.args: `{name}` and `{source}` have different types"));
-    }
-    if input.indexed && !is_one_word(&input.ty) {
-        return Err(format!("event.args: of `{source}` the chain keeps only a hash"));
-    }
-    Ok(index)
-}
-
-/// Whether a topic holds the value itself (Solidity's event encoding).
-fn is_one_word(ty: &DynSolType) -> bool {
-    let sequence =
-        matches!(ty, DynSolType::Array(_) | DynSolType::FixedArray(..) | DynSolType::Tuple(_));
-    !sequence && !ty.is_dynamic() && is_supported(ty)
 }

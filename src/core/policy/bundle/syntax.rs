@@ -14,12 +14,12 @@ pub(super) struct BundleFile {
     pub parent: Option<String>,
     pub issuer: Vec<RawIssuer>,
     #[serde(default)]
-    pub quorum: Vec<RawQuorum>,
+    pub quorum: Vec<Spanned<RawQuorum>>,
     #[serde(default)]
-    pub limit: Vec<RawLimit>,
+    pub limit: Vec<Spanned<RawLimit>>,
     #[serde(default)]
-    pub deny: Vec<RawDeny>,
-    pub change: Option<RawChange>,
+    pub deny: Vec<Spanned<RawDeny>>,
+    pub change: Option<Spanned<RawChange>>,
 }
 
 /// One `[[quorum]]`: a group of people.
@@ -166,7 +166,7 @@ pub(super) struct RawGrant {
     pub encode_type: Option<String>,
     pub unlimited: Option<bool>,
     pub permit_for: Option<String>,
-    pub ids: Option<Vec<String>>,
+    pub ids: Option<RawIds>,
     pub init_code_hashes: Option<Vec<String>>,
     pub selector: Option<String>,
     pub code_hash: Option<String>,
@@ -177,6 +177,21 @@ pub(super) struct RawGrant {
     pub approval: Option<RawApproval>,
     pub delay: Option<RawDelay>,
     pub hours: Option<RawHours>,
+}
+
+/// `ids = …`
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a list of token ids as strings, or { any = true }")]
+pub(super) enum RawIds {
+    These(Vec<String>),
+    All(RawAll),
+}
+
+/// `{ any = true }`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAll {
+    pub any: bool,
 }
 
 /// `approval = …`
@@ -308,9 +323,15 @@ pub(super) struct RawCase {
     pub message: Option<String>,
     pub typed_data: Option<String>,
     pub code_at_to: Option<String>,
+    pub codes: Option<BTreeMap<String, String>>,
+    pub account: Option<String>,
+    pub known_destinations: Option<Vec<String>>,
+    pub waiting: Option<String>,
+    pub used: Option<BTreeMap<String, String>>,
     pub event: Option<RawCaseEvent>,
     pub expect: String,
     pub grant: Option<String>,
+    pub quorum: Option<BTreeMap<String, u32>>,
     pub reason_field: Option<String>,
 }
 

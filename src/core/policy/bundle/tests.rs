@@ -33,7 +33,7 @@ fn refused(grants: &str, part: &str) {
 #[test]
 fn the_example_loads_and_says_what_it_needs() {
     let bundle = Bundle::load(&example()).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(bundle.cases().len(), 14);
+    assert_eq!(bundle.cases().len(), 17);
     assert_eq!(bundle.issuers().into_iter().collect::<Vec<_>>(), ["claviger-dev"]);
     assert_eq!(bundle.groups().len(), 1);
     assert_eq!(bundle.chains().len(), 1);
@@ -91,28 +91,14 @@ fn what_is_unknown_is_refused_with_its_line() {
 }
 
 #[test]
-fn what_a_later_version_may_do_is_refused_and_not_ignored() {
+fn what_the_format_does_not_have_is_refused_and_not_ignored() {
     let good = native_grant("a", "1", r#"[{ span = "1h", max = "1", scope = "key" }]"#);
     assert!(try_bundle(&good).is_ok());
-    for (from, to) in [
-        ("rolling = true, ", "rolling = false, "),
-        ("\"key\"", "\"destination\""),
-        ("\"key\"", "\"chain\""),
-        ("native.transfer", "erc20.approve"),
-        ("native.transfer", "sweep"),
-    ] {
-        let text = good.replace("span = \"1h\", ", "span = \"1h\", rolling = true, ");
-        refused(&text.replace(from, to), "not supported by this version");
-    }
-    for later in [
-        "approval = { above = \"1\" }",
-        "delay = { first_use_of_destination = \"24h\" }",
-        "hours = { days = \"mon-fri\" }",
-        "mode = \"shadow\"",
-    ] {
-        refused(&format!("{good}{later}\n"), "not supported by this version");
-    }
     assert!(try_bundle(&format!("{good}mode = \"enforce\"\n")).is_ok());
+    refused(&good.replace("native.transfer", "sweep"), "action `sweep` is unknown");
+    refused(&format!("{good}mode = \"off\"\n"), "neither enforce nor shadow");
+    refused(&format!("{good}colour = \"red\"\n"), "unknown field");
+    refused(&format!("{good}ids = [\"1\"]\n"), "has no `ids`");
 }
 
 #[test]
@@ -175,9 +161,13 @@ fn calls_are_typed_against_the_abi() {
     refused(&call("note(uint256,bytes,string)", ""), "can carry anything");
     let said = call("note(uint256,bytes,string)", "args = { memo = { any = true } }");
     assert!(try_bundle(&said).is_ok());
-    for function in ["approve(address,uint256)", "multicall(bytes[])", "upgradeTo(address)"] {
+    for function in ["approve(address,uint256)", "multicall(bytes[])"] {
         refused(&call(function, ""), "action \"call\" cannot name");
     }
+    refused(&call("upgradeTo(address)", ""), "use action \"admin\"");
+    let admin = |function: &str| call(function, "").replace("\"call\"", "\"admin\"");
+    assert!(try_bundle(&admin("upgradeTo(address)")).is_ok());
+    refused(&admin("executeCharge(uint256,uint256)"), "use action \"call\"");
 }
 
 #[test]
@@ -205,4 +195,182 @@ fn two_functions_with_one_selector_are_refused() {
     ]);
     let error = super::abi::ContractAbi::read(abi.to_string().as_bytes()).unwrap_err();
     assert!(error.contains("same selector"), "{error}");
+}
+
+#[test]
+fn quorums_that_nobody_could_meet_are_refused_where_they_are_asked_for() {
+    let asks = |approval: &str| format!("{}approval = {approval}\n", native_grant("a", "1", ""));
+    let people = |quorums: &str, change: &str| {
+        let mut files = files(&asks("{ quorum = { treasury = 2, security = 1 }, ttl = \"1h\" }"));
+        let text = String::from_utf8(files["bundle.toml"].clone()).unwrap();
+        let text = format!(
+            "{text}[[issuer]]\niss = \"dev\"\nroles = [\"approver\"]\nsubjects = [\"a:*\", \"svc:payouts\"]\n\
+             {quorums}{change}"
+        );
+        files.insert("bundle.toml".into(), text.into_bytes());
+        Bundle::load(&files).map(drop).map_err(|error| error.to_string())
+    };
+    let group = |name: &str, members: &str| {
+        format!("[[quorum]]\nname = \"{name}\"\nmembers = [{members}]\n")
+    };
+    let treasury = group("treasury", "\"a:1\", \"a:2\"");
+    let good = treasury.clone() + &group("security", "\"a:3\"");
+    assert_eq!(people(&good, ""), Ok(()));
+    let refused = |quorums: &str, change: &str, part: &str| {
+        let error = people(quorums, change).unwrap_err();
+        assert!(error.contains(part) && error.contains("line"), "{error}");
+    };
+    refused(&treasury, "", "no quorum group `security`");
+    refused(&(treasury.clone() + &group("security", "")), "", "has no members");
+    refused(&(treasury.clone() + &group("security", "\"b:1\"")), "", "no issuer may vouch");
+    refused(&(good.clone() + &treasury), "", "there twice");
+    // One person is counted for one group.
+    let shared = treasury.clone() + &group("security", "\"a:1\"");
+    refused(&shared, "", "more people than its groups have");
+    // Nobody approves their own request.
+    let own = treasury + &group("security", "\"svc:payouts\"");
+    refused(&own, "", "without `svc:payouts`");
+    refused(&good, "[change]\nquorum = { treasury = 1 }\n", "as policy_admin");
+    refused(&good, "[change]\nquorum = {}\n", "quorum is empty");
+    for (approval, part) in [
+        ("{ quorum = { treasury = 0 }, ttl = \"1h\" }", "no quorum group"),
+        ("{ quorum = {}, ttl = \"1h\" }", "quorum is empty"),
+        ("{ above = \"1\", ttl = \"1h\" }", "quorum"),
+    ] {
+        let error = try_bundle(&asks(approval)).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn guardrails_name_what_is_there_and_say_something() {
+    let load = |rails: &str| {
+        let mut files = files(&native_grant("a", "1", ""));
+        let text = String::from_utf8(files["bundle.toml"].clone()).unwrap();
+        files.insert("bundle.toml".into(), format!("{text}{rails}").into_bytes());
+        Bundle::load(&files).map_err(|error| error.to_string())
+    };
+    let deny = |rest: &str| load(&format!("[[deny]]\nid = \"d\"\nreason = \"r\"\n{rest}\n"));
+    let bundle = deny("to = { book = \"payees\" }").unwrap();
+    assert_eq!(bundle.guardrails().denies.len(), 1);
+    for (rest, part) in [
+        ("", "at least one"),
+        ("actions = []", "actions is empty"),
+        ("actions = [\"erc721.transfer\"]", "none of native.transfer"),
+        ("principals = [\"root\"]", "no issuer may vouch"),
+        ("chains = []", "chains is empty"),
+        ("to = { book = \"friends\" }", "no list `friends`"),
+        ("chains = [\"other\"]\nto = { book = \"payees\" }", "on `other`"),
+    ] {
+        let error = deny(rest).unwrap_err();
+        assert!(error.contains(part) && error.contains("line 8: deny `d`"), "{rest}: {error}");
+    }
+    let limit = |rest: &str| load(&format!("[[limit]]\nid = \"l\"\nreason = \"r\"\n{rest}\n"));
+    assert!(limit("chain = \"local\"\nasset = \"tusd\"\nper_tx = \"0.000001\"").is_ok());
+    for (rest, part) in [
+        ("chain = \"local\"", "say per_tx, windows"),
+        ("chain = \"local\"\nasset = \"other\"\nper_tx = \"1\"", "no asset `other`"),
+        ("chain = \"local\"\nasset = \"tusd\"\nper_tx = \"0.0000001\"", "per_tx"),
+        ("chain = \"local\"\nwindows = []", "windows is empty"),
+    ] {
+        let error = limit(rest).unwrap_err();
+        assert!(error.contains(part) && error.contains("limit `l`"), "{rest}: {error}");
+    }
+    let twice = load("[[limit]]\nid = \"a\"\nreason = \"r\"\nchain = \"local\"\nper_tx = \"1\"\n");
+    assert!(twice.unwrap_err().contains("has the id of a guardrail"));
+}
+
+#[test]
+fn windows_hours_and_delays_say_what_they_mean() {
+    let window = |window: &str| native_grant("a", "1", &format!("[{window}]"));
+    for good in [
+        r#"{ span = "day", rolling = false, max = "1", scope = "destination" }"#,
+        r#"{ span = "month", rolling = false, count = 1, scope = "chain" }"#,
+        r#"{ span = "7d", rolling = true, max = "1", scope = "key" }"#,
+    ] {
+        assert!(try_bundle(&window(good)).is_ok(), "{good}");
+    }
+    for (bad, part) in [
+        (r#"{ span = "day", max = "1", scope = "key" }"#, "needs rolling = false"),
+        (r#"{ span = "24h", rolling = false, max = "1", scope = "key" }"#, "day, week or month"),
+        (r#"{ span = "1h", max = "1", scope = "world" }"#, "scope `world`"),
+        (r#"{ span = "1h", count = 0, scope = "key" }"#, "allows nothing"),
+        (r#"{ span = "1h", count = 1, max = "1", scope = "key" }"#, "either max or count"),
+    ] {
+        refused(&window(bad), part);
+    }
+    let more = |text: &str| format!("{}{text}\n", native_grant("a", "1", ""));
+    for good in [
+        "hours = { days = \"mon-fri\", utc = \"07:00-19:00\" }",
+        "hours = { days = \"mon,wed-thu,sun\", utc = \"00:00-24:00\" }",
+        "delay = { first_use_of_destination = \"24h\", always = \"10m\" }",
+        "mode = \"shadow\"",
+    ] {
+        assert!(try_bundle(&more(good)).is_ok(), "{good}");
+    }
+    for (bad, part) in [
+        ("hours = { days = \"fri-mon\", utc = \"07:00-19:00\" }", "goes backwards"),
+        ("hours = { days = \"mon,mon\", utc = \"07:00-19:00\" }", "a day twice"),
+        ("hours = { days = \"monday\", utc = \"07:00-19:00\" }", "is none of mon"),
+        ("hours = { days = \"mon\", utc = \"19:00-07:00\" }", "not like 07:00-19:00"),
+        ("hours = { days = \"mon\", utc = \"7:00-19:00\" }", "not like 07:00-19:00"),
+        ("hours = { days = \"mon\", utc = \"07:00-24:01\" }", "not like 07:00-19:00"),
+        ("delay = {}", "say first_use_of_destination"),
+        ("delay = { always = \"soon\" }", "not like 30m"),
+        ("through = []", "through is empty"),
+        ("through = [\"processor\"]", "has no `wraps`"),
+        ("through = [\"nobody\"]", "no contract `nobody`"),
+    ] {
+        refused(&more(bad), part);
+    }
+    // A signature cannot wait.
+    let message = grant("m", "action = \"message\"\ntext = { any = true }");
+    let message = message.replace("chains = [\"local\"]\n", "");
+    assert!(try_bundle(&message).is_ok());
+    refused(&format!("{message}delay = {{ always = \"1h\" }}\n"), "it cannot wait");
+    let scope = r#"windows = [{ span = "1h", count = 1, scope = "destination" }]"#;
+    refused(&format!("{message}{scope}\n"), "no destination");
+}
+
+#[test]
+fn cases_can_wait_and_find_windows_full() {
+    let rule = r#"[{ span = "24h", max = "3", scope = "group" }]"#;
+    let grants = format!(
+        "{}delay = {{ first_use_of_destination = \"2h\" }}\n",
+        native_grant("a", "2", rule)
+    );
+    let case = |rest: &str| {
+        let mut files = files(&grants);
+        let case = format!(
+            "[[case]]\nname = \"c\"\nprincipal = \"svc:payouts\"\nsigner = \"payments\"\n\
+             chain = \"local\"\nto = \"{PAYEE}\"\nvalue = \"1000000000000000000\"\n\
+             code_at_to = \"none\"\nnow = \"2026-11-22T12:00:00Z\"\n{rest}\n"
+        );
+        files.insert("cases.toml".into(), case.into_bytes());
+        Bundle::load(&files).map(drop).map_err(|error| error.to_string())
+    };
+    let known = format!("known_destinations = [\"{PAYEE}\"]\n");
+    assert_eq!(case("expect = \"delay\""), Ok(()));
+    assert_eq!(case("expect = \"delay\"\nwaiting = \"119m\""), Ok(()));
+    assert_eq!(case("expect = \"allow\"\nwaiting = \"2h\""), Ok(()));
+    assert_eq!(case(&format!("{known}expect = \"allow\"\ngrant = \"a\"")), Ok(()));
+    let used = |used: &str| {
+        format!("{known}used = {{ {used} }}\nexpect = \"deny\"\nreason_field = \"windows\"")
+    };
+    assert_eq!(case(&used("\"a 24h group\" = \"2000000000000000000\"")), Ok(()));
+    let room = case(&used("\"a 24h group\" = \"1000000000000000000\"")).unwrap_err();
+    assert!(room.contains("expected deny, but it is allow"), "{room}");
+    for (used_by, part) in [
+        ("\"a 25h group\" = \"1\"", "no such window"),
+        ("\"a 24h group count\" = \"1\"", "no such window"),
+        ("\"a\" = \"1\"", "GRANT SPAN SCOPE"),
+        ("\"a 24h group\" = \"1.5\"", "used: `1.5`"),
+    ] {
+        let error = case(&used(used_by)).unwrap_err();
+        assert!(error.contains(part), "{error}");
+    }
+    let error = case("expect = \"allow\"\nquorum = { x = 1 }").unwrap_err();
+    assert!(error.contains("only what needs approval"), "{error}");
+    let error = case("expect = \"maybe\"").unwrap_err();
+    assert!(error.contains("none of allow, deny, need_approval, delay"), "{error}");
 }

@@ -3,12 +3,13 @@
 //! The caller only says where the event is. The server read it; here the calldata is computed again
 //! from what it read, and compared byte by byte with what was asked.
 
-use super::matching::{Failed, failed};
+use super::matching::{Told, told};
 use crate::core::evm::decode::abi;
 use crate::core::id::ChainName;
 use crate::core::intent::TransactionIntent;
 use crate::core::policy::EventFact;
 use crate::core::policy::bundle::grant::{CallRule, EventRule};
+use crate::core::policy::effect::CallEffect;
 use crate::core::policy::verdict::EventUse;
 use alloy::dyn_abi::{DynSolType, DynSolValue};
 
@@ -16,34 +17,39 @@ use alloy::dyn_abi::{DynSolType, DynSolValue};
 pub(super) fn check(
     rule: &EventRule,
     call: &CallRule,
+    actual: &CallEffect,
     tx: &TransactionIntent,
     fact: Option<&EventFact>,
-) -> Result<EventUse, Failed> {
-    let source = tx.source.ok_or_else(|| failed("source", &rule.signature, "no source event"))?;
+) -> Result<EventUse, Told> {
+    // The whole transaction is the answer: inside a batch, one event could be answered twice.
+    if tx.to != Some(actual.to) {
+        return Err(told("event", "the transaction itself", "a call inside of it"));
+    }
+    let source = tx.source.ok_or_else(|| told("source", &rule.signature, "no source event"))?;
     let fact = fact
         .filter(|fact| fact.source == source)
-        .ok_or_else(|| failed("event", &rule.signature, "no such event on the chain"))?;
+        .ok_or_else(|| told("event", &rule.signature, "no such event on the chain"))?;
     if !fact.canonical {
-        return Err(failed("event.canonical", "on the canonical chain", "not on it"));
+        return Err(told("event.canonical", "on the canonical chain", "not on it"));
     }
     if !fact.finalized {
-        return Err(failed("event.finalized", "in a final block", "not final"));
+        return Err(told("event.finalized", "in a final block", "not final"));
     }
     if fact.emitter != rule.address {
         let expected = format!("{} ({})", rule.contract, rule.address);
-        return Err(failed("event.contract", expected, fact.emitter.to_string()));
+        return Err(told("event.contract", expected, fact.emitter.to_string()));
     }
     let values = read(rule, fact)?;
     if !tx.value.is_zero() {
-        return Err(failed("value", "0", tx.value.to_string()));
+        return Err(told("value", "0", tx.value.to_string()));
     }
     let arguments: Option<Vec<DynSolValue>> =
         rule.mapping.iter().map(|index| values.get(*index).cloned()).collect();
-    let arguments = arguments.ok_or_else(|| failed("event.args", "all of them", "too few"))?;
+    let arguments = arguments.ok_or_else(|| told("event.args", "all of them", "too few"))?;
     let expected = [call.function.selector.as_slice(), &abi::encode(arguments)].concat();
     if expected != tx.data {
         let (expected, actual) = (hex::encode(expected), hex::encode(&tx.data));
-        return Err(failed("event.args", format!("0x{expected}"), format!("0x{actual}")));
+        return Err(told("event.args", format!("0x{expected}"), format!("0x{actual}")));
     }
     Ok(EventUse {
         // Names of the configuration and of the book may change; what was used up stays used up.
@@ -61,8 +67,8 @@ pub(super) fn check(
 
 /// The event's arguments in order. An indexed argument that the chain keeps only as a hash comes as
 /// that hash; a rule never maps it.
-fn read(rule: &EventRule, fact: &EventFact) -> Result<Vec<DynSolValue>, Failed> {
-    let wrong = |what: &str| failed("event.signature", &rule.signature, what);
+fn read(rule: &EventRule, fact: &EventFact) -> Result<Vec<DynSolValue>, Told> {
+    let wrong = |what: &str| told("event.signature", &rule.signature, what);
     let mut topics = fact.topics.iter();
     if topics.next() != Some(&rule.topic0) {
         return Err(wrong("another event"));

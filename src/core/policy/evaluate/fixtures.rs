@@ -231,3 +231,15 @@ pub(crate) fn charge() -> PolicyRequest {
     });
     request
 }
+
+/// Typed data of any kind, for requests whose effects are given.
+pub(crate) fn any_typed_data() -> Intent {
+    let json = serde_json::json!({
+        "types": { "EIP712Domain": [], "Note": [{ "name": "text", "type": "string" }] },
+        "primaryType": "Note",
+        "domain": {},
+        "message": { "text": "hello" }
+    });
+    let data = serde_json::from_value(json).unwrap();
+    Intent::TypedData { chain: local(), data: Box::new(data) }
+}

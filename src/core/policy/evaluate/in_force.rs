@@ -1,14 +1,15 @@
 //! The windows of a bundle, each for everybody whose spending it counts: what a listing of limits shows,
 //! touched or not.
 
-use super::windows::{Slot, Whose, holds, unit_of};
+use super::counter::{Slot, Whose, holds, native_unit, unit_of, unit_of_limit};
 use crate::core::access::Role;
 use crate::core::amount::Amount;
-use crate::core::id::{GrantId, GroupName, KeyId};
+use crate::core::id::{ChainName, GrantId, GroupName, KeyId};
 use crate::core::key::OperatorKey;
 use crate::core::policy::bundle::grant::{
-    Action, ChainRule, Grant, Holds, Rules, Scope, SignerRef, Window,
+    Action, ChainRule, Destinations, Grant, Holds, Mode, Rules, Scope, SignerRef, Window,
 };
+use crate::core::policy::bundle::guardrail::LimitRule;
 use crate::core::policy::{Bundle, LimitId, Period};
 use crate::core::principal::Principal;
 use alloy::primitives::Address;
@@ -22,15 +23,15 @@ pub struct WindowInForce {
     pub limit: LimitId,
     /// The counter in words, as charges have it.
     pub label: String,
-    /// The grant whose window it is.
+    /// The grant or the guardrail whose window it is.
     pub grant: GrantId,
     /// What is counted: `value`, `fee` or `count`.
     pub counts: &'static str,
     /// In which unit: `native:CHAIN`, `asset:CHAIN:ADDRESS` or `count`.
     pub unit: String,
-    /// Whose spending is counted together: `group`, `key` or `principal`.
+    /// Whose spending is counted together: `group`, `key`, `principal`, `destination` or `chain`.
     pub scope: &'static str,
-    /// Which group, key (its id) or principal.
+    /// Which group, key (its id), principal, destination (`CHAIN:ADDRESS`) or chain.
     pub instance: String,
     /// How much it holds, in the smallest unit.
     pub max: Amount,
@@ -54,9 +55,9 @@ pub struct CountedKeys {
 #[must_use]
 pub fn counted_keys(bundle: &Bundle) -> CountedKeys {
     let mut found = CountedKeys::default();
-    for grant in bundle.rules() {
-        let by_key = lines(grant).iter().any(|line| line.window.scope == Scope::Key);
-        for signer in &grant.signers {
+    for source in sources(bundle) {
+        let by_key = source.lines.iter().any(|line| line.window.scope == Scope::Key);
+        for signer in source.signers {
             match signer {
                 SignerRef::Group(group) if by_key => drop(found.groups.insert(group.clone())),
                 SignerRef::Group(_) => {}
@@ -68,28 +69,40 @@ pub fn counted_keys(bundle: &Bundle) -> CountedKeys {
     found
 }
 
-/// All windows by counter, for these keys. With `only`, those of the grants that name this principal,
-/// and of windows that count each principal alone, its own.
+/// All windows by counter, for these keys. With `only`, those of the grants that name this principal, those
+/// of the guardrails that count it as well, and of windows that count each principal alone, its own. Of
+/// windows by destination, those of the addresses that the bundle names.
 #[must_use]
 pub fn windows_in_force(
     bundle: &Bundle,
     only: Option<&Principal>,
     keys: &[OperatorKey],
 ) -> BTreeMap<LimitId, WindowInForce> {
+    windows_in_force_to(bundle, only, keys, &BTreeSet::new())
+}
+
+/// As [`windows_in_force`], and for these destinations where a window counts each of any.
+#[must_use]
+pub fn windows_in_force_to(
+    bundle: &Bundle,
+    only: Option<&Principal>,
+    keys: &[OperatorKey],
+    seen: &BTreeSet<Address>,
+) -> BTreeMap<LimitId, WindowInForce> {
     let mut found = BTreeMap::new();
-    for grant in bundle.rules() {
-        let principals = principals(bundle, grant, only);
-        for line in lines(grant) {
+    for source in sources(bundle) {
+        let principals = principals(bundle, &source, only);
+        for line in &source.lines {
             // Whoever is not named by the scope does not change the counter.
-            for whose in holders(grant, line.window.scope, &principals, keys) {
-                let slot = Slot { grant: &grant.id, whose };
+            for whose in holders(&source, line, &principals, keys, seen) {
+                let slot = Slot { grant: source.id, whose };
                 let counter = slot.counter(line.window, line.counts, &line.unit);
                 found.insert(
                     counter.limit,
                     WindowInForce {
                         limit: counter.limit,
                         label: counter.label,
-                        grant: grant.id.clone(),
+                        grant: source.id.clone(),
                         counts: line.counts,
                         unit: line.unit.clone(),
                         scope: counter.scope,
@@ -104,13 +117,66 @@ pub fn windows_in_force(
     found
 }
 
-/// Who may use the grant, as far as its bundle says.
-fn principals(bundle: &Bundle, grant: &Grant, only: Option<&Principal>) -> Vec<Principal> {
+/// Whose destination a counter's label names, if it counts one.
+#[must_use]
+pub fn destination_in(label: &str) -> Option<Address> {
+    let (_, instance) = label.rsplit_once(" per destination ")?;
+    instance.rsplit_once(':')?.1.parse().ok()
+}
+
+/// A grant or a guardrail with its windows, and who may use it.
+struct Source<'a> {
+    id: &'a GrantId,
+    principals: BTreeSet<&'a str>,
+    signers: BTreeSet<&'a SignerRef>,
+    lines: Vec<Line<'a>>,
+}
+
+/// One window with what it counts.
+struct Line<'a> {
+    window: &'a Window,
+    counts: &'static str,
+    unit: String,
+    chain: Option<&'a ChainName>,
+    to: To<'a>,
+}
+
+/// To whom what a window counts may go.
+#[derive(Clone, Copy)]
+enum To<'a> {
+    Nobody,
+    Anybody,
+    One(Address),
+    These(&'a BTreeSet<Address>),
+}
+
+fn sources(bundle: &Bundle) -> Vec<Source<'_>> {
+    let grants = bundle.rules().iter().map(|grant| Source {
+        id: &grant.id,
+        principals: grant.principals.iter().map(String::as_str).collect(),
+        signers: grant.signers.iter().collect(),
+        lines: lines(bundle, grant),
+    });
+    let limits = bundle.guardrails().limits.iter().map(|limit| {
+        let there = |grant: &&Grant| grant.chains().any(|chain| *chain == limit.chain);
+        let grants = || bundle.rules().iter().filter(there);
+        Source {
+            id: &limit.id,
+            principals: grants().flat_map(|grant| &grant.principals).map(String::as_str).collect(),
+            signers: grants().flat_map(|grant| &grant.signers).collect(),
+            lines: lines_of_limit(limit),
+        }
+    });
+    grants.chain(limits).collect()
+}
+
+/// Who may use it, as far as the bundle says.
+fn principals(bundle: &Bundle, source: &Source<'_>, only: Option<&Principal>) -> Vec<Principal> {
     let issuers = bundle.issuers();
     let mut named = Vec::new();
-    for sub in &grant.principals {
+    for sub in &source.principals {
         for iss in &issuers {
-            let principal = Principal { iss: (*iss).to_owned(), sub: sub.clone() };
+            let principal = Principal { iss: (*iss).to_owned(), sub: (*sub).to_owned() };
             let asked_for = only.is_none_or(|only| *only == principal);
             if asked_for && bundle.issuer_allows(iss, Role::Client, sub) {
                 named.push(principal);
@@ -122,79 +188,126 @@ fn principals(bundle: &Bundle, grant: &Grant, only: Option<&Principal>) -> Vec<P
 
 /// One holder for each counter that the scope makes.
 fn holders<'a>(
-    grant: &'a Grant,
-    scope: Scope,
+    source: &'a Source<'a>,
+    line: &'a Line<'a>,
     principals: &'a [Principal],
     keys: &'a [OperatorKey],
+    seen: &'a BTreeSet<Address>,
 ) -> Vec<Whose<'a>> {
     let Some(anybody) = principals.first() else {
         return Vec::new();
     };
-    let no_key = KeyId::new(Uuid::nil());
-    let of = |group: Option<&'a GroupName>, key| Whose { group, key, principal: anybody };
-    match scope {
-        Scope::Principal => principals
-            .iter()
-            .map(|principal| Whose { group: None, key: no_key, principal })
-            .collect(),
+    let nobody = Whose {
+        group: None,
+        key: KeyId::new(Uuid::nil()),
+        principal: anybody,
+        chain: line.chain,
+        destination: None,
+    };
+    let of_key = |key: &'a OperatorKey| Whose { group: key.group.as_ref(), key: key.id, ..nobody };
+    match line.window.scope {
+        Scope::Principal => {
+            principals.iter().map(|principal| Whose { principal, ..nobody }).collect()
+        }
         Scope::Group => {
-            let groups = grant.signers.iter().filter_map(|signer| match signer {
-                SignerRef::Group(group) => Some(of(Some(group), no_key)),
+            let groups = source.signers.iter().filter_map(|signer| match signer {
+                SignerRef::Group(group) => Some(Whose { group: Some(group), ..nobody }),
                 SignerRef::Address(_) | SignerRef::Key(_) => None,
             });
-            let named = keys.iter().filter(|key| names(grant, key));
-            groups.chain(named.map(|key| of(key.group.as_ref(), key.id))).collect()
+            let named = keys.iter().filter(|key| names(source, key));
+            groups.chain(named.map(of_key)).collect()
         }
-        // Whose destinations, and what a chain has in all, is known only with a request.
-        Scope::Destination | Scope::Chain => Vec::new(),
+        Scope::Chain => vec![nobody],
+        Scope::Destination => {
+            let to = |address: &Address| Whose { destination: Some(*address), ..nobody };
+            match line.to {
+                To::Nobody => Vec::new(),
+                To::Anybody => seen.iter().map(to).collect(),
+                To::One(address) => vec![to(&address)],
+                To::These(addresses) => addresses.iter().map(to).collect(),
+            }
+        }
         Scope::Key => {
             let signing = keys.iter().filter(|key| {
                 let group = key.group.clone().map(SignerRef::Group);
-                group.is_some_and(|group| grant.signers.contains(&group)) || names(grant, key)
+                group.is_some_and(|group| source.signers.contains(&group)) || names(source, key)
             });
-            signing.map(|key| of(key.group.as_ref(), key.id)).collect()
+            signing.map(of_key).collect()
         }
     }
 }
 
-/// Whether the grant names this very key.
-fn names(grant: &Grant, key: &OperatorKey) -> bool {
-    grant.signers.contains(&SignerRef::Key(key.id))
-        || grant.signers.contains(&SignerRef::Address(key.address))
+/// Whether it names this very key.
+fn names(source: &Source<'_>, key: &OperatorKey) -> bool {
+    source.signers.contains(&SignerRef::Key(key.id))
+        || source.signers.contains(&SignerRef::Address(key.address))
 }
 
-/// One window of a grant with what it counts.
-struct Line<'a> {
-    window: &'a Window,
-    counts: &'static str,
-    unit: String,
-}
-
-fn lines(grant: &Grant) -> Vec<Line<'_>> {
-    let count = |window| Line { window, counts: "count", unit: "count".to_owned() };
-    match &grant.rules {
-        Rules::Message { windows, .. } => windows.iter().map(count).collect(),
-        Rules::OnChain(rules) => {
-            let mut found = Vec::new();
-            for (chain, rule) in rules {
-                for window in &rule.windows {
-                    match window.holds {
-                        Holds::Count(_) => found.push(count(window)),
-                        Holds::Amount(_) if matches!(rule.action, Action::TypedData(_)) => {}
-                        Holds::Amount(_) => {
-                            let unit = unit_of(&rule.action, chain);
-                            found.push(Line { window, counts: "value", unit });
-                        }
-                    }
-                }
-                let fees = fee_windows(rule).map(|window| {
-                    let unit = format!("native:{chain}");
-                    Line { window, counts: "fee", unit }
-                });
-                found.extend(fees);
-            }
-            found
+/// The windows of a grant that count anything: not of one in shadow mode.
+fn lines<'a>(bundle: &Bundle, grant: &'a Grant) -> Vec<Line<'a>> {
+    if grant.mode == Mode::Shadow {
+        return Vec::new();
+    }
+    let rules = match &grant.rules {
+        Rules::Message { windows, .. } => {
+            return windows.iter().map(|window| count(window, None, To::Nobody)).collect();
         }
+        Rules::OnChain(rules) => rules,
+    };
+    let mut found = Vec::new();
+    for (chain, rule) in rules {
+        let to = to_whom(bundle, chain, &rule.action);
+        found.extend(rule.windows.iter().map(|window| match window.holds {
+            Holds::Count(_) => count(window, Some(chain), to),
+            Holds::Amount(_) => value(window, unit_of(&rule.action, chain), chain, to),
+        }));
+        found.extend(fee_windows(rule).map(|window| Line {
+            window,
+            counts: "fee",
+            unit: native_unit(chain),
+            chain: Some(chain),
+            to: To::Nobody,
+        }));
+    }
+    found
+}
+
+fn lines_of_limit(limit: &LimitRule) -> Vec<Line<'_>> {
+    let chain = &limit.chain;
+    let windows = limit.windows.iter();
+    windows
+        .map(|window| match window.holds {
+            Holds::Count(_) => count(window, Some(chain), To::Anybody),
+            Holds::Amount(_) => value(window, unit_of_limit(limit), chain, To::Anybody),
+        })
+        .collect()
+}
+
+fn count<'a>(window: &'a Window, chain: Option<&'a ChainName>, to: To<'a>) -> Line<'a> {
+    Line { window, counts: "count", unit: "count".to_owned(), chain, to }
+}
+
+fn value<'a>(window: &'a Window, unit: String, chain: &'a ChainName, to: To<'a>) -> Line<'a> {
+    Line { window, counts: "value", unit, chain: Some(chain), to }
+}
+
+fn to_whom<'a>(bundle: &Bundle, chain: &ChainName, action: &'a Action) -> To<'a> {
+    match action {
+        Action::NativeTransfer { to, .. }
+        | Action::TokenTransfer { to, .. }
+        | Action::TokenApprove { to, .. }
+        | Action::NftTransfer { to, .. }
+        | Action::NftApprove { to, .. }
+        | Action::Delegate { to } => match to {
+            Destinations::Any => To::Anybody,
+            Destinations::These { addresses, .. } => To::These(addresses),
+        },
+        Action::Call(rule) | Action::Admin(rule) => {
+            let contract = bundle.registry().contract(chain, &rule.contract);
+            contract.map_or(To::Nobody, |contract| To::One(contract.address))
+        }
+        Action::Opaque { address, .. } => To::One(*address),
+        Action::Deploy { .. } | Action::TypedData(_) => To::Nobody,
     }
 }
 

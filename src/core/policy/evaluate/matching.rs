@@ -1,177 +1,268 @@
-//! One grant against one request: it covers the main effect, or the first field that does not.
+//! Which grants concern which effects of a request: the selectors. They are who asks, who signs, the chain,
+//! the action with what it acts on, the destination, and whose assets move. The grant's windows, approvals
+//! and delays apply to all that they match.
 
-use super::event;
-use crate::core::amount::Amount;
 use crate::core::evm::decode::typed_data::ReadTypedData;
 use crate::core::id::ChainName;
-use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent, TxType};
-use crate::core::policy::bundle::condition::ArgRule;
 use crate::core::policy::bundle::grant::{
-    Action, CallRule, ChainRule, FeeRule, Grant, Rules, SignerRef, TextRule, TypedRule,
+    Action, CallRule, ChainRule, Destinations, Grant, Mode, Rules, SignerRef, TextRule, Window,
 };
-use crate::core::policy::effect::{CallArgument, Effect};
-use crate::core::policy::verdict::EventUse;
-use crate::core::policy::{PolicyRequest, Reason};
+use crate::core::policy::effect::{CallEffect, Effect};
+use crate::core::policy::{Bundle, PolicyRequest, Reason};
 use crate::core::time::Timestamp;
+use alloy::primitives::Address;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A request with what was read from it.
+#[derive(Clone, Copy)]
 pub(super) struct Ask<'a> {
+    pub bundle: &'a Bundle,
     pub request: &'a PolicyRequest,
+    pub effects: &'a [Effect],
     pub now: Timestamp,
-    /// The main effect.
-    pub main: &'a Effect,
-    /// Native value that goes with the main effect.
-    pub value: Amount,
     /// The typed data's own fields.
     pub typed: Option<&'a ReadTypedData>,
+    /// Whether failures are put into words. Most are not shown, and words cost more than the rest.
+    pub tell: bool,
 }
 
-/// A grant that covers the main effect and the fee.
-pub(super) struct Cover<'a> {
+/// What a grant says about this request: of messages, or of its chain.
+#[derive(Clone, Copy)]
+pub(super) enum Rule<'a> {
+    Message { text: &'a TextRule, windows: &'a [Window] },
+    Chain { name: &'a ChainName, rule: &'a ChainRule },
+}
+
+/// A grant whose selectors match effects of the request, or whose windows count its fee.
+pub(super) struct Match<'a> {
     pub grant: &'a Grant,
-    pub fee_cap: Option<Fees>,
-    pub event_use: Option<EventUse>,
+    pub rule: Rule<'a>,
+    /// Which effects, by their places; empty where only the fee concerns it.
+    pub effects: Vec<usize>,
 }
 
-/// The first field that failed, and how far the grant got: the further, the nearer it was.
-pub(super) struct Miss {
+/// Why something failed: field, expected, actual.
+pub(super) type Told = (String, String, String);
+
+/// The first thing that failed, and how far the grant got: the further, the nearer it was.
+pub(super) struct Failed {
     pub stage: u8,
-    pub reason: Reason,
+    pub told: Option<Told>,
 }
 
-/// Why a field failed: field, expected, actual.
-pub(super) type Failed = (String, String, String);
-
-pub(super) fn failed(
+pub(super) fn told(
     field: impl Into<String>,
     expected: impl Into<String>,
     actual: impl Into<String>,
-) -> Failed {
+) -> Told {
     (field.into(), expected.into(), actual.into())
 }
 
-/// Who may use the grant and who signs.
-pub(super) fn selects(grant: &Grant, request: &PolicyRequest) -> Result<(), (u8, Failed)> {
-    let sub = &request.principal.sub;
-    if !grant.principals.contains(sub) {
-        let expected: Vec<&str> = grant.principals.iter().map(String::as_str).collect();
-        return Err((0, failed("principals", expected.join(", "), sub)));
+impl Failed {
+    /// The reason, where it was put into words.
+    pub fn reason(self, grant: &Grant) -> Option<Reason> {
+        let (field, expected, actual) = self.told?;
+        Some(Reason { grant: Some(grant.id.clone()), field, expected, actual })
     }
-    let signs = |signer: &SignerRef| match signer {
+}
+
+/// Stages of [`Failed`].
+pub(super) mod stage {
+    pub const PRINCIPALS: u8 = 0;
+    pub const SIGNERS: u8 = 1;
+    pub const CHAINS: u8 = 2;
+    pub const ACTION: u8 = 3;
+    pub const SUBJECT: u8 = 4;
+    pub const EXPIRES: u8 = 5;
+    pub const HOURS: u8 = 6;
+    pub const BOUNDS: u8 = 7;
+    pub const FEE: u8 = 8;
+}
+
+impl<'a> Ask<'a> {
+    /// A failure, in words if they are wanted.
+    pub fn failed(&self, stage: u8, words: impl FnOnce() -> Told) -> Failed {
+        Failed { stage, told: self.tell.then(words) }
+    }
+
+    pub fn effect(&self, place: usize) -> Option<&'a Effect> {
+        self.effects.get(place)
+    }
+
+    /// The chain, where the intent has one.
+    pub fn chain(&self) -> Option<&'a ChainName> {
+        self.request.intent.chain().map(|chain| &chain.name)
+    }
+}
+
+/// Whether a key may be used under these signers.
+pub(super) fn signs(signers: &BTreeSet<SignerRef>, request: &PolicyRequest) -> bool {
+    signers.iter().any(|signer| match signer {
         SignerRef::Group(group) => request.group.as_ref() == Some(group),
         SignerRef::Address(address) => *address == request.address,
         SignerRef::Key(key) => *key == request.key,
-    };
-    if !grant.signers.iter().any(signs) {
-        let expected: Vec<String> = grant.signers.iter().map(ToString::to_string).collect();
-        let actual = request.group.as_ref().map_or_else(
-            || format!("{} ({})", request.key, request.address),
-            |group| format!("{group}, {} ({})", request.key, request.address),
-        );
-        return Err((1, failed("signers", expected.join(", "), actual)));
-    }
-    Ok(())
-}
-
-/// Whether the grant covers the main effect of the request, and its fee.
-pub(super) fn cover<'a>(grant: &'a Grant, ask: &Ask<'_>) -> Result<Cover<'a>, Miss> {
-    judge(grant, ask).map_err(|(stage, (field, expected, actual))| Miss {
-        stage,
-        reason: Reason { grant: Some(grant.id.clone()), field, expected, actual },
     })
 }
 
-fn judge<'a>(grant: &'a Grant, ask: &Ask<'_>) -> Result<Cover<'a>, (u8, Failed)> {
-    selects(grant, ask.request)?;
+/// Who may use the grant, who signs, and where.
+pub(super) fn rule_of<'a>(grant: &'a Grant, ask: &Ask<'a>) -> Result<Rule<'a>, Failed> {
+    let request = ask.request;
+    if !grant.principals.contains(&request.principal.sub) {
+        return Err(ask.failed(stage::PRINCIPALS, || {
+            let expected: Vec<&str> = grant.principals.iter().map(String::as_str).collect();
+            told("principals", expected.join(", "), &request.principal.sub)
+        }));
+    }
+    if !signs(&grant.signers, request) {
+        return Err(ask.failed(stage::SIGNERS, || {
+            let expected: Vec<String> = grant.signers.iter().map(ToString::to_string).collect();
+            let actual = request.group.as_ref().map_or_else(
+                || format!("{} ({})", request.key, request.address),
+                |group| format!("{group}, {} ({})", request.key, request.address),
+            );
+            told("signers", expected.join(", "), actual)
+        }));
+    }
     match &grant.rules {
-        Rules::Message { text, .. } => {
-            let Effect::TextMessage { text: actual } = ask.main else {
-                return Err((3, failed("action", "message", effect_name(ask.main))));
-            };
-            unexpired(grant, ask.now).map_err(|failed| (5, failed))?;
-            judge_text(text, actual).map_err(|failed| (6, failed))?;
-            Ok(Cover { grant, fee_cap: None, event_use: None })
-        }
+        Rules::Message { text, windows } => Ok(Rule::Message { text, windows }),
         Rules::OnChain(rules) => {
-            let chain = ask.request.intent.chain().map(|chain| &chain.name);
-            let Some(rule) = chain.and_then(|chain| rules.get(chain)) else {
-                let expected: Vec<&str> = rules.keys().map(ChainName::as_str).collect();
-                let actual = chain.map_or("none", ChainName::as_str);
-                return Err((2, failed("chains", expected.join(", "), actual)));
-            };
-            judge_selectors(&rule.action, ask.main)?;
-            unexpired(grant, ask.now).map_err(|failed| (5, failed))?;
-            let event_use = judge_bounds(&rule.action, ask).map_err(|failed| (6, failed))?;
-            let fee_cap = judge_fee(rule, &ask.request.intent).map_err(|failed| (7, failed))?;
-            Ok(Cover { grant, fee_cap, event_use })
+            let chain = ask.chain();
+            chain.and_then(|chain| rules.get(chain).map(|rule| (chain, rule))).map_or_else(
+                || {
+                    Err(ask.failed(stage::CHAINS, || {
+                        let expected: Vec<&str> = rules.keys().map(ChainName::as_str).collect();
+                        told("chains", expected.join(", "), chain.map_or("none", ChainName::as_str))
+                    }))
+                },
+                |(name, rule)| Ok(Rule::Chain { name, rule }),
+            )
         }
     }
 }
 
-fn unexpired(grant: &Grant, now: Timestamp) -> Result<(), Failed> {
-    if now < grant.expires_at {
-        return Ok(());
-    }
-    Err(failed("expires", &grant.expires, now.to_string()))
-}
-
-fn judge_text(rule: &TextRule, actual: &str) -> Result<(), Failed> {
+/// Whether the selectors of a rule match an effect.
+pub(super) fn selects(rule: Rule<'_>, effect: &Effect, ask: &Ask<'_>) -> Result<(), Failed> {
     match rule {
-        TextRule::Any => Ok(()),
-        TextRule::Exact(texts) if texts.contains(actual) => Ok(()),
-        TextRule::Exact(texts) => {
-            let expected: Vec<String> = texts.iter().map(|text| format!("{text:?}")).collect();
-            Err(failed("text.exact", expected.join(", "), format!("{actual:?}")))
-        }
-        TextRule::Prefix(prefix) if actual.starts_with(prefix) => Ok(()),
-        TextRule::Prefix(prefix) => {
-            Err(failed("text.prefix", format!("{prefix:?}"), format!("{actual:?}")))
+        Rule::Message { .. } => match effect {
+            Effect::TextMessage { .. } => Ok(()),
+            other => {
+                Err(ask.failed(stage::ACTION, || told("action", "message", effect_name(other))))
+            }
+        },
+        Rule::Chain { rule, .. } => {
+            action_selects(&rule.action, effect, ask)?;
+            if acts_for(rule, effect, ask) {
+                return Ok(());
+            }
+            Err(ask.failed(stage::SUBJECT, || {
+                let expected: Vec<String> = std::iter::once(ask.request.address)
+                    .chain(rule.through.iter().copied())
+                    .map(|account| account.to_string())
+                    .collect();
+                let actual = effect.actor().map_or_else(String::new, |actor| actor.to_string());
+                told("through", expected.join(", "), actual)
+            }))
         }
     }
 }
 
-/// The action, and what it acts on: the very selectors that the grant's windows have.
-pub(super) fn judge_selectors(action: &Action, main: &Effect) -> Result<(), (u8, Failed)> {
+/// Whose assets move: the signing account's own, or those of a contract that the grant names.
+pub(super) fn acts_for(rule: &ChainRule, effect: &Effect, ask: &Ask<'_>) -> bool {
+    let own = |actor: Address| actor == ask.request.address || rule.through.contains(&actor);
+    effect.actor().is_none_or(own)
+}
+
+fn action_selects(action: &Action, effect: &Effect, ask: &Ask<'_>) -> Result<(), Failed> {
     let same = |field: &str, expected: &str, actual: &str| {
         if expected == actual {
             return Ok(());
         }
-        Err((4, failed(field, expected, actual)))
+        Err(ask.failed(stage::SUBJECT, || told(field, expected, actual)))
     };
-    match (action, main) {
-        (Action::NativeTransfer { to, .. }, Effect::NativeOut { to: actual, .. }) => {
-            let inside = to.contains(*actual);
-            if inside { Ok(()) } else { Err((4, failed("to", to.label(), actual.to_string()))) }
+    let inside = |to: &Destinations, actual: Address| {
+        if to.contains(actual) {
+            return Ok(());
         }
+        Err(ask.failed(stage::SUBJECT, || told("to", to.label(), actual.to_string())))
+    };
+    match (action, effect) {
+        (Action::NativeTransfer { to, .. }, Effect::NativeOut { to: actual, .. })
+        | (Action::Delegate { to }, Effect::Delegate { to: actual, .. }) => inside(to, *actual),
         (
             Action::TokenTransfer { asset, to, .. },
             Effect::TokenOut { asset: moved, to: actual, .. },
+        )
+        | (
+            Action::NftTransfer { asset, to, .. },
+            Effect::NftOut { asset: moved, to: actual, .. },
+        )
+        | (
+            Action::TokenApprove { asset, to, .. },
+            Effect::Approve { asset: moved, spender: actual, .. },
+        )
+        | (
+            Action::NftApprove { asset, to, .. },
+            Effect::OperatorApproval { asset: moved, operator: actual, .. },
         ) => {
             same("asset", asset, moved)?;
-            let inside = to.contains(*actual);
-            if inside { Ok(()) } else { Err((4, failed("to", to.label(), actual.to_string()))) }
+            inside(to, *actual)
         }
-        (Action::Call(rule), Effect::Call(call)) => {
-            same("contract", &rule.contract, &call.contract)?;
-            same("function", &rule.function.signature, &call.function)
+        (Action::Call(rule), Effect::Call(call)) | (Action::Admin(rule), Effect::AdminOp(call)) => {
+            same_call(rule, call, &same)
+        }
+        (Action::Deploy { .. }, Effect::Create { .. }) => Ok(()),
+        (
+            Action::Opaque { contract, address, selector, .. },
+            Effect::Opaque { call: Some(call), .. },
+        ) => {
+            if *address != call.to {
+                let actual = call.to.to_string();
+                return Err(ask.failed(stage::SUBJECT, || told("contract", contract, actual)));
+            }
+            if *selector == call.selector {
+                return Ok(());
+            }
+            let (expected, actual) = (four_bytes(*selector), four_bytes(call.selector));
+            Err(ask.failed(stage::SUBJECT, || told("selector", expected, actual)))
         }
         (
             Action::TypedData(rule),
             Effect::TypedMessage { type_hash, primary_type, verifying_contract },
         ) => {
-            same(
-                "verifying_contract",
-                &rule.verifying_contract.to_string(),
-                &verifying_contract.to_string(),
-            )?;
+            if rule.verifying_contract != *verifying_contract {
+                return Err(ask.failed(stage::SUBJECT, || {
+                    let expected = rule.verifying_contract.to_string();
+                    told("verifying_contract", expected, verifying_contract.to_string())
+                }));
+            }
             same("primary_type", &rule.primary_type, primary_type)?;
-            same("type_hash", &rule.type_hash.to_string(), &type_hash.to_string())
+            if rule.type_hash == *type_hash {
+                return Ok(());
+            }
+            Err(ask.failed(stage::SUBJECT, || {
+                told("type_hash", rule.type_hash.to_string(), type_hash.to_string())
+            }))
         }
-        (action, main) => Err((3, failed("action", action.name(), effect_name(main)))),
+        (action, effect) => {
+            Err(ask.failed(stage::ACTION, || told("action", action.name(), effect_name(effect))))
+        }
     }
 }
 
-/// The name of an effect in reasons.
+fn same_call(
+    rule: &CallRule,
+    call: &CallEffect,
+    same: &dyn Fn(&str, &str, &str) -> Result<(), Failed>,
+) -> Result<(), Failed> {
+    same("contract", &rule.contract, &call.contract)?;
+    same("function", &rule.function.signature, &call.function)
+}
+
+fn four_bytes(selector: Option<[u8; 4]>) -> String {
+    selector.map_or_else(|| "none".to_owned(), |four| format!("0x{}", hex::encode(four)))
+}
+
+/// The name of an effect in reasons and in `[[deny]]`.
 pub(super) const fn effect_name(effect: &Effect) -> &'static str {
     match effect {
         Effect::NativeOut { .. } => "native.transfer",
@@ -190,99 +281,35 @@ pub(super) const fn effect_name(effect: &Effect) -> &'static str {
     }
 }
 
-fn judge_bounds(action: &Action, ask: &Ask<'_>) -> Result<Option<EventUse>, Failed> {
-    match (action, ask.main) {
-        (Action::NativeTransfer { per_tx, .. }, Effect::NativeOut { amount, .. })
-        | (Action::TokenTransfer { per_tx, .. }, Effect::TokenOut { amount, .. }) => {
-            at_most("per_tx", *per_tx, *amount)?;
-            Ok(None)
+/// All grants whose selectors match something of the request, in the order of their ids: those that decide,
+/// and those in shadow mode.
+pub(super) fn matches<'a>(ask: &Ask<'a>) -> (Vec<Match<'a>>, Vec<Match<'a>>) {
+    let (index, sub) = (ask.bundle.index(), &ask.request.principal.sub);
+    let mut found: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (place, effect) in ask.effects.iter().enumerate() {
+        for number in index.matching(sub, ask.chain(), effect) {
+            found.entry(number).or_default().push(place);
         }
-        (Action::Call(rule), Effect::Call(call)) => judge_call(rule, &call.args, ask),
-        (Action::TypedData(rule), Effect::TypedMessage { .. }) => {
-            judge_typed(rule, ask)?;
-            Ok(None)
-        }
-        (action, main) => Err(failed("action", action.name(), effect_name(main))),
     }
-}
-
-fn judge_call(
-    rule: &CallRule,
-    args: &[CallArgument],
-    ask: &Ask<'_>,
-) -> Result<Option<EventUse>, Failed> {
-    judge_args(&rule.args, args)?;
-    at_most("value.max", rule.value_max, ask.value)?;
-    match (&rule.event, &ask.request.intent) {
-        (None, _) => Ok(None),
-        (Some(event), Intent::Transaction(tx)) => {
-            event::check(event, rule, tx, ask.request.facts.event.as_ref()).map(Some)
-        }
-        (Some(_), _) => Err(failed("event", "a transaction", "something else")),
+    for number in ask.chain().map_or(&[][..], |chain| index.native_windows(sub, chain)) {
+        found.entry(*number).or_default();
     }
-}
-
-fn judge_typed(rule: &TypedRule, ask: &Ask<'_>) -> Result<(), Failed> {
-    let read = ask.typed.ok_or_else(|| failed("typed_data", "readable", "not readable"))?;
-    judge_args(&rule.args, &read.fields)
-}
-
-fn judge_args(rules: &[ArgRule], args: &[CallArgument]) -> Result<(), Failed> {
-    for rule in rules {
-        let mut named = args.iter().filter(|arg| arg.name == rule.name);
-        let (Some(arg), None) = (named.next(), named.next()) else {
-            return Err(failed(format!("args.{}", rule.name), "exactly one", "another number"));
+    let (mut deciding, mut shadows) = (Vec::new(), Vec::new());
+    for (number, mut effects) in found {
+        let Some(grant) = ask.bundle.rules().get(number) else {
+            continue;
         };
-        rule.check(arg).map_err(|(part, expected)| {
-            failed(format!("args.{}.{part}", rule.name), expected, &arg.value)
-        })?;
-    }
-    Ok(())
-}
-
-fn at_most(field: &str, max: Amount, actual: Amount) -> Result<(), Failed> {
-    if actual <= max {
-        return Ok(());
-    }
-    Err(failed(field, max.to_string(), actual.to_string()))
-}
-
-fn judge_fee(rule: &ChainRule, intent: &Intent) -> Result<Option<Fees>, Failed> {
-    match (&rule.fee, intent) {
-        (None, Intent::TypedData { .. }) => Ok(None),
-        (Some(fee), Intent::Transaction(tx)) => fee_cap(fee, tx).map(Some),
-        _ => Err(failed("fee", "a transaction", "something else")),
-    }
-}
-
-/// The fees that may be signed at most. A type with one price (legacy, EIP-2930) pays all of it, so
-/// the price is bounded by the tip's bound too: else it were a way around that.
-fn fee_cap(rule: &FeeRule, tx: &TransactionIntent) -> Result<Fees, Failed> {
-    if tx.gas > rule.max_gas {
-        return Err(failed("fee.max_gas", rule.max_gas.to_string(), tx.gas.to_string()));
-    }
-    let (asked, max) = (tx.fees.highest(), rule.max);
-    match tx.fees {
-        FeeAsk::Exact(_) => {
-            let wei = |value: u128| format!("{value} wei");
-            if asked.max_fee > max.max_fee {
-                return Err(failed("fee.max_fee_gwei", wei(max.max_fee), wei(asked.max_fee)));
-            }
-            if asked.max_priority_fee > max.max_priority_fee {
-                let (max, asked) = (wei(max.max_priority_fee), wei(asked.max_priority_fee));
-                return Err(failed("fee.max_tip_gwei", max, asked));
-            }
-            if asked.max_priority_fee > asked.max_fee {
-                return Err(failed("fee", "a tip not above the fee", wei(asked.max_priority_fee)));
-            }
-            Ok(asked)
-        }
-        FeeAsk::UpTo(_) => {
-            let max_fee = asked.max_fee.min(max.max_fee);
-            let tip = asked.max_priority_fee.min(max.max_priority_fee).min(max_fee);
-            let one_price = tx.tx_type != TxType::Eip1559;
-            let max_fee = if one_price { tip } else { max_fee };
-            Ok(Fees { max_fee, max_priority_fee: tip })
+        let Ok(rule) = rule_of(grant, ask) else {
+            continue;
+        };
+        effects.retain(|place| {
+            ask.effect(*place).is_some_and(|effect| selects(rule, effect, ask).is_ok())
+        });
+        match grant.mode {
+            Mode::Enforce => deciding.push(Match { grant, rule, effects }),
+            Mode::Shadow if effects.is_empty() => {}
+            Mode::Shadow => shadows.push(Match { grant, rule, effects }),
         }
     }
+    (deciding, shadows)
 }

@@ -1,145 +1,389 @@
-//! What must hold of every bundle and request.
+//! What must hold of every bundle, request and effects.
 
-use super::evaluate;
-use super::fixtures::*;
+use super::fixtures::now;
+use super::judge;
+use super::universe::*;
 use crate::core::amount::Amount;
-use crate::core::intent::{FeeAsk, Fees, TxType};
-use crate::core::policy::{Outcome, PolicyRequest, Verdict};
+use crate::core::intent::{FeeAsk, Fees};
+use crate::core::policy::effect::Effect;
+use crate::core::policy::{Charge, ChargeKind, Outcome, Verdict};
 use alloy::primitives::U256;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
+use proptest::test_runner::{Config, TestRunner};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 
-/// A grant that may fit the requests below, or just not.
-fn any_grant(id: &'static str) -> impl Strategy<Value = String> {
-    let per_tx = select(vec!["0.000000000000001", "1", "3"]);
-    let windows = select(vec![
-        "",
-        r#"[{ span = "1h", max = "0.004", scope = "key" }]"#,
-        r#"[{ span = "1h", max = "5", scope = "group" },
-            { span = "1h", count = 2, scope = "key" }]"#,
-    ]);
-    let fee = select(vec![("100", "5"), ("40", "9"), ("60", "1")]);
-    let kind = 0..4_u8;
-    (per_tx, windows, fee, kind).prop_map(move |(per_tx, windows, (fee, tip), kind)| {
-        let grant = match kind {
-            0 => native_grant(id, per_tx, windows),
-            1 => {
-                native_grant(id, per_tx, windows).replace("{ book = \"payees\" }", "{ any = true }")
+/// How often each outcome was met: a property of cases that never happen says nothing.
+#[derive(Default)]
+struct Met(RefCell<BTreeMap<String, usize>>);
+
+impl Met {
+    fn note(&self, what: impl ToString) {
+        *self.0.borrow_mut().entry(what.to_string()).or_default() += 1;
+    }
+
+    fn outcome(&self, verdict: &Verdict) {
+        self.note(verdict.outcome.name());
+    }
+
+    #[track_caller]
+    fn at_least(&self, least: usize, all: &[&str]) {
+        let met = self.0.borrow();
+        for what in all {
+            let times = met.get(*what).copied().unwrap_or(0);
+            assert!(times >= least, "`{what}` was met {times} times: {met:?}");
+        }
+    }
+}
+
+/// Runs a property over worlds.
+fn forall<S: Strategy>(
+    strategy: &S,
+    property: impl Fn(S::Value, &Met) -> Result<(), TestCaseError>,
+) -> Met {
+    let met = Met::default();
+    let config = Config { cases: 400, failure_persistence: None, ..Config::default() };
+    let run = TestRunner::new(config).run(strategy, |value| property(value, &met));
+    run.unwrap_or_else(|error| panic!("{error}"));
+    met
+}
+
+const OUTCOMES: [&str; 4] = ["allow", "deny", "need_approval", "delay"];
+
+/// Whatever `after` lets be signed, `before` lets be signed on the same conditions: it is asked for the same
+/// at the fees that `after` would allow.
+fn not_looser(before: &World, after: &Verdict) -> Result<(), TestCaseError> {
+    if after.outcome == Outcome::Deny {
+        return Ok(());
+    }
+    let before = match after.fee_cap {
+        Some(cap) => before.at_most(cap).judge(),
+        None => before.judge(),
+    };
+    prop_assert!(before.outcome >= after.outcome, "{:?} after {:?}", after, before);
+    prop_assert_eq!(before.fee_cap, after.fee_cap);
+    for charge in &before.charges {
+        prop_assert!(after.charges.contains(charge), "no longer charged: {}", charge.label);
+    }
+    for (old, new) in before.exposures.iter().zip(&after.exposures) {
+        prop_assert_eq!(old.amount, new.amount);
+        for charge in &old.charges {
+            prop_assert!(new.charges.contains(charge), "no longer held: {}", charge.label);
+        }
+    }
+    for need in before.approval.iter() {
+        let now = after.approval.as_ref();
+        for quorum in &need.quorums {
+            prop_assert!(now.is_some_and(|now| now.quorums.contains(quorum)));
+        }
+    }
+    let ms = |verdict: &Verdict| verdict.delay.as_ref().map_or(0, |delay| delay.ms);
+    prop_assert!(ms(&before) <= ms(after));
+    Ok(())
+}
+
+/// Every way to bound a grant.
+fn bounds() -> Vec<(&'static str, fn(&mut Spec) -> bool)> {
+    fn window(spec: &mut Spec, window: &'static str) -> bool {
+        let had = spec.windows.contains(&window);
+        if !had {
+            spec.windows.push(window);
+        }
+        !had
+    }
+    vec![
+        ("per_tx", |spec| std::mem::replace(&mut spec.per_tx, "0") != "0"),
+        ("fee", |spec| std::mem::replace(&mut spec.fee, (30, 1)) != (30, 1)),
+        ("fee window", |spec| !std::mem::replace(&mut spec.fee_windows, true)),
+        ("hours", |spec| !std::mem::replace(&mut spec.hours, true)),
+        ("expiry", |spec| !std::mem::replace(&mut spec.expired, true)),
+        ("rolling window", |spec| window(spec, WINDOWS[0])),
+        ("calendar window", |spec| window(spec, WINDOWS[2])),
+        ("small window", |spec| window(spec, WINDOWS[4])),
+        ("count window", |spec| window(spec, WINDOWS[5])),
+        ("approval", |spec| spec.approval.is_none() && spec.approval.insert("") == &""),
+        ("approval above", |spec| spec.approval.is_none() && spec.approval.insert("1") == &"1"),
+        ("first use", |spec| spec.delay.is_none() && spec.delay.insert("first") == &"first"),
+        ("delay", |spec| spec.delay.is_none() && spec.delay.insert("always") == &"always"),
+    ]
+}
+
+#[test]
+fn removing_any_fact_never_loosens() {
+    let met = forall(&world(), |world, met| {
+        let before = world.judge();
+        met.outcome(&before);
+        let mut removals: Vec<World> = Vec::new();
+        for known in &world.request.facts.known_destinations {
+            let mut less = world.clone();
+            less.request.facts.known_destinations.remove(known);
+            removals.push(less);
+        }
+        let mut less = world.clone();
+        less.request.facts.waiting_since = None;
+        removals.push(less);
+        let mut less = world.clone();
+        less.request.facts.codes.clear();
+        removals.push(less);
+        let mut less = world.clone();
+        less.request.group = None;
+        removals.push(less);
+        for less in removals {
+            let after = less.judge();
+            prop_assert!(after.outcome <= before.outcome);
+            if after.outcome < before.outcome {
+                met.note("tighter");
             }
-            2 => token_grant(id, "100"),
-            _ => charge_grant().replace("\"charge\"", &format!("\"{id}\"")),
+        }
+        Ok(())
+    });
+    met.at_least(10, &OUTCOMES);
+    met.at_least(20, &["tighter"]);
+}
+
+#[test]
+fn a_bound_more_never_loosens() {
+    let all = bounds();
+    let strategy = (world(), any::<Index>(), 0..all.len());
+    let met = forall(&strategy, |(world, at, bound), met| {
+        let mut bounded = world.clone();
+        let at = at.index(bounded.grants.len());
+        let (name, add) = all[bound];
+        if !add(&mut bounded.grants[at]) {
+            return Ok(());
+        }
+        met.note(name);
+        let after = bounded.judge();
+        met.outcome(&after);
+        if after.outcome < world.judge().outcome {
+            met.note("tighter");
+        }
+        not_looser(&world, &after)
+    });
+    met.at_least(10, &OUTCOMES);
+    met.at_least(20, &["tighter"]);
+    met.at_least(5, &all.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_guardrail_more_never_loosens() {
+    let strategy = (world(), select(RAILS.to_vec()));
+    let met = forall(&strategy, |(world, rail), met| {
+        if world.rails.contains(rail) {
+            return Ok(());
+        }
+        let mut railed = world.clone();
+        railed.rails += rail;
+        let after = railed.judge();
+        met.outcome(&after);
+        if after.outcome < world.judge().outcome {
+            met.note("tighter");
+        }
+        not_looser(&world, &after)
+    });
+    met.at_least(10, &OUTCOMES);
+    met.at_least(20, &["tighter"]);
+}
+
+#[test]
+fn a_grant_without_bounds_never_tightens_and_without_it_nothing_is_looser() {
+    let strategy = (world(), any::<Index>());
+    let met = forall(&strategy, |(world, at), met| {
+        let kind = at.get(&world.grants).kind;
+        let before = world.judge();
+        let mut more = world.clone();
+        more.grants.push(Spec::free(kind));
+        let after = more.judge();
+        met.outcome(&after);
+        prop_assert!(after.outcome >= before.outcome, "{before:?} {after:?}");
+        if after.outcome > before.outcome {
+            met.note("looser");
+        }
+        if before.outcome != Outcome::Deny {
+            prop_assert_eq!(&before.approval, &after.approval);
+            prop_assert_eq!(&before.delay, &after.delay);
+            prop_assert!(
+                before.fee_cap.map(|cap| cap.max_fee) <= after.fee_cap.map(|cap| cap.max_fee)
+            );
+        }
+        not_looser(&more, &before)
+    });
+    met.at_least(10, &OUTCOMES);
+    met.at_least(10, &["looser"]);
+}
+
+#[test]
+fn grants_in_any_order_and_under_any_ids_decide_the_same() {
+    let met = forall(&world(), |world, met| {
+        let verdict = |grants: &[Spec], id: &dyn Fn(usize) -> String| {
+            let bundle = bundle_of(grants, &world.rails, id);
+            let mut verdict = judge(&bundle, &world.request, world.effects.clone(), now());
+            verdict.bundle = Default::default();
+            verdict
         };
-        grant
-            .replace("max_fee_gwei = \"100\"", &format!("max_fee_gwei = \"{fee}\""))
-            .replace("max_tip_gwei = \"5\"", &format!("max_tip_gwei = \"{tip}\""))
-    })
-}
-
-fn any_grants() -> impl Strategy<Value = Vec<String>> {
-    (any_grant("a"), any_grant("b"), any_grant("c")).prop_map(|(a, b, c)| vec![a, b, c])
-}
-
-fn any_request() -> impl Strategy<Value = PolicyRequest> {
-    let base = prop_oneof![
-        (select(vec![PAYEE, STRANGER]), 0..4_000_000_000_000_000_000_u128)
-            .prop_map(|(to, value)| asks(to, value, vec![])),
-        (select(vec![PAYEE, STRANGER]), 0..200_000_000_u64, 0..2_u128)
-            .prop_map(|(to, amount, value)| asks(TUSD, value, transfer(to, amount))),
-        Just(charge()),
-    ];
-    let fees = (select(vec![1, 50, 70, 300_u128]), select(vec![0, 3, 50_u128]), any::<bool>());
-    let kind = select(vec![TxType::Eip1559, TxType::Legacy]);
-    (base, fees, kind, 21_000..120_000_u64).prop_map(
-        |(mut request, (fee, tip, exact), kind, gas)| {
-            let tx = tx_of(&mut request);
-            let tip = if kind == TxType::Legacy { fee } else { tip.min(fee) };
-            let gwei = |n: u128| n.saturating_mul(GWEI);
-            let fees = Fees { max_fee: gwei(fee), max_priority_fee: gwei(tip) };
-            tx.fees = if exact { FeeAsk::Exact(fees) } else { FeeAsk::UpTo(fees) };
-            tx.tx_type = kind;
-            tx.gas = gas;
-            request
-        },
-    )
-}
-
-/// Whether `after` allows nothing that `before` did not.
-fn not_looser(before: &Verdict, after: &Verdict) -> bool {
-    let fee = |verdict: &Verdict| verdict.fee_cap.map_or(0, |cap| cap.max_fee);
-    after.outcome == Outcome::Deny
-        || (before.outcome == Outcome::Allow && fee(after) <= fee(before))
-}
-
-proptest! {
-    #[test]
-    fn removing_a_fact_never_loosens(grants in any_grants(), request in any_request()) {
-        let bundle = bundle(&grants);
-        let before = evaluate(&bundle, &request, now());
-        type Removal = fn(&mut PolicyRequest);
-        let removals: [Removal; 5] = [
-            |r| r.facts.codes.clear(),
-            |r| r.facts.event = None,
-            |r| r.group = None,
-            |r| tx_of(r).source = None,
-            |r| tx_of(r).to = None,
-        ];
-        for remove in removals {
-            let mut request = request.clone();
-            remove(&mut request);
-            prop_assert!(not_looser(&before, &evaluate(&bundle, &request, now())));
-        }
-    }
-
-    #[test]
-    fn the_order_of_grants_changes_nothing(grants in any_grants(), request in any_request()) {
-        let mut backwards = grants.clone();
-        backwards.reverse();
-        let mut verdicts = [grants, backwards].map(|g| evaluate(&bundle(&g), &request, now()));
-        let hash = verdicts[0].bundle;
-        verdicts[1].bundle = hash;
-        prop_assert_eq!(&verdicts[0], &verdicts[1]);
-    }
-
-    #[test]
-    fn a_bound_more_never_loosens(
-        grants in any_grants(), request in any_request(), at in any::<Index>(), bound in 0..4_usize,
-    ) {
-        let before = evaluate(&bundle(&grants), &request, now());
-        let mut bounded = grants.clone();
-        let grant = at.get(&grants);
-        let tighter = match bound {
-            0 => grant.replace("max_gas = 100000", "max_gas = 30000"),
-            1 => grant.replace("per_tx = \"3\"", "per_tx = \"0.1\""),
-            2 => grant.replace("2027-03-31", "2020-03-31"),
-            _ if grant.contains("windows") => grant.replace("\"500\"", "\"0.1\""),
-            _ => format!("{grant}\nwindows = [{{ span = \"1h\", count = 1, scope = \"key\" }}]\n"),
+        let last = world.grants.len() - 1;
+        let base = verdict(&world.grants, &|at| format!("g{at}"));
+        met.outcome(&base);
+        let backwards: Vec<Spec> = world.grants.iter().rev().cloned().collect();
+        let moved = verdict(&backwards, &|at| format!("g{}", last - at));
+        prop_assert_eq!(&base, &moved);
+        // Other ids are other counters and other names; nothing else changes.
+        let renamed = verdict(&world.grants, &|at| format!("g{}", last - at));
+        prop_assert_eq!(base.outcome, renamed.outcome);
+        prop_assert_eq!(base.fee_cap, renamed.fee_cap);
+        prop_assert_eq!(&base.effects, &renamed.effects);
+        let kinds = |verdict: &Verdict| {
+            let mut kinds: Vec<String> =
+                verdict.charges.iter().map(|it| format!("{:?} {}", it.kind, it.max)).collect();
+            kinds.sort();
+            kinds
         };
-        bounded[at.index(grants.len())] = tighter;
-        prop_assert!(not_looser(&before, &evaluate(&bundle(&bounded), &request, now())));
-        // A grant without windows only allows: without it, less is allowed.
-        if !grant.contains("windows") {
-            let mut fewer = grants.clone();
-            fewer.remove(at.index(grants.len()));
-            prop_assert!(not_looser(&before, &evaluate(&bundle(&fewer), &request, now())));
-        }
-    }
+        prop_assert_eq!(kinds(&base), kinds(&renamed));
+        Ok(())
+    });
+    met.at_least(10, &OUTCOMES);
+}
 
-    #[test]
-    fn nothing_panics_and_allowed_charges_fit(
-        grants in any_grants(),
-        data in proptest::collection::vec(any::<u8>(), 0..200),
-        value in any::<[u8; 32]>(), gas in any::<u64>(), fee in any::<u128>(),
-        to in select(vec![PAYEE, PROCESSOR, TUSD]), code_byte in any::<bool>(),
-    ) {
-        let mut request = asks(to, 0, data);
-        let tx = tx_of(&mut request);
-        tx.value = Amount::new(U256::from_be_bytes(value));
-        tx.gas = gas;
-        tx.fees = FeeAsk::Exact(Fees { max_fee: fee, max_priority_fee: fee });
-        request.facts = code(to, if code_byte { &[1] } else { &[] });
-        let verdict = evaluate(&bundle(&grants), &request, now());
-        for charge in verdict.charges {
-            prop_assert!(charge.asked().unwrap() <= charge.max);
-        }
+/// What a charge asks.
+fn parts(charge: &Charge) -> (Amount, Amount) {
+    match charge.kind {
+        ChargeKind::Amount { value, fee } => (value, fee),
+        ChargeKind::Count => (Amount::ZERO, Amount::ZERO),
     }
+}
+
+fn total(amounts: impl Iterator<Item = Amount>) -> Amount {
+    amounts.fold(Amount::ZERO, |sum, more| sum.checked_add(more).unwrap())
+}
+
+#[test]
+fn what_is_charged_and_held_is_never_less_than_what_the_effects_sum_to() {
+    const COUNTED: &str = "[[limit]]\nid = \"native\"\nreason = \"r\"\nchain = \"local\"\n\
+        windows = [{ span = \"24h\", max = \"1000\", scope = \"chain\" }]\n\
+        [[limit]]\nid = \"tusd\"\nreason = \"r\"\nchain = \"local\"\nasset = \"tusd\"\n\
+        windows = [{ span = \"24h\", max = \"1000\", scope = \"chain\" }]\n";
+    let met = forall(&world(), |mut world, met| {
+        world.rails = COUNTED.to_owned();
+        let verdict = world.judge();
+        if verdict.outcome == Outcome::Deny {
+            return Ok(());
+        }
+        met.outcome(&verdict);
+        let of = |grant: &str| verdict.charges.iter().find(|it| it.grant.as_str() == grant);
+        let native = total(verdict.effects.iter().map(Effect::native));
+        let fee = total(verdict.effects.iter().map(|effect| match effect {
+            Effect::FeeMax { amount } => *amount,
+            _ => Amount::ZERO,
+        }));
+        prop_assert_eq!(of("native").map(parts), Some((native, fee)));
+        let gas = Amount::from(world.tx().gas);
+        let price = verdict.fee_cap.map_or(0, |cap| cap.max_fee);
+        prop_assert_eq!(gas.checked_mul(Amount::from(price)), Some(fee));
+        let moved = total(verdict.effects.iter().map(|effect| match effect {
+            Effect::TokenOut { amount, .. } => *amount,
+            _ => Amount::ZERO,
+        }));
+        prop_assert_eq!(of("tusd").map_or(Amount::ZERO, |charge| parts(charge).0), moved);
+        if !moved.is_zero() {
+            met.note("tokens");
+        }
+        let approved = total(verdict.effects.iter().map(|effect| match effect {
+            Effect::Approve { amount, .. } => *amount,
+            _ => Amount::ZERO,
+        }));
+        let held = verdict.exposures.iter().flat_map(|exposure| &exposure.charges);
+        let held = held.filter(|charge| charge.grant.as_str() == "tusd");
+        prop_assert_eq!(total(held.map(|charge| parts(charge).0)), approved);
+        if !approved.is_zero() {
+            met.note("approvals");
+        }
+        prop_assert!(verdict.charges.is_sorted_by(|a, b| a.limit < b.limit));
+        for charge in &verdict.charges {
+            prop_assert!(charge.asked().is_some_and(|asked| asked <= charge.max));
+        }
+        Ok(())
+    });
+    met.at_least(10, &["allow", "tokens", "approvals"]);
+}
+
+#[test]
+fn sums_that_overflow_deny() {
+    let strategy = (world(), any::<Index>());
+    let met = forall(&strategy, |(mut world, at), met| {
+        // Nothing but the sums is in the way.
+        world.grants = (0..KINDS).map(Spec::free).collect();
+        let most =
+            "115792089237316195423570985008687907853269984665640564039457.584007913129639935";
+        for spec in &mut world.grants {
+            spec.per_tx = if matches!(spec.kind, 1..=4) { "1000000" } else { most };
+        }
+        world.rails = String::new();
+        world.request.facts.waiting_since = None;
+        let natives: Vec<usize> = (0..world.effects.len())
+            .filter(|at| matches!(world.effects[*at], Effect::NativeOut { .. }))
+            .collect();
+        if natives.is_empty() {
+            return Ok(());
+        }
+        let huge = Amount::new(U256::MAX);
+        let first = *at.get(&natives);
+        let Effect::NativeOut { from, to, .. } = world.effects[first].clone() else {
+            return Ok(());
+        };
+        let under = huge.checked_sub(Amount::ONE).unwrap();
+        world.effects = vec![Effect::NativeOut { from, to, amount: under }];
+        prop_assert_eq!(world.judge().outcome, Outcome::Allow, "just below, alone");
+        for more in [Amount::ONE, under] {
+            let mut two = world.clone();
+            two.effects.push(Effect::NativeOut { from, to, amount: more });
+            met.note("overflow");
+            prop_assert_eq!(two.judge().outcome, Outcome::Deny);
+            // Under a window as high as a window can be, too.
+            let mut windowed = world.clone();
+            windowed.rails = format!(
+                "[[limit]]\nid = \"all\"\nreason = \"r\"\nchain = \"local\"\nper_tx = \"{most}\"\n\
+                 windows = [{{ span = \"1h\", max = \"{most}\", scope = \"chain\" }}]\n"
+            );
+            windowed.tx().fees = FeeAsk::Exact(Fees { max_fee: 1, max_priority_fee: 0 });
+            prop_assert_eq!(windowed.judge().outcome, Outcome::Deny, "with the fee");
+        }
+        Ok(())
+    });
+    met.at_least(20, &["overflow"]);
+}
+
+#[test]
+fn nothing_that_is_not_understood_is_allowed_beside_what_is() {
+    let met = forall(&world(), |mut world, met| {
+        met.outcome(&world.judge());
+        world.effects.push(Effect::Opaque { why: "unknown".into(), call: None });
+        let verdict = world.judge();
+        prop_assert_eq!(verdict.outcome, Outcome::Deny);
+        prop_assert!(verdict.reasons.iter().any(|reason| reason.field == "effects"));
+        prop_assert!(verdict.charges.is_empty() && verdict.exposures.is_empty());
+        Ok(())
+    });
+    met.at_least(10, &OUTCOMES);
+}
+
+#[test]
+fn a_refusal_says_why_and_gives_nothing() {
+    let met = forall(&world(), |world, met| {
+        let verdict = world.judge();
+        met.outcome(&verdict);
+        let denied = verdict.outcome == Outcome::Deny;
+        prop_assert_eq!(denied, !verdict.reasons.is_empty(), "{:?}", verdict);
+        prop_assert_eq!(denied, verdict.grants.is_empty());
+        if denied {
+            prop_assert!(verdict.charges.is_empty() && verdict.exposures.is_empty());
+            prop_assert!(verdict.approval.is_none() && verdict.delay.is_none());
+            prop_assert!(verdict.fee_cap.is_none());
+        }
+        prop_assert_eq!(verdict.outcome == Outcome::Delay, verdict.delay.is_some());
+        let waits = matches!(verdict.outcome, Outcome::NeedApproval | Outcome::Delay);
+        prop_assert!(verdict.approval.is_none() || waits);
+        Ok(())
+    });
+    met.at_least(10, &OUTCOMES);
 }

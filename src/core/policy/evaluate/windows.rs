@@ -2,207 +2,381 @@
 //!
 //! A window applies to everything that its grant's selectors match, whichever grant allowed the
 //! request and whether or not its own grant still does: to leave a limit, it must be removed, not
-//! walked around.
+//! walked around. A guardrail's windows apply to everything of their unit.
 
-use super::matching::{judge_selectors, selects};
+use super::bounds::{amount_of, saturating_add};
+use super::counter::{Slot, Whose, native_unit, unit_of, unit_of_limit};
+use super::matching::{Ask, Match, Rule, acts_for};
 use crate::core::amount::Amount;
-use crate::core::id::{ChainName, GrantId, GroupName, KeyId};
+use crate::core::id::{ChainName, GrantId};
 use crate::core::intent::Intent;
-use crate::core::policy::bundle::grant::{Action, ChainRule, Grant, Holds, Rules, Scope, Window};
-use crate::core::policy::{Bundle, Charge, ChargeKind, Effect, LimitId, PolicyRequest};
-use crate::core::principal::Principal;
-use sha2::{Digest as _, Sha256};
+use crate::core::policy::bundle::grant::{Action, ChainRule, Destinations, Holds, Scope, Window};
+use crate::core::policy::bundle::guardrail::{LimitRule, LimitUnit};
+use crate::core::policy::{Charge, ChargeKind, Effect, Exposure, LimitId, Reason};
+use alloy::primitives::{Address, U256};
 use std::collections::BTreeMap;
 
-/// What a request takes from all windows, in the order of limit ids.
-pub(super) fn charges(bundle: &Bundle, request: &PolicyRequest, effects: &[Effect]) -> Vec<Charge> {
-    let mut charges = BTreeMap::new();
-    for grant in bundle.rules().iter().filter(|grant| selects(grant, request).is_ok()) {
-        for charge in charges_of(grant, request, effects) {
-            charges.insert(charge.limit, charge);
-        }
-    }
-    charges.into_values().collect()
+/// A charge before the fee is known.
+pub(super) struct Draft {
+    charge: Charge,
+    /// Whether the fee counts as well.
+    fee: bool,
 }
 
-fn charges_of(grant: &Grant, request: &PolicyRequest, effects: &[Effect]) -> Vec<Charge> {
-    let whose =
-        Whose { group: request.group.as_ref(), key: request.key, principal: &request.principal };
-    let slot = Slot { grant: &grant.id, whose };
-    match (&grant.rules, &request.intent) {
-        (Rules::Message { windows, .. }, Intent::Message { .. }) => {
-            windows.iter().map(|window| slot.count(window)).collect()
-        }
-        (Rules::OnChain(rules), intent) => {
-            let named = intent.chain().and_then(|chain| rules.get_key_value(&chain.name));
-            named.map_or_else(Vec::new, |(chain, rule)| on_chain(&slot, chain, rule, effects))
-        }
-        (Rules::Message { .. }, _) => Vec::new(),
-    }
+/// What a request would take from all windows, before the fee is known.
+pub(super) struct Drafts {
+    charges: BTreeMap<LimitId, Draft>,
+    exposures: Vec<Held>,
+    /// How much one request may take at most beside the windows: the guardrails' own bounds.
+    bounds: Vec<Bound>,
 }
 
-fn on_chain(
-    slot: &Slot<'_>,
-    chain: &ChainName,
-    rule: &ChainRule,
-    effects: &[Effect],
-) -> Vec<Charge> {
-    let matches = effects.iter().any(|effect| judge_selectors(&rule.action, effect).is_ok());
-    let fee = fee_of(effects);
-    let mut charges = Vec::new();
-    for window in &rule.windows {
-        match window.holds {
-            Holds::Count(_) if matches => charges.push(slot.count(window)),
-            Holds::Count(_) => {}
-            Holds::Amount(max) => {
-                let kind = amount_of(&rule.action, effects, matches, fee);
-                let unit = unit_of(&rule.action, chain);
-                charges.extend(kind.map(|kind| slot.charge(window, "value", &unit, max, kind)));
+/// Something counted: to whom it goes, if to somebody, and how much.
+type Counted = (Option<Address>, Amount);
+
+/// An allowance, and the effects that give it, by their places.
+struct Held {
+    places: Vec<usize>,
+    exposure: Exposure,
+}
+
+struct Bound {
+    limit: GrantId,
+    max: Amount,
+    value: Amount,
+    fee: bool,
+}
+
+impl Drafts {
+    /// What these grants' windows ask alone.
+    pub fn of_grants(found: &[Match<'_>], ask: &Ask<'_>) -> Self {
+        let mut drafts =
+            Self { charges: BTreeMap::new(), exposures: exposures(ask), bounds: Vec::new() };
+        for one in found {
+            drafts.add_match(one, ask);
+        }
+        drafts
+    }
+
+    /// What these grants' windows and the guardrails ask.
+    pub fn of(found: &[Match<'_>], ask: &Ask<'_>) -> Self {
+        let mut drafts = Self::of_grants(found, ask);
+        for limit in &ask.bundle.guardrails().limits {
+            if ask.chain() == Some(&limit.chain) {
+                drafts.add_limit(limit, ask);
+            }
+        }
+        for held in &mut drafts.exposures {
+            held.exposure.charges.sort_by_key(|charge| charge.limit);
+        }
+        drafts
+    }
+
+    /// What to reserve at this fee, in the order of limit ids, each limit once.
+    pub fn charges(&self, fee: Amount) -> Vec<Charge> {
+        self.charges.values().map(|draft| draft.at(fee)).collect()
+    }
+
+    /// What others may take later.
+    pub fn into_exposures(self) -> Vec<Exposure> {
+        self.exposures.into_iter().map(|held| held.exposure).collect()
+    }
+
+    /// Where one request at this fee is more than a window or a guardrail holds.
+    pub fn exceeded(&self, fee: Amount) -> Vec<Reason> {
+        let mut asked: BTreeMap<LimitId, (&Charge, Option<Amount>)> = BTreeMap::new();
+        for (limit, draft) in &self.charges {
+            asked.insert(*limit, (&draft.charge, draft.at(fee).asked()));
+        }
+        for charge in self.exposures.iter().flat_map(|held| &held.exposure.charges) {
+            let sum = asked.entry(charge.limit).or_insert((charge, Some(Amount::ZERO)));
+            sum.1 = sum.1.zip(charge.asked()).and_then(|(sum, more)| sum.checked_add(more));
+        }
+        let windows = asked.into_values().filter_map(|(charge, asked)| {
+            (!fits(asked, charge.max)).then(|| Reason {
+                grant: Some(charge.grant.clone()),
+                field: "windows".to_owned(),
+                expected: format!("at most {} of {}", charge.max, charge.label),
+                actual: in_words(asked),
+            })
+        });
+        let bounds = self.bounds.iter().filter_map(|bound| {
+            let fee = if bound.fee { fee } else { Amount::ZERO };
+            let asked = bound.value.checked_add(fee);
+            (!fits(asked, bound.max)).then(|| Reason {
+                grant: Some(bound.limit.clone()),
+                field: "per_tx".to_owned(),
+                expected: bound.max.to_string(),
+                actual: in_words(asked),
+            })
+        });
+        windows.chain(bounds).collect()
+    }
+
+    fn add(&mut self, charge: Charge, fee: bool) {
+        self.charges.insert(charge.limit, Draft { charge, fee });
+    }
+
+    fn add_match(&mut self, found: &Match<'_>, ask: &Ask<'_>) {
+        let slot = Slot { grant: &found.grant.id, whose: whose(ask) };
+        let (chain, rule) = match found.rule {
+            Rule::Message { windows, .. } => {
+                for window in windows {
+                    self.add(slot.count(window), false);
+                }
+                return;
+            }
+            Rule::Chain { name, rule } => (name, rule),
+        };
+        let matched = || found.effects.iter().filter_map(|place| ask.effect(*place));
+        for window in &rule.windows {
+            match (window.holds, &rule.action) {
+                (Holds::Count(_), _) => self.add_counts(slot, window, matched()),
+                (Holds::Amount(_), Action::TokenApprove { .. }) => {
+                    let unit = unit_of(&rule.action, chain);
+                    self.expose(slot, window, &unit, |place| found.effects.contains(&place));
+                }
+                (Holds::Amount(_), action) => {
+                    let counted = counted(found, rule, ask);
+                    self.add_amounts(slot, window, chain, action, &counted, ask);
+                }
+            }
+        }
+        let sends = matches!(ask.request.intent, Intent::Transaction(_));
+        for window in rule.fee.iter().flat_map(|fee| &fee.windows) {
+            if sends && !found.effects.is_empty() {
+                self.add(slot.amount(window, "fee", &native_unit(chain), Amount::ZERO), true);
             }
         }
     }
-    let fee_windows = rule.fee.iter().flat_map(|fee| &fee.windows).filter(|_| matches);
-    for window in fee_windows {
-        if let Holds::Amount(max) = window.holds {
-            let kind = ChargeKind::Amount { value: Amount::ZERO, fee };
-            let unit = format!("native:{chain}");
-            charges.push(slot.charge(window, "fee", &unit, max, kind));
-        }
-    }
-    charges
-}
 
-/// What a window of this action counts; `None` if nothing of the request concerns it. Sums
-/// saturate: then they are above every limit but the highest, and a sum of two amounts at that
-/// height is none.
-fn amount_of(
-    action: &Action,
-    effects: &[Effect],
-    matches: bool,
-    fee: Amount,
-) -> Option<ChargeKind> {
-    let native = |only: &dyn Fn(&Effect) -> bool| {
-        let counted = effects.iter().filter(|effect| only(effect));
-        counted.fold(Amount::ZERO, |sum, effect| saturating_add(sum, effect.native()))
-    };
-    match action {
-        // Fees have no destination: a window over native spend counts them all.
-        Action::NativeTransfer { to, .. } => {
-            let value = native(&|effect| effect.destination().is_some_and(|it| to.contains(it)));
-            Some(ChargeKind::Amount { value, fee })
-        }
-        Action::Call(_) => {
-            let value = native(&|_| true);
-            matches.then_some(ChargeKind::Amount { value, fee })
-        }
-        Action::TokenTransfer { .. } => {
-            let moved = effects.iter().filter(|effect| judge_selectors(action, effect).is_ok());
-            let value = moved.fold(Amount::ZERO, |sum, effect| match effect {
-                Effect::TokenOut { amount, .. } => saturating_add(sum, *amount),
-                _ => sum,
-            });
-            matches.then_some(ChargeKind::Amount { value, fee: Amount::ZERO })
-        }
-        _ => None,
-    }
-}
-
-fn saturating_add(a: Amount, b: Amount) -> Amount {
-    a.checked_add(b).unwrap_or(Amount::new(alloy::primitives::U256::MAX))
-}
-
-fn fee_of(effects: &[Effect]) -> Amount {
-    let fees = effects.iter().map(|effect| match effect {
-        Effect::FeeMax { amount } => *amount,
-        _ => Amount::ZERO,
-    });
-    fees.fold(Amount::ZERO, saturating_add)
-}
-
-pub(super) fn unit_of(action: &Action, chain: &ChainName) -> String {
-    match action {
-        Action::TokenTransfer { address, .. } => {
-            format!("asset:{chain}:0x{}", hex::encode(address))
-        }
-        _ => format!("native:{chain}"),
-    }
-}
-
-/// Whose spending may be counted: of a request, the group and key that would sign, and who asks.
-#[derive(Clone, Copy)]
-pub(super) struct Whose<'a> {
-    pub group: Option<&'a GroupName>,
-    pub key: KeyId,
-    pub principal: &'a Principal,
-}
-
-/// A grant's windows for one holder.
-pub(super) struct Slot<'a> {
-    pub grant: &'a GrantId,
-    pub whose: Whose<'a>,
-}
-
-/// One counter: its id, its label, and whose spending it counts.
-pub(super) struct Counter {
-    pub limit: LimitId,
-    pub label: String,
-    pub scope: &'static str,
-    pub instance: String,
-}
-
-impl Slot<'_> {
-    fn count(&self, window: &Window) -> Charge {
-        self.charge(window, "count", "count", holds(window), ChargeKind::Count)
-    }
-
-    fn charge(
-        &self,
+    /// One for the request; by destination, one for each.
+    fn add_counts<'e>(
+        &mut self,
+        slot: Slot<'_>,
         window: &Window,
-        what: &str,
+        matched: impl Iterator<Item = &'e Effect>,
+    ) {
+        for effect in matched {
+            match (window.scope, effect.destination()) {
+                (Scope::Destination, None) => {}
+                (Scope::Destination, to) => self.add(slot.to(to).count(window), false),
+                _ => return self.add(slot.count(window), false),
+            }
+        }
+    }
+
+    fn add_amounts(
+        &mut self,
+        slot: Slot<'_>,
+        window: &Window,
+        chain: &ChainName,
+        action: &Action,
+        counted: &[Counted],
+        ask: &Ask<'_>,
+    ) {
+        let native = !matches!(action, Action::TokenTransfer { .. } | Action::NftTransfer { .. });
+        let sends = matches!(ask.request.intent, Intent::Transaction(_));
+        // Fees have no destination: a window over native spend counts them all.
+        let fee_alone = matches!(action, Action::NativeTransfer { .. }) && sends;
+        if counted.is_empty() && !fee_alone {
+            return;
+        }
+        self.add_sums(slot, window, &unit_of(action, chain), counted, native && sends);
+    }
+
+    fn add_sums(
+        &mut self,
+        slot: Slot<'_>,
+        window: &Window,
         unit: &str,
-        max: Amount,
-        kind: ChargeKind,
-    ) -> Charge {
-        let Counter { limit, label, .. } = self.counter(window, what, unit);
-        Charge { limit, label, grant: self.grant.clone(), kind, max, period: window.period }
+        counted: &[Counted],
+        fee: bool,
+    ) {
+        if window.scope != Scope::Destination {
+            let value =
+                counted.iter().fold(Amount::ZERO, |sum, (_, more)| saturating_add(sum, *more));
+            return self.add(slot.amount(window, "value", unit, value), fee);
+        }
+        let mut by: BTreeMap<Address, Amount> = BTreeMap::new();
+        for (to, amount) in counted {
+            if let Some(to) = to {
+                let sum = by.entry(*to).or_default();
+                *sum = saturating_add(*sum, *amount);
+            }
+        }
+        for (to, value) in by {
+            self.add(slot.to(Some(to)).amount(window, "value", unit, value), fee);
+        }
     }
 
-    /// The counter of a window for this holder.
-    pub fn counter(&self, window: &Window, what: &str, unit: &str) -> Counter {
-        let (scope, instance) = self.scope(window.scope);
-        let span_ms = window.period.code().to_string();
-        let limit = limit_id(&[self.grant.as_str(), what, unit, &span_ms, scope, &instance]);
-        let span = &window.span;
-        let label = format!("{}: {what} ({unit}) in {span} per {scope} {instance}", self.grant);
-        Counter { limit, label, scope, instance }
+    /// What each allowance holds of a window.
+    fn expose(
+        &mut self,
+        slot: Slot<'_>,
+        window: &Window,
+        unit: &str,
+        concerns: impl Fn(usize) -> bool,
+    ) {
+        for held in &mut self.exposures {
+            if held.places.iter().any(|place| concerns(*place)) {
+                let slot = slot.to(Some(held.exposure.spender));
+                held.exposure.charges.push(slot.amount(
+                    window,
+                    "value",
+                    unit,
+                    held.exposure.amount,
+                ));
+            }
+        }
     }
 
-    /// Whose spending: kind and value. A key without a group is a group of its own.
-    fn scope(&self, scope: Scope) -> (&'static str, String) {
-        match (scope, self.whose.group) {
-            (Scope::Group, Some(group)) => ("group", group.to_string()),
-            (Scope::Group, None) | (Scope::Key, _) => ("key", self.whose.key.to_string()),
-            (Scope::Principal, _) => ("principal", self.whose.principal.scope()),
-            (Scope::Destination | Scope::Chain, _) => ("chain", String::new()),
+    fn add_limit(&mut self, rule: &LimitRule, ask: &Ask<'_>) {
+        let slot = Slot { grant: &rule.id, whose: whose(ask) };
+        let native = rule.unit == LimitUnit::Native;
+        let sends = native && matches!(ask.request.intent, Intent::Transaction(_));
+        let concerned: Vec<(usize, &Effect)> = ask
+            .effects
+            .iter()
+            .enumerate()
+            .filter(|(_, effect)| is_of(&rule.unit, effect))
+            .collect();
+        let counted: Vec<Counted> = concerned
+            .iter()
+            .filter(|(_, effect)| !matches!(effect, Effect::Approve { .. }))
+            .map(|(_, effect)| (effect.destination(), units_of(effect)))
+            .collect();
+        if concerned.is_empty() && !sends {
+            return;
+        }
+        let unit = unit_of_limit(rule);
+        for window in &rule.windows {
+            match window.holds {
+                Holds::Count(_) if window.scope != Scope::Destination => {
+                    self.add(slot.count(window), false);
+                }
+                Holds::Count(_) => {
+                    self.add_counts(slot, window, concerned.iter().map(|(_, effect)| *effect));
+                }
+                Holds::Amount(_) => {
+                    if sends || !counted.is_empty() {
+                        self.add_sums(slot, window, &unit, &counted, sends);
+                    }
+                    self.expose(slot, window, &unit, |place| {
+                        concerned.iter().any(|(concerned, _)| *concerned == place)
+                    });
+                }
+            }
+        }
+        if let Some(max) = rule.per_tx {
+            let units = concerned.iter().map(|(_, effect)| units_of(effect));
+            let value = units.fold(Amount::ZERO, saturating_add);
+            self.bounds.push(Bound { limit: rule.id.clone(), max, value, fee: sends });
         }
     }
 }
 
-/// How much a window holds.
-pub(super) fn holds(window: &Window) -> Amount {
-    match window.holds {
-        Holds::Count(count) => Amount::from(count),
-        Holds::Amount(max) => max,
+impl Draft {
+    fn at(&self, fee: Amount) -> Charge {
+        let mut charge = self.charge.clone();
+        if let (true, ChargeKind::Amount { fee: part, .. }) = (self.fee, &mut charge.kind) {
+            *part = fee;
+        }
+        charge
     }
 }
 
-/// SHA-256 over the parts, each with its length before it. The maximum is not among them, so
-/// counters survive a change of the limit.
-fn limit_id(parts: &[&str]) -> LimitId {
-    let mut hasher = Sha256::new();
-    for part in ["claviger/limit/v1"].iter().chain(parts) {
-        hasher.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
-        hasher.update(part.as_bytes());
+/// Sums stay at the top of 256 bits where they overflow, and nothing that reaches it fits anywhere.
+fn fits(asked: Option<Amount>, max: Amount) -> bool {
+    asked.is_some_and(|asked| asked <= max && asked != Amount::new(U256::MAX))
+}
+
+fn in_words(asked: Option<Amount>) -> String {
+    asked.map_or_else(|| "more than 2^256".to_owned(), |asked| asked.to_string())
+}
+
+fn whose<'a>(ask: &Ask<'a>) -> Whose<'a> {
+    let request = ask.request;
+    Whose {
+        group: request.group.as_ref(),
+        key: request.key,
+        principal: &request.principal,
+        chain: ask.chain(),
+        destination: None,
     }
-    LimitId(hasher.finalize().into())
+}
+
+/// Which effects an amount window of a grant counts. Native value that goes to a grant's destinations counts
+/// in its windows also where it goes along with a call.
+fn counted(found: &Match<'_>, rule: &ChainRule, ask: &Ask<'_>) -> Vec<Counted> {
+    let with_amount = |effect: &Effect| (effect.destination(), amount_of(&rule.action, effect));
+    if let Action::NativeTransfer { to, .. } = &rule.action {
+        let goes_there = |effect: &&Effect| {
+            is_of(&LimitUnit::Native, effect)
+                && acts_for(rule, effect, ask)
+                && match effect.destination() {
+                    Some(destination) => to.contains(destination),
+                    None => matches!(to, Destinations::Any),
+                }
+        };
+        return ask.effects.iter().filter(goes_there).map(with_amount).collect();
+    }
+    found.effects.iter().filter_map(|place| ask.effect(*place)).map(with_amount).collect()
+}
+
+/// Whether an effect moves something of this unit.
+fn is_of(unit: &LimitUnit, effect: &Effect) -> bool {
+    match (unit, effect) {
+        (LimitUnit::Native, Effect::NativeOut { .. }) => true,
+        (LimitUnit::Native, effect) => !effect.native().is_zero(),
+        (
+            LimitUnit::Asset { name, .. },
+            Effect::TokenOut { asset, .. } | Effect::Approve { asset, .. },
+        ) => name == asset,
+        (LimitUnit::Asset { .. }, _) => false,
+    }
+}
+
+/// How much of its unit an effect moves.
+const fn units_of(effect: &Effect) -> Amount {
+    match effect {
+        Effect::TokenOut { amount, .. } | Effect::Approve { amount, .. } => *amount,
+        other => other.native(),
+    }
+}
+
+/// One exposure for each token, owner, spender and permit: what is approved twice in one request is added.
+fn exposures(ask: &Ask<'_>) -> Vec<Held> {
+    let mut all: Vec<Held> = Vec::new();
+    for (place, effect) in ask.effects.iter().enumerate() {
+        let Effect::Approve { asset, owner, spender, amount, permit, .. } = effect else {
+            continue;
+        };
+        let registered = |chain| ask.bundle.registry().asset(chain, asset);
+        let Some(token) = ask.chain().and_then(registered).map(|asset| asset.address) else {
+            continue;
+        };
+        let same = |held: &&mut Held| {
+            let one = &held.exposure;
+            one.token == token
+                && one.owner == *owner
+                && one.spender == *spender
+                && one.permit == *permit
+        };
+        if let Some(held) = all.iter_mut().find(same) {
+            held.places.push(place);
+            held.exposure.amount = saturating_add(held.exposure.amount, *amount);
+            continue;
+        }
+        let exposure = Exposure {
+            token,
+            owner: *owner,
+            spender: *spender,
+            amount: *amount,
+            permit: permit.clone(),
+            charges: Vec::new(),
+        };
+        all.push(Held { places: vec![place], exposure });
+    }
+    all
 }

@@ -1,0 +1,176 @@
+//! What a decision costs: `evaluate()` over bundles of 1,000 grants, one line for each shape of bundle. It
+//! fails if the median of one that real bundles have is above 20 µs. docs/BENCH.md has the figures.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a measurement fails by panicking, and prints its table"
+)]
+
+use alloy::primitives::{Address, B256, Bytes};
+use claviger::core::amount::Amount;
+use claviger::core::id::{ChainId, ChainName, GroupName, KeyId};
+use claviger::core::intent::{ChainRef, FeeAsk, Fees, Intent, TransactionIntent, TxType};
+use claviger::core::policy::{Bundle, CodeFact, Facts, Outcome, PolicyRequest, evaluate};
+use claviger::core::principal::Principal;
+use claviger::core::time::Timestamp;
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::time::Instant;
+use uuid::Uuid;
+
+const GRANTS: usize = 1_000;
+const ROUNDS: usize = 20_000;
+const MEDIAN_US_MAX: f64 = 20.0;
+const TOKEN: &str = "0xe7f1725E7734CE288F8367e1Bb143E90bb3F0512";
+const FEE: &str = r#"fee = { max_fee_gwei = "150", max_tip_gwei = "5", max_gas = 200000 }"#;
+const WINDOWS: &str = r#"windows = [{ span = "24h", max = "10.0", scope = "group" },
+    { span = "1h", count = 200, scope = "principal" }]"#;
+
+fn main() {
+    println!("{GRANTS} grants, {ROUNDS} decisions each; microseconds");
+    println!("{:44} {:>8} {:>8} {:>8}", "bundle and request", "median", "p99", "outcome");
+    let payee = address(500);
+    let mut slow = Vec::new();
+    let shapes = [
+        // One principal with a grant for each payee.
+        ("a payee for each, native payment", each(native_to), native(payee), true),
+        ("a payee for each, token payment", each(token_to), token(payee), true),
+        // A hundred services, each with ten payees.
+        ("a hundred principals, native payment", each(principals), native(payee), true),
+        ("a payee for each, a stranger is refused", each(native_to), native(address(5_000)), false),
+        // Grants that all match: each is tried to the end.
+        ("all match, without windows", each(any), native(payee), false),
+    ];
+    for (name, grants, request, is_bound) in shapes {
+        let bundle = load(&grants);
+        let (median, p99, outcome) = measure(&bundle, &request);
+        println!("{name:44} {median:>8.2} {p99:>8.2} {:>8}", outcome.name());
+        if is_bound && median > MEDIAN_US_MAX {
+            slow.push(name);
+        }
+    }
+    assert!(slow.is_empty(), "above {MEDIAN_US_MAX} microseconds: {slow:?}");
+}
+
+/// Median and 99th percentile, in microseconds.
+fn measure(bundle: &Bundle, request: &PolicyRequest) -> (f64, f64, Outcome) {
+    let now = Timestamp::parse_rfc3339("2026-11-22T12:00:00Z").unwrap();
+    let outcome = evaluate(bundle, request, now).outcome;
+    let mut taken: Vec<u128> = (0..ROUNDS)
+        .map(|_| {
+            let started = Instant::now();
+            black_box(evaluate(black_box(bundle), black_box(request), now));
+            started.elapsed().as_nanos()
+        })
+        .collect();
+    taken.sort_unstable();
+    let at = |part: usize| {
+        u32::try_from(taken[taken.len() * part / 100]).map_or(f64::MAX, f64::from) / 1_000.0
+    };
+    (at(50), at(99), outcome)
+}
+
+fn address(number: usize) -> Address {
+    let mut bytes = [0x11; 20];
+    bytes[12..].copy_from_slice(&u64::try_from(number).unwrap().to_be_bytes());
+    Address::from(bytes)
+}
+
+fn each(one: impl Fn(usize) -> String) -> String {
+    (0..GRANTS).map(one).collect()
+}
+
+fn grant(number: usize, sub: &str, rest: &str) -> String {
+    format!(
+        "[[grant]]\nid = \"g{number}\"\nowner = \"o\"\nreason = \"r\"\nexpires = \"2027-12-31\"\n\
+         principals = [\"{sub}\"]\nsigners = [\"payments\"]\nchains = [\"local\"]\n{rest}\n{FEE}\n"
+    )
+}
+
+fn native_to(number: usize) -> String {
+    let to = address(number);
+    let rest = format!(
+        "action = \"native.transfer\"\nto = {{ address = [\"{to}\"] }}\nper_tx = \"2.0\"\n{}",
+        // Windows of native transfers count every fee of the principal, so one grant has them.
+        if number == 500 { WINDOWS } else { "" }
+    );
+    grant(number, "svc:payouts", &rest)
+}
+
+fn token_to(number: usize) -> String {
+    let to = address(number);
+    let rest = format!(
+        "action = \"erc20.transfer\"\nasset = \"tusd\"\nto = {{ address = [\"{to}\"] }}\n\
+         per_tx = \"2.0\"\n{WINDOWS}"
+    );
+    grant(number, "svc:payouts", &rest)
+}
+
+fn principals(number: usize) -> String {
+    let to = address(number);
+    let sub =
+        if number % 100 == 0 { "svc:payouts".to_owned() } else { format!("svc:{}", number % 100) };
+    let rest = format!(
+        "action = \"native.transfer\"\nto = {{ address = [\"{to}\"] }}\nper_tx = \"2.0\"\n{WINDOWS}"
+    );
+    grant(number, &sub, &rest)
+}
+
+fn any(number: usize) -> String {
+    let rest = "action = \"native.transfer\"\nto = { any = true }\nper_tx = \"2.0\"";
+    grant(number, "svc:payouts", rest)
+}
+
+fn load(grants: &str) -> Bundle {
+    let bundle = "schema = 1\nversion = \"bench\"\n[[issuer]]\niss = \"dev\"\nroles = [\"client\"]\n\
+                  subjects = [\"svc:*\"]\n";
+    let assets = format!(
+        "[[asset]]\nname = \"tusd\"\nchain = \"local\"\naddress = \"{TOKEN}\"\ndecimals = 6\n"
+    );
+    let files = BTreeMap::from([
+        ("bundle.toml".to_owned(), bundle.as_bytes().to_vec()),
+        ("assets.toml".to_owned(), assets.into_bytes()),
+        ("grants.toml".to_owned(), grants.as_bytes().to_vec()),
+    ]);
+    Bundle::load(&files).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn native(to: Address) -> PolicyRequest {
+    request(to, 1_000, Bytes::new(), &[])
+}
+
+fn token(to: Address) -> PolicyRequest {
+    let mut data = vec![0xa9, 0x05, 0x9c, 0xbb];
+    data.extend_from_slice(to.into_word().as_slice());
+    data.extend_from_slice(&Amount::from(1_000_u64).to_be_bytes());
+    request(TOKEN.parse().unwrap(), 0, data.into(), &[0x60, 0x80])
+}
+
+fn request(to: Address, value: u64, data: Bytes, code: &[u8]) -> PolicyRequest {
+    let fees = Fees { max_fee: 150_000_000_000, max_priority_fee: 5_000_000_000 };
+    let code = CodeFact { address: to, block: B256::ZERO, code: Bytes::copy_from_slice(code) };
+    PolicyRequest {
+        principal: Principal { iss: "dev".to_owned(), sub: "svc:payouts".to_owned() },
+        group: Some(GroupName::new("payments")),
+        key: KeyId::new(Uuid::from_u128(7)),
+        address: address(9_000),
+        intent: Intent::Transaction(Box::new(TransactionIntent {
+            chain: ChainRef { name: ChainName::new("local"), id: ChainId::new(31_337) },
+            tx_type: TxType::Eip1559,
+            to: Some(to),
+            value: Amount::from(value),
+            data,
+            gas: 60_000,
+            fees: FeeAsk::UpTo(fees),
+            access_list: vec![],
+            nonce: None,
+            not_after: None,
+            source: None,
+        })),
+        facts: Facts { codes: vec![code], ..Facts::default() },
+    }
+}
