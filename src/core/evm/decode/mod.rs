@@ -39,11 +39,25 @@ pub fn effects(bundle: &Bundle, request: &PolicyRequest) -> Vec<Effect> {
             },
             Err(why) => opaque(&why),
         }],
+        Intent::Authorization { address, nonce, .. } => {
+            vec![Effect::Delegate { authority: from, to: *address, nonce: *nonce }]
+        }
         Intent::Transaction(tx) => {
             let mut effects = transaction(bundle, tx, from, facts);
             effects.push(fee_max(tx.gas, tx.fees.highest().max_fee));
             effects
         }
+    }
+}
+
+/// Whose code a decision over this intent looks at. A code that is not among the facts is not known, and what
+/// calls it is not understood.
+#[must_use]
+pub fn addresses(_bundle: &Bundle, intent: &Intent, _from: Address) -> Vec<Address> {
+    match intent {
+        Intent::Transaction(tx) => tx.to.into_iter().collect(),
+        Intent::Authorization { address, .. } => vec![*address],
+        Intent::Message { .. } | Intent::TypedData { .. } => Vec::new(),
     }
 }
 

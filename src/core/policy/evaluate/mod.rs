@@ -117,11 +117,13 @@ fn decide<'a>(
     };
     let typed = match &request.intent {
         Intent::TypedData { chain, data } => typed_data::read(chain, data).ok(),
-        Intent::Transaction(_) | Intent::Message { .. } => None,
+        Intent::Transaction(_) | Intent::Message { .. } | Intent::Authorization { .. } => None,
     };
     let value = match &request.intent {
         Intent::Transaction(tx) => tx.value,
-        Intent::Message { .. } | Intent::TypedData { .. } => Amount::ZERO,
+        Intent::Message { .. } | Intent::TypedData { .. } | Intent::Authorization { .. } => {
+            Amount::ZERO
+        }
     };
     let ask = Ask { request, now, main, value, typed: typed.as_ref() };
     let (mut covers, mut misses) = (Vec::new(), Vec::new());
