@@ -265,6 +265,12 @@ impl Actor {
         self.stage.leaves().await.about(&[&self.managed, &self.external])
     }
 
+    /// What was settled, by whose it was.
+    pub async fn settled(&self) -> BTreeSet<String> {
+        let rows = self.stage.leaves().await.rows.into_iter();
+        rows.filter(|(kind, ..)| kind == "SETTLED").map(|(_, subject, _)| subject).collect()
+    }
+
     async fn nonces(&self) -> (u64, u64) {
         (self.anvil().nonce(&self.managed).await, self.anvil().nonce(&self.external).await)
     }
