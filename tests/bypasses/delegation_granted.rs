@@ -16,14 +16,18 @@ use serde_json::{Value, json};
 const SPONSOR: &str = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
 
 fn signed(it: &Actor, answer: &Value, nonce: u64) -> SignedAuthorization {
-    let inner = Authorization { chain_id: U256::from(31337), address: GATE.parse().unwrap(), nonce };
+    let inner =
+        Authorization { chain_id: U256::from(31337), address: GATE.parse().unwrap(), nonce };
     let digest = inner.signature_hash();
     let signer = authority(&answer["signature"], digest.0);
     assert_eq!(format!("{signer:#x}"), it.external, "the authority is the account");
     let part = |name: &str| answer["signature"][name].as_str().unwrap().parse::<U256>().unwrap();
     let y_parity = u8::try_from(answer["signature"]["y_parity"].as_u64().unwrap()).unwrap();
     let signed = SignedAuthorization::new_unchecked(inner, y_parity, part("r"), part("s"));
-    assert!(answer["raw"].is_null() && answer["hash"].is_null(), "no transaction of ours: {answer:#}");
+    assert!(
+        answer["raw"].is_null() && answer["hash"].is_null(),
+        "no transaction of ours: {answer:#}"
+    );
     signed
 }
 
@@ -49,7 +53,8 @@ async fn carry(it: &Actor, list: Vec<SignedAuthorization>) {
         id.is_y_odd(),
     );
     let raw = TxEnvelope::from(tx.into_signed(signature)).encoded_2718();
-    let sent = it.anvil().rpc("eth_sendRawTransaction", json!([format!("0x{}", hex::encode(raw))])).await;
+    let sent =
+        it.anvil().rpc("eth_sendRawTransaction", json!([format!("0x{}", hex::encode(raw))])).await;
     let receipt = it.anvil().wait_for_receipt(sent.as_str().unwrap(), LIMIT).await;
     assert_eq!(receipt["status"], "0x1", "{receipt:#}");
 }
@@ -65,15 +70,15 @@ fn bypass_17_a_granted_delegation_is_the_accounts_own_and_uses_up_its_nonce() {
         let pay = |nonce: u64, wei: u128| it.external_body(nonce, &call(PAYEE, wei, "0x"));
         const ETHER: u128 = 1_000_000_000_000_000_000;
         it.allows_signature("a payout at nonce 0", &pay(0, ETHER)).await;
-        let answer = it.allows_signature("a delegation at nonce 0", &authorization(&it, GATE, "0")).await;
+        let answer =
+            it.allows_signature("a delegation at nonce 0", &authorization(&it, GATE, "0")).await;
         assert_eq!(answer["kind"], "authorization");
         it.allows_signature("a payout at nonce 1", &pay(1, ETHER)).await;
-        it.refuses_signature("a third ether", &pay(2, ETHER)).await;
+        it.has_no_room("a third ether", &pay(2, ETHER)).await;
         it.refuses_signature("to another contract", &authorization(&it, UNNAMED, "0")).await;
         // One delegation a day, and each nonce is counted once.
         it.allows_signature("the same again", &authorization(&it, GATE, "0")).await;
-        let told = it.refuses_signature("at another nonce", &authorization(&it, GATE, "1")).await;
-        assert!(told.is_for("windows"), "{told:?}");
+        it.has_no_room("at another nonce", &authorization(&it, GATE, "1")).await;
         let would = it.evaluate(&authorization(&it, GATE, "0")).await.ok();
         assert_eq!(would["outcome"], "allow", "{would:#}");
 
@@ -89,8 +94,9 @@ fn bypass_17_a_granted_delegation_is_the_accounts_own_and_uses_up_its_nonce() {
             it.settled().await.contains(&format!("31337:{}:0", it.external)).then_some(())
         })
         .await;
-        it.refuses_signature("a third ether, later", &pay(2, ETHER)).await;
+        it.has_no_room("a third ether, later", &pay(2, ETHER)).await;
         let doors = [Door::Signatures, Door::Evaluate];
-        it.rejects("the payout that it has displaced", &pay(0, ETHER), &doors, (409, "conflict")).await;
+        it.rejects("the payout that it has displaced", &pay(0, ETHER), &doors, (409, "conflict"))
+            .await;
     });
 }

@@ -16,32 +16,28 @@ fn bypass_11_versions_of_a_nonce_hold_the_most_of_each_and_give_nothing_back() {
         }
         it.allows_signature("another nonce", &it.external_body(1, &pay(ETHER))).await;
         let third = it.external_body(2, &pay(ETHER));
-        assert!(it.refuses_signature("a third ether", &third).await.is_for("windows"));
+        it.has_no_room("a third ether", &third).await;
         // A smaller version, and one that does something else, free nothing of what may still be mined.
         it.allows_signature("a smaller version", &it.external_body(1, &pay(1))).await;
         it.allows_signature("a call", &it.external_body(1, &function(GATE, "ping()", &[]))).await;
-        it.refuses_signature("after smaller versions", &third).await;
+        it.has_no_room("after smaller versions", &third).await;
         // Nor does it that they are never sent, while nonces before them are used by nobody.
         it.anvil().mine(3).await;
-        it.refuses_signature("after blocks", &third).await;
+        it.has_no_room("after blocks", &third).await;
         // A smaller one fits; then its larger version does not.
         it.allows_signature("what is left", &it.external_body(2, &pay(ETHER * 4 / 10))).await;
-        it.refuses_signature("the same nonce, larger", &it.external_body(2, &pay(ETHER * 6 / 10)))
-            .await;
+        it.has_no_room("the same nonce, larger", &it.external_body(2, &pay(ETHER * 6 / 10))).await;
         // A low value with a high fee, then a high value with a low fee: the most of both.
         let dear = Call { max_fee: 100_000_000_000, gas: 100_000, ..pay(1) };
         it.allows_signature("a dear version", &it.external_body(2, &dear)).await;
-        it.refuses_signature(
-            "value and fee together",
-            &it.external_body(2, &pay(ETHER * 495 / 1000)),
-        )
-        .await;
+        it.has_no_room("value and fee together", &it.external_body(2, &pay(ETHER * 495 / 1000)))
+            .await;
         // What was mined is spent.
         let sent = it.sign(&it.external_body(0, &pay(ETHER))).await.ok();
         it.anvil().rpc("eth_sendRawTransaction", json!([sent["raw"]])).await;
         it.until_nonce(&it.external, 1).await;
         it.anvil().mine(4).await;
-        it.refuses_signature("after it was mined", &it.external_body(3, &pay(ETHER / 2))).await;
+        it.has_no_room("after it was mined", &it.external_body(3, &pay(ETHER / 2))).await;
     });
 }
 
@@ -50,13 +46,18 @@ fn bypass_12_a_hundred_at_once_are_counted_one_by_one() {
     row("b12", async |it: Actor| {
         let it = &it;
         // One text a day.
+        let other = it.stage.actor("b12-texts", "svc:twice").await;
         let texts: Vec<_> = (0..100)
-            .map(|n| json!({ "signer": it.external, "message": { "text": format!("once {n}") } }))
+            .map(
+                |n| json!({ "signer": other.external, "message": { "text": format!("once {n}") } }),
+            )
             .collect();
-        let answers = join_all(texts.iter().map(|body| it.sign(body))).await;
+        let answers = join_all(texts.iter().map(|body| other.sign(body))).await;
         let signed = answers.iter().filter(|it| matches!(it.status, 201 | 202)).count();
         let denied = answers.iter().filter(|it| it.code() == "policy-denied").count();
         assert_eq!((signed, denied), (1, 99));
+        let told = other.told().await;
+        assert_eq!((told.denied, told.decided, told.signed), (99, 1, 1));
         // Two and a half ether a day, one at a time, at both doors: by the caller's nonces…
         let bodies: Vec<_> =
             (0..50).map(|nonce| it.external_body(nonce, &call(PAYEE, ETHER, "0x"))).collect();
@@ -71,7 +72,7 @@ fn bypass_12_a_hundred_at_once_are_counted_one_by_one() {
             it.server().wait_for(&one.id(), &["mined", "finalized"]).await;
         }
         let told = it.told().await;
-        assert_eq!((told.denied, told.decided, told.signed), (99 + 48 + 48, 5, 5));
+        assert_eq!((told.denied, told.decided, told.signed), (48 + 48, 4, 4));
         assert_eq!(it.anvil().nonce(&it.managed).await, 2);
     });
 }
@@ -90,7 +91,6 @@ fn bypass_19_every_limit_that_matches_applies_whichever_grant_allows_it() {
         for nonce in 0..2 {
             twice.allows_signature("a ping", &twice.external_body(nonce, &ping)).await;
         }
-        let told = twice.refuses_signature("a third", &twice.external_body(2, &ping)).await;
-        assert!(told.is_for("windows"), "{told:?}");
+        twice.has_no_room("a third", &twice.external_body(2, &ping)).await;
     });
 }

@@ -26,6 +26,9 @@ pub const PAYEE: &str = "0x7000000000000000000000000000000000000007";
 pub const STRANGER: &str = "0x9000000000000000000000000000000000000009";
 pub const SUB: &str = "svc:rows";
 
+/// What is appended to which file of the bundle. Each part belongs to a module of `main.rs`.
+const PARTS: &[(&str, &str)] = &[];
+
 /// All tests of this crate run on one runtime, because they share the server's connections.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
 static STAGE: OnceCell<Stage> = OnceCell::const_new();
@@ -59,6 +62,13 @@ impl Stage {
         let delegation = format!("0xef0100{}", GATE.trim_start_matches("0x"));
         anvil.rpc("anvil_setCode", json!([DELEGATED, delegation])).await;
         let setup = SetUp::with_bundle(&anvil.url(), &bundle());
+        for (file, part) in PARTS {
+            let part =
+                std::fs::read_to_string(bundle().with_file_name("later").join(part)).unwrap();
+            let file = setup.dir().join("policies").join(file);
+            let text = std::fs::read_to_string(&file).unwrap();
+            std::fs::write(file, text + &part).unwrap();
+        }
         let server = setup.start(&[]).await;
         let database = setup.dir().join("claviger.db");
         Self { anvil, server, setup, database }
@@ -102,10 +112,10 @@ pub struct Told {
 }
 
 impl Told {
-    /// Whether the last denial was for this field, or for a part of it.
-    pub fn is_for(&self, field: &str) -> bool {
-        let first = |one: &String| one.split(['.', ':']).next() == Some(field);
-        self.fields.iter().any(first)
+    /// Whether the last denial was for nothing but windows that are full.
+    pub fn is_full(&self) -> bool {
+        let is_window = |one: &String| one.split(['.', ':']).next() == Some("windows");
+        !self.fields.is_empty() && self.fields.iter().all(is_window)
     }
 }
 
@@ -275,7 +285,7 @@ impl Actor {
         (self.anvil().nonce(&self.managed).await, self.anvil().nonce(&self.external).await)
     }
 
-    /// Refused by policy at every door for transactions; answers the fields for which it was.
+    /// Refused by policy at every door for transactions; answers what the log says of the last one.
     pub async fn refuses(&self, what: &str, call: &Call) -> Told {
         self.refuses_managed(what, call).await;
         self.refuses_signature(what, &self.external_body(0, call)).await
@@ -284,12 +294,22 @@ impl Actor {
     /// Refused as a transaction whose nonce is the server's.
     pub async fn refuses_managed(&self, what: &str, call: &Call) -> Told {
         let body = self.managed_body(call);
-        self.denies(what, &body, async |body| self.ask(body).await).await
+        let told = self.denies(what, &body, async |body| self.ask(body).await).await;
+        assert!(!told.is_full(), "{what}: it is not for a window that is full: {told:?}");
+        told
     }
 
-    /// Refused at `POST /v1/signatures`.
+    /// Refused at `POST /v1/signatures`, for another reason than that a window is full.
     pub async fn refuses_signature(&self, what: &str, body: &Value) -> Told {
-        self.denies(what, body, async |body| self.sign(body).await).await
+        let told = self.denies(what, body, async |body| self.sign(body).await).await;
+        assert!(!told.is_full(), "{what}: it is not for a window that is full: {told:?}");
+        told
+    }
+
+    /// Refused at `POST /v1/signatures`, because a window is full.
+    pub async fn has_no_room(&self, what: &str, body: &Value) {
+        let told = self.denies(what, body, async |body| self.sign(body).await).await;
+        assert!(told.is_full(), "{what}: {told:?}");
     }
 
     async fn denies(
