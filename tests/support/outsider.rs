@@ -20,7 +20,7 @@ use super::server::SetUp;
 use super::services::tool;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::mechanism::Mechanism;
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use ethers_core::k256::ecdsa::SigningKey;
 use serde_json::{Value, json};
