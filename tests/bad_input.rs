@@ -29,14 +29,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
-use support::server::{ETHER, LIMIT, STRANGER, Server, SetUp, payout, payout_grants};
-use support::services::{Anvil, AnvilOptions, poll_until};
+use support::server::{ETHER, LIMIT, STRANGER, Server, SetUp, chain, payout, payout_grants};
+use support::services::poll_until;
 
 const SUB: &str = "svc:payouts";
-
-async fn chain() -> Anvil {
-    Anvil::start(AnvilOptions { slots_in_an_epoch: Some(1), ..AnvilOptions::default() }).await
-}
 
 /// Everything that a request could leave behind, but denials.
 #[derive(Debug, PartialEq, Eq)]

@@ -111,6 +111,39 @@ async fn an_unknown_block_is_never_empty() {
 }
 
 #[tokio::test]
+async fn the_codes_of_many_accounts_are_of_one_block_in_the_order_asked() {
+    let anvil = manual().await;
+    let chain = chain_of(&[&anvil.url()], Finality::Finalized);
+    let at = |byte: usize| Address::repeat_byte(u8::try_from(byte).unwrap());
+    for byte in [3, 9, 40] {
+        anvil.rpc("anvil_setCode", json!([at(byte), format!("0x{byte:02x}")])).await;
+    }
+    let addresses: Vec<Address> = (1..=50).map(at).collect();
+    let (block, codes) = chain.codes(&addresses).await.unwrap();
+    assert_eq!(Some(block), chain.block(BlockAt::Latest).await.unwrap().map(|head| head.hash));
+    for (byte, code) in (1..=50).zip(&codes) {
+        let expected = if [3, 9, 40].contains(&byte) { vec![byte] } else { Vec::new() };
+        assert_eq!(code.to_vec(), expected, "{byte}");
+    }
+    assert_eq!(codes.len(), 50);
+    assert_eq!(chain.codes(&[]).await.unwrap(), (block, Vec::new()));
+    // A node that fails in the midst of it has said nothing, and the next one is asked for all.
+    let (first, second) =
+        (FaultProxy::start(&anvil.url()).await, FaultProxy::start(&anvil.url()).await);
+    first.inject_about(
+        "eth_getCode",
+        &format!("{:#x}", at(40)),
+        Times::UntilLifted,
+        Fault::DropReply,
+    );
+    let alone = chain_of(&[&first.url()], Finality::Finalized);
+    assert!(alone.codes(&addresses).await.is_err());
+    let both = chain_of(&[&first.url(), &second.url()], Finality::Finalized);
+    assert_eq!(both.codes(&addresses).await.unwrap(), (block, codes));
+    assert_eq!(second.count("eth_getCode"), 50);
+}
+
+#[tokio::test]
 async fn a_revert_is_told_with_its_reason() {
     let anvil = manual().await;
     let chain = chain_of(&[&anvil.url()], Finality::Finalized);

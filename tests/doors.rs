@@ -25,16 +25,13 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use std::process::Command;
 use support::server::{
-    ETHER, LIMIT, PAYEE, PROCESSOR, Server, SetUp, charge_grant, payout, payout_grants, token,
+    ETHER, LIMIT, PAYEE, PROCESSOR, Server, SetUp, chain, charge_grant, hello_grant, payout,
+    payout_grants, token,
 };
-use support::services::{Anvil, AnvilOptions, Program, address_word, artefact, poll_until, word};
+use support::services::{Anvil, Program, address_word, artefact, poll_until, word};
 
 const SUB: &str = "svc:payouts";
 const MAIL_TYPE: &str = "Mail(address to,string contents)";
-
-async fn chain() -> Anvil {
-    Anvil::start(AnvilOptions { slots_in_an_epoch: Some(1), ..AnvilOptions::default() }).await
-}
 
 fn hash(text: &str) -> String {
     format!("{:#x}", alloy::primitives::keccak256(text))
@@ -45,16 +42,7 @@ fn signing_grants() -> String {
     let mail = hash(MAIL_TYPE);
     format!(
         r#"{payouts}
-[[grant]]
-id = "hello"
-owner = "treasury"
-reason = "tests"
-expires = "2099-12-31"
-principals = ["svc:payouts"]
-signers = ["payments"]
-action = "message"
-text = {{ prefix = "hello " }}
-
+{hello}
 [[grant]]
 id = "mail"
 owner = "treasury"
@@ -68,7 +56,8 @@ verifying_contract = "processor"
 primary_type = "Mail"
 type_hash = "{mail}"
 "#,
-        payouts = payout_grants("5.0")
+        payouts = payout_grants("5.0"),
+        hello = hello_grant(""),
     )
 }
 

@@ -15,61 +15,29 @@
 mod support {
     pub mod pkcs11_faults;
     pub mod services;
+    pub mod test_key;
 }
+#[path = "hsm/ladder_stage.rs"]
+mod ladder_stage;
 #[path = "hsm/softhsm.rs"]
 mod softhsm;
 
-use alloy::primitives::keccak256;
-use claviger::core::evm::message::message_bytes;
 use claviger::core::id::HsmName;
 use claviger::core::key::{CkaId, KeyPlace, OperatorKey, PublicKey};
 use claviger::core::key_report::{KeyException, KeyFlag};
-use claviger::hsm::{Activity, Hsm, HsmConfig, Limits, is_signed_by};
-use claviger::ports::signer::{HsmEvent, HsmNews, Signer, SignerError};
-use cryptoki::object::{Attribute, KeyType, ObjectClass};
+use claviger::hsm::{Activity, Hsm, HsmConfig, Limits};
+use claviger::ports::signer::{HsmNews, Signer, SignerError};
 use ethers_core::k256::ecdsa::SigningKey;
 use futures::future::join_all;
-use softhsm::{LABEL, Outsider, Token, in_own_process_with, new_key, operator_key, permit, place};
-use std::path::{Path, PathBuf};
+use ladder_stage::{LIMIT, faulty_calls, is_up, news, set, signs, until, with_faults};
+use softhsm::{LABEL, Outsider, Token, new_key, operator_key, place};
 use std::time::{Duration, Instant};
-use support::services::tool;
+use support::test_key;
 
 const SPARE: &str = "spare";
-/// Nobody waits for so long in a test that goes well.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// A child process whose module fails when `set` says so.
-fn with_faults<F: Future<Output = ()>>(test: &str, body: impl FnOnce(Token) -> F) {
-    let envs = |dir: &Path| {
-        vec![
-            ("SOFTHSM_MODULE", support::pkcs11_faults::module().to_path_buf()),
-            ("PKCS11_FAULTS_MODULE", tool("SOFTHSM_MODULE")),
-            ("PKCS11_FAULTS_CONTROL", dir.join("control")),
-        ]
-    };
-    in_own_process_with(test, envs, body);
-}
-
-/// From now on these calls fail; see `tests/pkcs11-faults`.
-fn set(token: &Token, lines: &str) {
-    let new: PathBuf = token.dir().join("control.new");
-    std::fs::write(&new, format!("{lines}\n# {:?}\n", Instant::now())).unwrap();
-    std::fs::rename(new, token.dir().join("control")).unwrap();
-}
-
 /// How many calls failed, or waited.
 fn faults(token: &Token) -> usize {
-    let log = std::fs::read_to_string(token.dir().join("control.log")).unwrap_or_default();
-    assert!(!log.contains("OVERLAP"), "the module was finalised during a call");
-    log.lines().count()
-}
-
-async fn until(what: &str, is_so: impl Fn() -> bool) {
-    let limit = Instant::now() + LIMIT;
-    while !is_so() {
-        assert!(Instant::now() < limit, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    faulty_calls(token).len()
 }
 
 /// So many sessions are open, and no more were lost sight of.
@@ -80,29 +48,10 @@ async fn sessions(token: &Token, count: u32) {
     until(&what, || (token.metric(line) - f64::from(count)).abs() < 0.1).await;
 }
 
-async fn signs(hsm: &Hsm, key: &OperatorKey, text: &str) -> Result<(), SignerError> {
-    let signature = hsm.sign(permit(key, text)).await?;
-    assert!(is_signed_by(&keccak256(message_bytes(text)), &signature, &key.public_key));
-    Ok(())
-}
-
 async fn assert_signs(hsm: &Hsm, key: &OperatorKey, text: &str) {
     if let Err(error) = signs(hsm, key, text).await {
         panic!("{text}: {error}");
     }
-}
-
-fn is_up(hsm: &Hsm, name: &str) -> bool {
-    hsm.is_up(&HsmName::new(name)).is_ok()
-}
-
-fn news(hsm: &Hsm) -> Vec<&'static str> {
-    let name = |event: &HsmEvent| match event.news {
-        HsmNews::Down { .. } => "down",
-        HsmNews::Up { .. } => "up",
-        HsmNews::WrongSignature { .. } => "wrong",
-    };
-    hsm.events().iter().map(name).collect()
 }
 
 /// Limits that a test can wait for.
@@ -420,38 +369,6 @@ fn a_token_that_is_not_there_at_the_start_is_down_until_it_comes_and_the_other_s
     );
 }
 
-/// Puts a key that was made outside into a token: only an exception lets it be used.
-fn import(label: &str, key: &SigningKey, id: &CkaId) {
-    let session = Outsider::new().session_of(label);
-    let params = vec![0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x0a];
-    let point = key.verifying_key().to_encoded_point(false);
-    let point = [&[0x04, 0x41], point.as_bytes()].concat();
-    let both = |class| {
-        vec![
-            Attribute::Class(class),
-            Attribute::KeyType(KeyType::EC),
-            Attribute::Token(true),
-            Attribute::EcParams(params.clone()),
-            Attribute::Id(id.as_bytes().to_vec()),
-        ]
-    };
-    let mut private = both(ObjectClass::PRIVATE_KEY);
-    private.extend([
-        Attribute::Private(true),
-        Attribute::Sensitive(true),
-        Attribute::Extractable(false),
-        Attribute::Sign(true),
-        Attribute::Decrypt(false),
-        Attribute::Unwrap(false),
-        Attribute::Derive(false),
-        Attribute::Value(key.to_bytes().to_vec()),
-    ]);
-    session.create_object(&private).unwrap();
-    let mut public = both(ObjectClass::PUBLIC_KEY);
-    public.extend([Attribute::Verify(true), Attribute::EcPoint(point)]);
-    session.create_object(&public).unwrap();
-}
-
 #[test]
 fn a_standby_signs_by_the_same_key_while_its_home_is_down_and_no_longer() {
     with_faults(
@@ -468,8 +385,8 @@ fn a_standby_signs_by_the_same_key_while_its_home_is_down_and_no_longer() {
             }
             configs[0].standby_for = Some(HsmName::new(SPARE));
             let hsm = Hsm::open(configs).unwrap();
-            import(SPARE, &made, &id);
-            import(LABEL, &made, &id);
+            test_key::put(&Outsider::new().session_of(SPARE), &made, id.as_bytes());
+            test_key::put(&Outsider::new().session_of(LABEL), &made, id.as_bytes());
             let point = made.verifying_key().to_encoded_point(false);
             let mut key = operator_key(id, 7, PublicKey::from_sec1(point.as_bytes()).unwrap());
             key.hsm = HsmName::new(SPARE);

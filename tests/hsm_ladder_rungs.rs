@@ -16,78 +16,26 @@ mod support {
     pub mod pkcs11_faults;
     pub mod services;
 }
+#[path = "hsm/ladder_stage.rs"]
+mod ladder_stage;
 #[path = "hsm/softhsm.rs"]
 mod softhsm;
 
-use alloy::primitives::keccak256;
-use claviger::core::evm::message::message_bytes;
-use claviger::core::id::HsmName;
-use claviger::core::key::{CkaId, OperatorKey};
-use claviger::hsm::{Activity, Hsm, HsmConfig, Limits, is_signed_by};
-use claviger::ports::signer::{HsmEvent, HsmNews, Signer, SignerError};
+use claviger::core::key::CkaId;
+use claviger::hsm::{Activity, Hsm, HsmConfig, Limits};
+use claviger::ports::signer::{Signer, SignerError};
 use cryptoki::object::Attribute;
 use futures::future::join_all;
-use softhsm::{Outsider, Token, in_own_process_with, new_key, permit, place};
-use std::path::Path;
+use ladder_stage::{faulty_calls, is_up, news, set, signs, until, with_faults};
+use softhsm::{Outsider, Token, new_key, place};
 use std::time::{Duration, Instant};
-use support::services::tool;
 
-/// Nobody waits for so long in a test that goes well.
-const LIMIT: Duration = Duration::from_secs(90);
 const RESTARTS: &str = "claviger_hsm_recoveries_total{rung=\"restart\"}";
 const REFUSED: &str = "claviger_hsm_logins_total{outcome=\"refused\"}";
 
-/// A child process whose module fails when `set` says so.
-fn with_faults<F: Future<Output = ()>>(test: &str, body: impl FnOnce(Token) -> F) {
-    let envs = |dir: &Path| {
-        vec![
-            ("SOFTHSM_MODULE", support::pkcs11_faults::module().to_path_buf()),
-            ("PKCS11_FAULTS_MODULE", tool("SOFTHSM_MODULE")),
-            ("PKCS11_FAULTS_CONTROL", dir.join("control")),
-        ]
-    };
-    in_own_process_with(test, envs, body);
-}
-
-/// From now on these calls fail; see `tests/pkcs11-faults`.
-fn set(token: &Token, lines: &str) {
-    let new = token.dir().join("control.new");
-    std::fs::write(&new, format!("{lines}\n# {:?}\n", Instant::now())).unwrap();
-    std::fs::rename(new, token.dir().join("control")).unwrap();
-}
-
 /// How many calls of a function failed, or waited, or were told.
 fn faults(token: &Token, function: &str) -> usize {
-    let log = std::fs::read_to_string(token.dir().join("control.log")).unwrap_or_default();
-    assert!(!log.contains("OVERLAP"), "the module was finalised during a call");
-    log.lines().filter(|line| line.split('\t').next() == Some(function)).count()
-}
-
-async fn until(what: &str, is_so: impl Fn() -> bool) {
-    let limit = Instant::now() + LIMIT;
-    while !is_so() {
-        assert!(Instant::now() < limit, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-async fn signs(hsm: &Hsm, key: &OperatorKey, text: &str) -> Result<(), SignerError> {
-    let signature = hsm.sign(permit(key, text)).await?;
-    assert!(is_signed_by(&keccak256(message_bytes(text)), &signature, &key.public_key));
-    Ok(())
-}
-
-fn is_up(hsm: &Hsm) -> bool {
-    hsm.is_up(&HsmName::default()).is_ok()
-}
-
-fn news(hsm: &Hsm) -> Vec<&'static str> {
-    let name = |event: &HsmEvent| match event.news {
-        HsmNews::Down { .. } => "down",
-        HsmNews::Up { .. } => "up",
-        HsmNews::WrongSignature { .. } => "wrong",
-    };
-    hsm.events().iter().map(name).collect()
+    faulty_calls(token).iter().filter(|call| *call == function).count()
 }
 
 fn open(token: &Token, sessions: usize, keep_alive: u64, stalled: u64) -> Hsm {
@@ -115,14 +63,14 @@ fn what_only_a_new_start_of_the_module_cures_is_cured_by_itself() {
             for (round, fault) in (1_u8..).zip(faults) {
                 set(&token, &format!("{fault} UNTIL_INITIALIZE"));
                 let mut asked = 0;
-                while is_up(&hsm) {
+                while is_up(&hsm, "default") {
                     assert!(signs(&hsm, &key, "not yet").await.is_err(), "{fault}");
                     // What answers readiness says nothing about signatures.
                     let _ = hsm.health().await;
                     asked += 1;
                     assert!(asked <= 3, "{fault}: the third in a row is one too many");
                 }
-                until("it is up again", || is_up(&hsm)).await;
+                until("it is up again", || is_up(&hsm, "default")).await;
                 assert!((token.metric(RESTARTS) - f64::from(round)).abs() < 0.1, "{fault}");
                 signs(&hsm, &key, "cured").await.unwrap();
             }
@@ -138,11 +86,11 @@ fn a_token_without_a_session_left_is_down_and_comes_back() {
         let key = new_key(&hsm, 1).await;
         set(&token, "C_Sign CKR_SESSION_HANDLE_INVALID 1\nC_OpenSession CKR_SESSION_COUNT");
         for _ in 0..3 {
-            assert!(is_up(&hsm) && signs(&hsm, &key, "no session").await.is_err());
+            assert!(is_up(&hsm, "default") && signs(&hsm, &key, "no session").await.is_err());
         }
-        assert!(!is_up(&hsm));
+        assert!(!is_up(&hsm, "default"));
         set(&token, "");
-        until("it is up again", || is_up(&hsm)).await;
+        until("it is up again", || is_up(&hsm, "default")).await;
         signs(&hsm, &key, "again").await.unwrap();
     });
 }
@@ -160,7 +108,7 @@ fn one_key_that_fails_takes_no_token_down_while_another_signs() {
                 assert!(signs(&hsm, &key, "rejected").await.is_err());
                 set(&token, "C_Sign CKR_FUNCTION_REJECTED 1");
                 assert!(signs(&hsm, &key, "rejected again").await.is_err());
-                assert!(is_up(&hsm));
+                assert!(is_up(&hsm, "default"));
             }
             assert!(news(&hsm).is_empty());
             signs(&hsm, &other, "as ever").await.unwrap();
@@ -168,7 +116,7 @@ fn one_key_that_fails_takes_no_token_down_while_another_signs() {
             set(&token, "C_Sign CKR_FUNCTION_REJECTED");
             assert!(signs(&hsm, &key, "rejected").await.is_err());
             assert!(signs(&hsm, &key, "rejected").await.is_err());
-            assert!(!is_up(&hsm));
+            assert!(!is_up(&hsm, "default"));
         },
     );
 }
@@ -182,12 +130,12 @@ fn a_slot_that_has_another_token_gets_no_pin() {
         let session = outsider.session();
         set(&token, "C_Login LOG\nC_GetTokenInfo OTHER_LABEL");
         session.logout().unwrap();
-        assert!(signs(&hsm, &key, "elsewhere").await.is_err() && !is_up(&hsm));
+        assert!(signs(&hsm, &key, "elsewhere").await.is_err() && !is_up(&hsm, "default"));
         let probed = faults(&token, "C_GetTokenInfo");
         until("it is searched", || faults(&token, "C_GetTokenInfo") > probed + 2).await;
         assert_eq!(faults(&token, "C_Login"), 0, "no PIN was sent");
         set(&token, "C_Login LOG");
-        until("it is found again", || is_up(&hsm)).await;
+        until("it is found again", || is_up(&hsm, "default")).await;
         signs(&hsm, &key, "found").await.unwrap();
         assert_eq!(faults(&token, "C_Login"), 1);
         // Once wrong, it is searched again at once.
@@ -257,7 +205,7 @@ fn a_session_that_cannot_be_closed_costs_one_thread_and_no_other() {
             };
             let (late, ()) = futures::future::join(hangs, others).await;
             assert!(late.is_err());
-            assert!(is_up(&hsm));
+            assert!(is_up(&hsm, "default"));
         },
     );
 }
@@ -274,11 +222,11 @@ fn a_module_that_stays_closed_takes_its_tokens_down_until_it_opens() {
             let hangs = signs(&hsm, &key, "hangs");
             let others = async {
                 until("it hangs", || faults(&token, "C_GetSessionInfo") == 1).await;
-                until("it is down", || !is_up(&hsm)).await;
+                until("it is down", || !is_up(&hsm, "default")).await;
                 let answer = signs(&hsm, &key, "nobody waits").await;
                 assert!(matches!(answer, Err(SignerError::Down { .. })), "{answer:?}");
                 set(&token, "");
-                until("it is up again", || is_up(&hsm)).await;
+                until("it is up again", || is_up(&hsm, "default")).await;
                 signs(&hsm, &key, "after all").await.unwrap();
             };
             let (_, ()) = futures::future::join(hangs, others).await;
@@ -323,11 +271,11 @@ fn a_login_that_hangs_is_waited_for_by_nobody_for_long() {
         let begun = Instant::now();
         let all = join_all((0..32).map(|n| async move { signs(hsm, key, &n.to_string()).await }));
         let others = async {
-            until("it is down", || !is_up(hsm)).await;
+            until("it is down", || !is_up(hsm, "default")).await;
             println!("down after {:?}", begun.elapsed());
             assert_eq!(faults(&token, "C_Login"), 1, "the PIN is under way once");
             set(&token, "");
-            until("it is up again", || is_up(hsm)).await;
+            until("it is up again", || is_up(hsm, "default")).await;
             signs(hsm, key, "logged in").await.unwrap();
         };
         let (all, ()) = futures::future::join(all, others).await;
@@ -343,11 +291,11 @@ fn a_probe_that_hangs_is_seen_and_another_one_finds_the_token() {
             let hsm = open(&token, 1, 10_000, 400);
             let key = new_key(&hsm, 1).await;
             set(&token, "C_GetSlotList WAIT 1\nC_Sign CKR_DEVICE_ERROR 2");
-            assert!(signs(&hsm, &key, "gone").await.is_err() && !is_up(&hsm));
+            assert!(signs(&hsm, &key, "gone").await.is_err() && !is_up(&hsm, "default"));
             until("the probe hangs", || faults(&token, "C_GetSlotList") >= 1).await;
             let stalled = "claviger_hsm_stalled_threads{hsm=\"default\"}";
             until("that is told", || token.metric(stalled) > 0.5).await;
-            until("another probe finds it", || is_up(&hsm)).await;
+            until("another probe finds it", || is_up(&hsm, "default")).await;
             signs(&hsm, &key, "found").await.unwrap();
             set(&token, "");
             until("the first one has ended", || token.metric(stalled) < 0.5).await;
@@ -365,9 +313,9 @@ fn one_spoilt_key_does_not_keep_its_token_down() {
             keys.push(new_key(&hsm, number).await);
         }
         set(&token, "* CKR_DEVICE_ERROR");
-        assert!(signs(&hsm, &keys[0], "gone").await.is_err() && !is_up(&hsm));
+        assert!(signs(&hsm, &keys[0], "gone").await.is_err() && !is_up(&hsm, "default"));
         set(&token, "C_Sign WRONG 1");
-        until("it is up again", || is_up(&hsm)).await;
+        until("it is up again", || is_up(&hsm, "default")).await;
         assert_eq!(news(&hsm), ["down", "wrong", "up"]);
         for key in &keys {
             signs(&hsm, key, "also the one that was withdrawn, once it proves itself")
@@ -383,7 +331,7 @@ fn a_token_that_came_back_without_its_keys_is_not_up() {
         let hsm = token.open(1, 64);
         let key = new_key(&hsm, 1).await;
         set(&token, "* CKR_DEVICE_ERROR");
-        assert!(signs(&hsm, &key, "gone").await.is_err() && !is_up(&hsm));
+        assert!(signs(&hsm, &key, "gone").await.is_err() && !is_up(&hsm, "default"));
         // It is there, and its key does not sign.
         set(&token, "C_Sign CKR_KEY_FUNCTION_NOT_PERMITTED");
         let told = |what: &str| match hsm.ready(&key) {
@@ -392,7 +340,7 @@ fn a_token_that_came_back_without_its_keys_is_not_up() {
         };
         until("it says why", || told("CKR_KEY_FUNCTION_NOT_PERMITTED")).await;
         set(&token, "");
-        until("it is up again", || is_up(&hsm)).await;
+        until("it is up again", || is_up(&hsm, "default")).await;
         signs(&hsm, &key, "back").await.unwrap();
         // It is there, and the key is not.
         let session = Outsider::new().session();
@@ -401,10 +349,10 @@ fn a_token_that_came_back_without_its_keys_is_not_up() {
             session.destroy_object(object).unwrap();
         }
         set(&token, "* CKR_DEVICE_ERROR");
-        assert!(signs(&hsm, &key, "gone again").await.is_err() && !is_up(&hsm));
+        assert!(signs(&hsm, &key, "gone again").await.is_err() && !is_up(&hsm, "default"));
         set(&token, "");
         until("it says so", || told("no private key with this id")).await;
-        assert!(!is_up(&hsm));
+        assert!(!is_up(&hsm, "default"));
     });
 }
 

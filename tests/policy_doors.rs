@@ -26,15 +26,12 @@ use sqlx::{AssertSqlSafe, Connection as _, Row as _, SqliteConnection};
 use std::path::Path;
 use std::process::Command;
 use support::server::{
-    Answer, BIN, ETHER, LIMIT, PAYEE, STRANGER, Server, SetUp, payout, payout_grants,
+    Answer, BIN, ETHER, LIMIT, PAYEE, STRANGER, Server, SetUp, chain, hello_grant, payout,
+    payout_grants,
 };
-use support::services::{Anvil, AnvilOptions, Postgres, poll_until};
+use support::services::{Postgres, poll_until};
 
 const SUB: &str = "svc:payouts";
-
-async fn chain() -> Anvil {
-    Anvil::start(AnvilOptions { slots_in_an_epoch: Some(1), ..AnvilOptions::default() }).await
-}
 
 // -- claviger policy test ---------------------------------------------------------------------------
 
@@ -122,23 +119,10 @@ async fn everything(observer: &mut SqliteConnection) -> (i64, Vec<String>) {
     (version, rows)
 }
 
-/// Grants for payouts with a window of their own for fees, and for messages.
+/// Grants for payouts, and for one message an hour.
 fn grants() -> String {
-    format!(
-        r#"{payouts}
-[[grant]]
-id = "hello"
-owner = "treasury"
-reason = "tests"
-expires = "2099-12-31"
-principals = ["svc:payouts"]
-signers = ["payments"]
-action = "message"
-text = {{ prefix = "hello " }}
-windows = [{{ span = "1h", count = 1, scope = "principal" }}]
-"#,
-        payouts = payout_grants("2.5")
-    )
+    let hourly = r#"windows = [{ span = "1h", count = 1, scope = "principal" }]"#;
+    [payout_grants("2.5"), hello_grant(hourly)].concat()
 }
 
 #[tokio::test]

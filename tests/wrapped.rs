@@ -34,30 +34,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use support::pkcs11_faults::Pkcs11Faults;
 use support::report::report;
-use support::server::{BIN, ETHER, PAYEE, Server, SetUp, payout_grants};
-use support::services::{Anvil, AnvilOptions, poll_until};
+use support::server::{BIN, ETHER, PAYEE, Server, SetUp, chain, hello_grant, payout_grants};
+use support::services::poll_until;
 
 const SUB: &str = "svc:payouts";
 
-async fn chain() -> Anvil {
-    Anvil::start(AnvilOptions { slots_in_an_epoch: Some(1), ..AnvilOptions::default() }).await
-}
-
 fn grants() -> String {
-    format!(
-        r#"{payouts}
-[[grant]]
-id = "hello"
-owner = "treasury"
-reason = "tests"
-expires = "2099-12-31"
-principals = ["svc:payouts"]
-signers = ["payments"]
-action = "message"
-text = {{ prefix = "hello " }}
-"#,
-        payouts = payout_grants("100000")
-    )
+    [payout_grants("100000"), hello_grant("")].concat()
 }
 
 /// Runs an operator's command against this server.

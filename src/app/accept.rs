@@ -3,7 +3,7 @@
 
 use crate::app::adopt::{self, OnChain};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, ChainRuntime, chains, finality, record};
+use crate::app::{App, AppError, ChainRuntime, facts, record};
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::{DATA_BYTES_MAX, intrinsic_gas};
 use crate::core::id::RequestId;
@@ -12,13 +12,12 @@ use crate::core::intent::{
 };
 use crate::core::key::OperatorKey;
 use crate::core::policy::{
-    Charge, CodeFact, EventFact, Facts, Outcome, PolicyRequest, Reason, Verdict, evaluate,
-    verdict::EventUse,
+    Bundle, Charge, Outcome, PolicyRequest, Reason, Verdict, evaluate, verdict::EventUse,
 };
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::core::tx::fee::{self, Market};
-use crate::ports::chain::{BlockAt, CallRequest, ChainError};
+use crate::ports::chain::{CallRequest, ChainError};
 use crate::ports::store::{
     Bound, DecisionSummary, End, KeyBinding, LimitExceeded, NewTransaction, StoreError, Suspension,
     TransactionRow, look, unit,
@@ -141,8 +140,10 @@ pub(crate) async fn judge(
         .chain(&command.chain)
         .ok_or_else(|| AppError::invalid("chain", "is not configured here"))?;
     let key = signers::least_busy(app, chain, &command.signer, purpose).await?;
-    let (request, estimate) = judged_request(app, chain, command, &key, purpose).await?;
-    let verdict = evaluate(&app.bundle(), &request, now);
+    let bundle = app.bundle();
+    let judged = judged_request(app, (chain, &bundle), command, &key, purpose);
+    let (request, estimate) = judged.await?;
+    let verdict = evaluate(&bundle, &request, now);
     let sendable = match estimate {
         Ok(()) if verdict.outcome == Outcome::Allow => {
             mineable(chain, &request, &verdict, now).await
@@ -258,7 +259,7 @@ pub(crate) fn same_body(before: &KeyBinding, body_hash: B256) -> Result<RequestI
 /// after policy has allowed the request.
 async fn judged_request(
     app: &App,
-    chain: &ChainRuntime,
+    (chain, bundle): (&ChainRuntime, &Bundle),
     command: &AcceptCommand,
     key: &OperatorKey,
     purpose: Purpose,
@@ -269,30 +270,35 @@ async fn judged_request(
         max_priority_fee: command.max_priority_fee.unwrap_or(u128::MAX).min(cap.max_priority_fee),
     };
     let fees = Fees { max_priority_fee: caller.max_priority_fee.min(caller.max_fee), ..caller };
-    let facts = facts(app, chain, command.to, command.source, purpose).await?;
-    let (gas, estimate) = match command.gas {
-        Some(gas) => (gas, Ok(())),
-        None => estimate(chain, command, key.address).await?,
-    };
-    let intent = TransactionIntent {
+    let mut tx = TransactionIntent {
         chain: chain.reference(),
         tx_type: command.tx_type.unwrap_or(chain.settings.tx_type),
         to: command.to,
         value: command.value,
         data: command.data.clone(),
-        gas,
+        gas: command.gas.unwrap_or_default(),
         fees: FeeAsk::UpTo(fees),
         access_list: command.access_list.clone(),
         nonce: None,
         not_after: command.not_after,
         source: command.source,
     };
+    let asked = Intent::Transaction(Box::new(tx.clone()));
+    let facts = facts::read(app, chain, bundle, (&asked, key.address), purpose).await?;
+    let estimate = match command.gas {
+        Some(_) => Ok(()),
+        None => {
+            let (gas, estimate) = estimate(chain, command, key.address).await?;
+            tx.gas = gas;
+            estimate
+        }
+    };
     let request = PolicyRequest {
         principal: command.principal.clone(),
         group: key.group.clone(),
         key: key.id,
         address: key.address,
-        intent: Intent::Transaction(Box::new(intent)),
+        intent: Intent::Transaction(Box::new(tx)),
         facts,
     };
     Ok((request, estimate))
@@ -321,69 +327,6 @@ async fn estimate(
         Err(ChainError::Reverted(why)) => Ok((0, Err(AppError::WouldRevert(why)))),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Reads what policy may need to know, each fact with its block. What is not on the chain is `None`; a
-/// node that does not answer is an error, and nothing is decided.
-pub(crate) async fn facts(
-    app: &App,
-    chain: &ChainRuntime,
-    to: Option<Address>,
-    source: Option<EventSource>,
-    purpose: Purpose,
-) -> Result<Facts, AppError> {
-    match purpose {
-        Purpose::Accept => chains::verify(app, chain).await?,
-        Purpose::Tell => chains::compare(app, chain).await?,
-    }
-    let code = match to {
-        None => None,
-        Some(address) => {
-            let head = chain.port.block(BlockAt::Latest).await?;
-            let head = head.ok_or(ChainError::UnknownBlock)?;
-            let code = chain.port.code(address, head.hash).await?;
-            Some(CodeFact { address, block: head.hash, code })
-        }
-    };
-    let event = match source {
-        None => None,
-        Some(source) => event(app, chain, source).await?,
-    };
-    Ok(Facts { codes: code.into_iter().collect(), event, ..Facts::default() })
-}
-
-/// The event by the word of one node, in one look. That its block is final is said only if enough nodes agree.
-async fn event(
-    app: &App,
-    chain: &ChainRuntime,
-    source: EventSource,
-) -> Result<Option<EventFact>, ChainError> {
-    let Some(mined) = chain.port.mined(source.transaction_hash).await? else {
-        return Ok(None);
-    };
-    let receipt = mined.receipt;
-    let found = receipt.logs.iter().find(|log| {
-        log.log_index == source.log_index
-            && log.transaction_hash == source.transaction_hash
-            && log.block_hash == source.block_hash
-    });
-    let Some(log) = found.filter(|_| receipt.success && receipt.block_hash == source.block_hash)
-    else {
-        return Ok(None);
-    };
-    if mined.is_final && !finality::is_agreed_final(app, chain, &receipt, mined.node).await {
-        let what = "the nodes do not agree about the event, or that its block is final";
-        return Err(ChainError::Unavailable(what.to_owned()));
-    }
-    Ok(Some(EventFact {
-        source,
-        block_number: receipt.block_number,
-        canonical: mined.is_canonical,
-        finalized: mined.is_final,
-        emitter: log.address,
-        topics: log.topics.clone(),
-        data: log.data.clone(),
-    }))
 }
 
 /// Records a denial in a unit of its own. It binds no idempotency key.

@@ -98,10 +98,8 @@ async fn room(
     // Without a nonce of the caller's, the request would be a new owner, who holds nothing.
     let asked =
         Arc::new((shared_owner(request), verdict.charges.clone(), verdict.event_use.clone()));
-    let lane = match &request.intent {
-        Intent::Transaction(tx) if tx.nonce.is_some() => Some((tx.chain.id, request.address)),
-        Intent::Transaction(_) | Intent::Message { .. } | Intent::TypedData { .. } => None,
-    };
+    let lane = request.intent.nonce().and(request.intent.chain());
+    let lane = lane.map(|chain| (chain.id, request.address));
     let (other, mode, uses) = look(&*app.store, "evaluate", move |unit| {
         let asked = asked.clone();
         Box::pin(async move {

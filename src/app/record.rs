@@ -96,6 +96,13 @@ fn intent(intent: &Intent) -> Value {
             ("chain", (&chain.name).into()),
             ("data", serde_json::to_string(data).unwrap_or_default().into()),
         ]),
+        Intent::Authorization { chain, address, nonce } => map([
+            ("kind", "authorization".into()),
+            ("chain", (&chain.name).into()),
+            ("chain_id", chain.id.into()),
+            ("address", format!("{address:#x}").into()),
+            ("nonce", (*nonce).into()),
+        ]),
     }
 }
 

@@ -1,9 +1,8 @@
 //! Judge a queued transaction again, where the policy in force is another than the one that accepted it,
 //! or where it has waited: a grant that was removed or has expired signs nothing.
 
-use crate::app::accept::facts;
 use crate::app::signers::Purpose;
-use crate::app::{App, AppError, ChainRuntime, record};
+use crate::app::{App, AppError, ChainRuntime, facts, record};
 use crate::core::audit::EncodedLeaf;
 use crate::core::intent::Intent;
 use crate::core::policy::{Outcome, PolicyRequest, Reason, Verdict, evaluate};
@@ -52,16 +51,19 @@ pub async fn rejudge(
     let key =
         look(&*app.store, "key", move |unit| Box::pin(async move { unit.key(id).await })).await?;
     let key = key.ok_or_else(|| AppError::internal("a transaction's key is not there"))?;
-    let intent = row.new.intent.clone();
+    let intent = Intent::Transaction(Box::new(row.new.intent.clone()));
+    let bundle = app.bundle();
+    let asked = (&intent, key.address);
+    let facts = facts::read(app, chain, &bundle, asked, Purpose::Accept).await?;
     let request = PolicyRequest {
         principal: row.new.principal.clone(),
         group: key.group,
         key: key.id,
         address: key.address,
-        facts: facts(app, chain, intent.to, intent.source, Purpose::Accept).await?,
-        intent: Intent::Transaction(Box::new(intent)),
+        facts,
+        intent,
     };
-    let verdict = evaluate(&app.bundle(), &request, now);
+    let verdict = evaluate(&bundle, &request, now);
     let decision_json = record::decision_json(&request, &verdict);
     Ok(Rejudged { request, verdict, decision_json })
 }

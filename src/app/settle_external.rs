@@ -105,8 +105,8 @@ async fn settle_one(
         return Ok(());
     };
     let (owner, mined, id) = (versions.owner.clone(), look.receipt(), chain.settings.id);
-    // A version that we cannot find was used by somebody else's bytes, or its node is behind: nothing
-    // that was held is given back.
+    // A nonce that none of our transactions used was used by an authorization, which somebody else's
+    // transaction carries, or by somebody else's bytes: nothing that was held is given back.
     let (settlement, status, hash, block_hash) = match mined {
         None => (
             Settlement { value_moved: true, fee_paid: None, fee_from_value: false },

@@ -150,7 +150,7 @@ fn envelope(
     signature: &RawSignature,
 ) -> Result<Option<(alloy::primitives::Bytes, alloy::primitives::B256)>, AppError> {
     match kind {
-        PayloadKind::Message | PayloadKind::TypedData => Ok(None),
+        PayloadKind::Message | PayloadKind::TypedData | PayloadKind::Authorization => Ok(None),
         PayloadKind::Transaction => {
             let unsigned =
                 UnsignedTransaction::from_signing_bytes(bytes).map_err(AppError::internal)?;

@@ -1,9 +1,10 @@
-//! Sign for a caller: messages, typed data, and transactions of external accounts. There is no way to ask
-//! for the signature of a digest.
+//! Sign for a caller: messages, typed data, and of external accounts transactions and EIP-7702 authorizations.
+//! There is no way to ask for the signature of a digest.
 
-use crate::app::accept::{admissible, bound_before, deny, event_used, facts, same_body, summary};
+use crate::app::accept::{admissible, bound_before, deny, event_used, same_body, summary};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, finality, read, record, sign, suspension};
+use crate::app::{App, AppError, facts, finality, read, record, sign, suspension};
+use crate::core::evm::authorization::authorization_bytes;
 use crate::core::evm::message::{message_bytes, typed_data_bytes};
 use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::RequestId;
@@ -11,7 +12,7 @@ use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
 use crate::core::key::{NonceMode, OperatorKey};
 use crate::core::permit::PayloadKind;
 use crate::core::policy::verdict::EventUse;
-use crate::core::policy::{Charge, Facts, Outcome, PolicyRequest, Verdict, evaluate};
+use crate::core::policy::{Bundle, Charge, Facts, Outcome, PolicyRequest, Verdict, evaluate};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::ports::chain::BlockAt;
@@ -79,12 +80,12 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
     }
     if let Intent::Transaction(tx) = &request.intent {
         admissible(tx)?;
-        let chain = app.chain_of(tx.chain.id);
-        if let Some(chain) = chain
-            && let Some(reason) = finality::stands_still(app, chain).await?
-        {
-            return Err(ChainError::Unavailable(reason).into());
-        }
+    }
+    if request.intent.nonce().is_some()
+        && let Some(chain) = request.intent.chain().and_then(|chain| app.chain_of(chain.id))
+        && let Some(reason) = finality::stands_still(app, chain).await?
+    {
+        return Err(ChainError::Unavailable(reason).into());
     }
     signers::must_have_room(app, &key)?;
     let binding =
@@ -147,15 +148,16 @@ pub(crate) async fn judge(
 ) -> Result<Judged, AppError> {
     let key = signers::first(app, &command.signer, &command.intent).await?;
     let payload = payload(&command.intent)?;
+    let bundle = app.bundle();
     let request = PolicyRequest {
         principal: command.principal.clone(),
         group: key.group.clone(),
         key: key.id,
         address: key.address,
-        facts: facts_of(app, &command.intent, &key, purpose).await?,
+        facts: facts_of(app, &bundle, &command.intent, &key, purpose).await?,
         intent: command.intent.clone(),
     };
-    let verdict = evaluate(&app.bundle(), &request, now);
+    let verdict = evaluate(&bundle, &request, now);
     Ok(Judged { key, payload, request, verdict })
 }
 
@@ -203,6 +205,12 @@ fn payload(intent: &Intent) -> Result<(PayloadKind, Vec<u8>, Fees), AppError> {
                 typed_data_bytes(data).map_err(|e| AppError::NotDecodable(e.to_string()))?;
             Ok((PayloadKind::TypedData, bytes, none))
         }
+        Intent::Authorization { chain, address, nonce } => {
+            let bytes = authorization_bytes(chain.id, *address, *nonce).ok_or_else(|| {
+                AppError::invalid("authorization", "no chain would take it, or every chain would")
+            })?;
+            Ok((PayloadKind::Authorization, bytes, none))
+        }
         Intent::Transaction(tx) => {
             let (nonce, fees) = exact(tx)?;
             let bytes = UnsignedTransaction::from_intent(tx, nonce, fees)
@@ -221,25 +229,26 @@ fn exact(tx: &TransactionIntent) -> Result<(u64, Fees), AppError> {
     }
 }
 
-/// Facts from the chain, read only once the account is known to be its caller's to number.
+/// Facts from the chain; of what uses up a nonce only once the account is known to be its caller's to number.
 async fn facts_of(
     app: &App,
+    bundle: &Bundle,
     intent: &Intent,
     key: &OperatorKey,
     purpose: Purpose,
 ) -> Result<Facts, AppError> {
-    let Intent::Transaction(tx) = intent else {
-        return Ok(Facts::default());
+    let asked = (intent, key.address);
+    let Some(nonce) = intent.nonce() else {
+        return facts::of_typed_data(app, bundle, asked, purpose).await;
     };
     if key.mode == NonceMode::Managed {
         return Err(AppError::NonceManaged);
     }
-    let chain = app
-        .chains
-        .get(&tx.chain.name)
+    let chain = intent
+        .chain()
+        .and_then(|chain| app.chains.get(&chain.name))
         .ok_or_else(|| AppError::invalid("chain", "is not configured here"))?;
     let next = chain.port.nonce(key.address, BlockAt::Latest).await?;
-    let nonce = tx.nonce.unwrap_or_default();
     if nonce < next {
         return Err(AppError::Conflict {
             detail: format!("nonce {nonce} of this account is used on the chain; next is {next}"),
@@ -247,32 +256,28 @@ async fn facts_of(
         });
     }
     if nonce.saturating_sub(next) > NONCES_AHEAD_MAX {
+        let field = match intent {
+            Intent::Authorization { .. } => "authorization.nonce",
+            _ => "transaction.nonce",
+        };
         return Err(AppError::invalid(
-            "transaction.nonce",
+            field,
             format!("is more than {NONCES_AHEAD_MAX} above the account's next, {next}"),
         ));
     }
-    facts(app, chain, tx.to, tx.source, purpose).await
+    facts::read(app, chain, bundle, asked, purpose).await
 }
 
 fn lane_of(request: &PolicyRequest, key: &OperatorKey) -> Option<LaneKey> {
-    match &request.intent {
-        Intent::Transaction(tx) => {
-            Some(LaneKey { chain: tx.chain.id, address: key.address, key: key.id, mode: key.mode })
-        }
-        Intent::Message { .. } | Intent::TypedData { .. } => None,
-    }
+    let chain = request.intent.nonce().and(request.intent.chain())?.id;
+    Some(LaneKey { chain, address: key.address, key: key.id, mode: key.mode })
 }
 
-/// Every version for one nonce shares one reservation: only one of them can be mined.
+/// Every version for one nonce shares one reservation: only one of them can be mined. An authorization uses up
+/// a nonce too, so it is one of its versions.
 pub(crate) fn shared_owner(request: &PolicyRequest) -> Option<String> {
-    match &request.intent {
-        Intent::Transaction(tx) => {
-            let nonce = tx.nonce?;
-            Some(format!("{}:{:#x}:{nonce}", tx.chain.id, request.address))
-        }
-        Intent::Message { .. } | Intent::TypedData { .. } => None,
-    }
+    let (nonce, chain) = (request.intent.nonce()?, request.intent.chain()?.id);
+    Some(format!("{chain}:{:#x}:{nonce}", request.address))
 }
 
 fn row(
@@ -283,10 +288,7 @@ fn row(
     key: &OperatorKey,
     at: Timestamp,
 ) -> NewSignatureRequest {
-    let nonce = match &request.intent {
-        Intent::Transaction(tx) => tx.nonce,
-        Intent::Message { .. } | Intent::TypedData { .. } => None,
-    };
+    let nonce = request.intent.nonce();
     let chain = request.intent.chain().map(|chain| chain.id);
     let owner = shared_owner(request).unwrap_or_else(|| id.to_string());
     NewSignatureRequest {

@@ -46,7 +46,7 @@ fn nobody() -> AppError {
 }
 
 /// The key that a name stands for, for a request that has no lane of ours: of a group the oldest active one.
-/// Where that one cannot sign now, a message is signed by another that can; a transaction is of its account.
+/// Where that one cannot sign now, a message is signed by another that can; what uses up a nonce is of its account.
 ///
 /// # Errors
 /// When it stands for none.
@@ -61,7 +61,7 @@ pub async fn first(app: &App, signer: &str, intent: &Intent) -> Result<OperatorK
         Box::pin(async move { unit.oldest_of(&group).await })
     });
     let oldest = oldest.await?.ok_or_else(nobody)?;
-    let is_bound = matches!(intent, Intent::Transaction(_));
+    let is_bound = intent.nonce().is_some();
     if is_bound || app.signer.ready(&oldest).is_ok() {
         return Ok(oldest);
     }

@@ -18,6 +18,7 @@ use alloy::eips::BlockNumberOrTag;
 use alloy::primitives::{Address, B256, Bytes, U64, U256};
 use alloy::rpc::types::{FeeHistory, Log as WireLog};
 use async_trait::async_trait;
+use futures::{StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 use std::time::Duration;
 use url::Url;
@@ -28,6 +29,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const FEE_HISTORY_BLOCKS: u64 = 10;
 /// Percentile of each block's priority fees.
 const FEE_HISTORY_PERCENTILE: f64 = 50.0;
+
+/// So many accounts' codes are asked for at once.
+const CODES_AT_ONCE: usize = 8;
 
 /// How a chain tells that a block is final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,6 +196,18 @@ pub(super) async fn receipt_on(node: &Node, hash: B256) -> Result<Option<Receipt
     }
 }
 
+/// The code of each of these accounts at the node's head, some of them asked for at once.
+async fn codes_on(node: &Node, addresses: &[Address]) -> Result<(B256, Vec<Bytes>), Fault> {
+    let head = block_on(node, BlockAt::Latest, Finality::Safe).await?;
+    let block = head.ok_or_else(Fault::unknown_block)?.hash;
+    let asked = addresses.iter().copied().map(|address| {
+        let params = (address, json!({ "blockHash": block }));
+        async move { node.call("eth_getCode", params).await }
+    });
+    let codes = futures::stream::iter(asked).buffered(CODES_AT_ONCE).try_collect().await?;
+    Ok((block, codes))
+}
+
 fn call_object(call: &CallRequest) -> Value {
     let mut object = json!({ "from": call.from, "value": call.value, "input": call.data });
     if let (Some(to), Some(members)) = (call.to, object.as_object_mut()) {
@@ -249,6 +265,10 @@ impl Chain for EvmChain {
                 node.call("eth_getCode", (address, json!({ "blockHash": block }))).await
             })
             .await
+    }
+
+    async fn codes(&self, addresses: &[Address]) -> Result<(B256, Vec<Bytes>), ChainError> {
+        self.nodes.read(|node| async move { codes_on(&node, addresses).await }).await
     }
 
     async fn fee_market(&self) -> Result<FeeMarket, ChainError> {

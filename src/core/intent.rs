@@ -147,6 +147,16 @@ pub enum Intent {
         /// Types, domain, message.
         data: Box<TypedData>,
     },
+    /// An EIP-7702 authorization: the signing account's code becomes that of another. It uses up a nonce of
+    /// the account, so only external accounts sign them.
+    Authorization {
+        /// Where; the signature is bound to its id, which is never 0.
+        chain: ChainRef,
+        /// Whose code; the zero address takes a delegation back.
+        address: Address,
+        /// The account's nonce, which its caller gives.
+        nonce: u64,
+    },
 }
 
 impl Intent {
@@ -155,8 +165,18 @@ impl Intent {
     pub const fn chain(&self) -> Option<&ChainRef> {
         match self {
             Self::Transaction(tx) => Some(&tx.chain),
-            Self::TypedData { chain, .. } => Some(chain),
+            Self::TypedData { chain, .. } | Self::Authorization { chain, .. } => Some(chain),
             Self::Message { .. } => None,
+        }
+    }
+
+    /// The nonce that its caller has given, where it uses one up.
+    #[must_use]
+    pub const fn nonce(&self) -> Option<u64> {
+        match self {
+            Self::Transaction(tx) => tx.nonce,
+            Self::Authorization { nonce, .. } => Some(*nonce),
+            Self::Message { .. } | Self::TypedData { .. } => None,
         }
     }
 }

@@ -5,14 +5,15 @@
 //! be spent once. The digest is computed from its bytes: nobody can hand over a hash.
 //! `tests/architecture.rs` guards who calls `mint` and who calls `open`.
 
+use crate::core::evm::authorization::is_authorization;
 use crate::core::evm::message::{is_message, is_typed_data};
 use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::{HsmName, KeyId, RequestId};
 use crate::core::key::{Custody, PublicKey};
 use alloy::primitives::{B256, keccak256};
 
-/// What kind of bytes are signed. The three kinds cannot be mistaken for each other: messages and
-/// typed data begin with 0x19, transactions with 0x01, 0x02 or an RLP list.
+/// What kind of bytes are signed. The kinds cannot be mistaken for each other: messages and typed data
+/// begin with 0x19, authorizations with 0x05, transactions with 0x01, 0x02 or an RLP list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PayloadKind {
     /// An unsigned transaction.
@@ -21,6 +22,8 @@ pub enum PayloadKind {
     Message,
     /// EIP-712 typed data.
     TypedData,
+    /// An EIP-7702 authorization.
+    Authorization,
 }
 
 impl PayloadKind {
@@ -31,13 +34,14 @@ impl PayloadKind {
             Self::Transaction => "transaction",
             Self::Message => "message",
             Self::TypedData => "typed_data",
+            Self::Authorization => "authorization",
         }
     }
 
     /// Reads [`Self::name`].
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Transaction, Self::Message, Self::TypedData]
+        [Self::Transaction, Self::Message, Self::TypedData, Self::Authorization]
             .into_iter()
             .find(|kind| kind.name() == name)
     }
@@ -119,6 +123,7 @@ impl Permit {
             }
             PayloadKind::Message => is_message(&record.bytes),
             PayloadKind::TypedData => is_typed_data(&record.bytes),
+            PayloadKind::Authorization => is_authorization(&record.bytes),
         };
         if !fits {
             return Err(PermitError::WrongKind(record.request, record.kind.name()));
@@ -179,8 +184,17 @@ pub struct RawSignature {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::evm::authorization::authorization_bytes;
     use crate::core::evm::message::message_bytes;
+    use alloy::primitives::Address;
     use uuid::Uuid;
+
+    const ALL: [PayloadKind; 4] = [
+        PayloadKind::Transaction,
+        PayloadKind::Message,
+        PayloadKind::TypedData,
+        PayloadKind::Authorization,
+    ];
 
     fn record(kind: PayloadKind, bytes: Vec<u8>) -> DecisionRecord {
         let mut point = [7; 65];
@@ -209,8 +223,29 @@ mod tests {
     }
 
     #[test]
+    fn bytes_of_one_kind_get_no_permit_of_another() {
+        let typed = [&[0x19, 0x01][..], &[7; 64]].concat();
+        let chain = crate::core::id::ChainId::new(1);
+        let authorization = authorization_bytes(chain, Address::repeat_byte(7), 2).unwrap();
+        // A transfer of EIP-155 with nothing in it: rlp([0, 0, 21000, 0x07…, 0, "", 1, 0, 0]).
+        let mut legacy = vec![0xdf, 0x80, 0x80, 0x82, 0x52, 0x08, 0x94];
+        legacy.extend([7; 20]);
+        legacy.extend([0x80, 0x80, 0x01, 0x80, 0x80]);
+        let samples = [legacy, message_bytes("hi"), typed, authorization];
+        for (own, bytes) in ALL.iter().zip(&samples) {
+            for kind in ALL {
+                let minted = Permit::mint(record(kind, bytes.clone()));
+                assert_eq!(minted.is_ok(), kind == *own, "{own:?} as {kind:?}");
+            }
+        }
+        for kind in ALL {
+            assert_eq!(PayloadKind::from_name(kind.name()), Some(kind));
+        }
+    }
+
+    #[test]
     fn a_bare_digest_gets_no_permit_of_any_kind() {
-        for kind in [PayloadKind::Transaction, PayloadKind::Message, PayloadKind::TypedData] {
+        for kind in ALL {
             let minted = Permit::mint(record(kind, vec![0xab; 32]));
             assert!(matches!(minted, Err(PermitError::WrongKind(..))), "{kind:?}");
         }

@@ -247,7 +247,8 @@ const fn attribute_of(flag: KeyFlag) -> AttributeType {
     }
 }
 
-fn read_public_key(session: &Session, object: ObjectHandle) -> Result<PublicKey, Fault> {
+/// The public key of an object, which must be on the curve.
+pub(super) fn read_public_key(session: &Session, object: ObjectHandle) -> Result<PublicKey, Fault> {
     let mut point = None;
     for wanted in [AttributeType::EcParams, AttributeType::EcPoint] {
         for attribute in session.get_attributes(object, &[wanted])? {

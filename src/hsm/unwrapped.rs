@@ -7,9 +7,10 @@ use crate::core::key::{CkaId, PublicKey, WrappedKey};
 use crate::core::permit::RawSignature;
 use crate::hsm::fault::{Fault, describe, return_value, unusable};
 use crate::hsm::module::OpenSession;
-use crate::hsm::point::{SECP256K1_OID, public_key};
+use crate::hsm::object::read_public_key;
+use crate::hsm::point::SECP256K1_OID;
 use crate::hsm::trial::must_unwrap;
-use crate::hsm::worker::{Shared, sign_digest};
+use crate::hsm::worker::{PROOF_PREFIX, Shared, sign_digest};
 use crate::hsm::wrapping::WrappingKey;
 use crate::ports::signer::SignerError;
 use alloy::primitives::{B256, keccak256};
@@ -18,9 +19,6 @@ use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use std::collections::HashMap;
-
-/// What proves a new wrapped key: this and its public key. See the proof of possession of token keys.
-const PROOF_PREFIX: &[u8] = b"\x19Claviger proof of possession\n";
 
 /// A session object that is destroyed (`C_DestroyObject`, PKCS#11 v3.1, section 5.7.3) when its owner goes.
 pub(super) struct Temporary<'a> {
@@ -128,12 +126,7 @@ pub(super) fn wrap_new(
         session.generate_key_pair(&Mechanism::EccKeyPairGen, &public, &private)?;
     let public = Temporary::new(session, public);
     let private = Temporary::new(session, private);
-    let point = session.get_attributes(public.handle, &[AttributeType::EcPoint])?;
-    let point = point.into_iter().find_map(|attribute| match attribute {
-        Attribute::EcPoint(point) => public_key(&point),
-        _ => None,
-    });
-    let point = point.ok_or_else(|| unusable("a new key's CKA_EC_POINT is no point"))?;
+    let point = read_public_key(session, public.handle)?;
     let blob = session.wrap_key(&Mechanism::AesKeyWrapPad, under.handle, private.handle)?;
     Ok((point, blob))
 }

@@ -34,10 +34,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::oneshot;
 
-/// What a proof of possession signs: this and the key's `CKA_ID`. It begins with 0x19 like messages
-/// and typed data (EIP-191), but with neither's version byte, so it is a transaction, message or
-/// typed data of nobody.
-const PROOF_PREFIX: &[u8] = b"\x19Claviger proof of possession\n";
+/// What a proof of possession signs: this and the key's `CKA_ID`, or the public key of a wrapped one, which
+/// has no `CKA_ID`. It begins with 0x19 like messages and typed data (EIP-191), but with neither's version
+/// byte, so it is a transaction, message, typed data or authorization of nobody.
+pub(super) const PROOF_PREFIX: &[u8] = b"\x19Claviger proof of possession\n";
 
 /// The id of no key.
 const NOBODY: &[u8] = b"claviger: nobody";

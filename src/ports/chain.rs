@@ -287,6 +287,10 @@ pub trait Chain: Send + Sync {
     /// The code of an account at this block.
     async fn code(&self, address: Address, block: B256) -> Result<Bytes, ChainError>;
 
+    /// The code of each of these accounts, in their order, and the block: one node's head, and all of the
+    /// answer is that node's.
+    async fn codes(&self, addresses: &[Address]) -> Result<(B256, Vec<Bytes>), ChainError>;
+
     /// The fee market (`eth_feeHistory`).
     async fn fee_market(&self) -> Result<FeeMarket, ChainError>;
 

@@ -174,6 +174,10 @@ impl Chain for LyingChain {
         unasked()
     }
 
+    async fn codes(&self, _: &[Address]) -> Result<(B256, Vec<Bytes>), ChainError> {
+        unasked()
+    }
+
     async fn fee_market(&self) -> Result<FeeMarket, ChainError> {
         unasked()
     }

@@ -12,11 +12,15 @@
 )]
 #![allow(dead_code, reason = "each test crate uses a part of these helpers")]
 
+#[path = "test_key.rs"]
+mod test_key;
+
+use self::test_key::SECP256K1;
 use super::server::SetUp;
 use super::services::tool;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::mechanism::Mechanism;
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use ethers_core::k256::ecdsa::SigningKey;
 use serde_json::{Value, json};
@@ -25,7 +29,6 @@ use std::process::Command;
 const TASK: &str = "CLAVIGER_TEST_TASK";
 const PIN: &str = "CLAVIGER_TEST_PIN";
 const MARK: &str = "outsider: ";
-const SECP256K1: [u8; 7] = [0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x0a];
 const P256: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 
 /// Does it, in a process of its own. `test` is the test that calls [`play`].
@@ -140,34 +143,7 @@ fn generate(session: &Session, task: &Value) -> Value {
 /// A pair whose private half was made elsewhere: `value`, in hex.
 fn import(session: &Session, task: &Value) -> Value {
     let bytes = |name: &str| hex::decode(task[name].as_str().unwrap()).unwrap();
-    let value = bytes("value");
-    let key = SigningKey::from_slice(&value).unwrap();
-    let point = key.verifying_key().to_encoded_point(false);
-    let both = |class| {
-        vec![
-            Attribute::Class(class),
-            Attribute::KeyType(KeyType::EC),
-            Attribute::Token(true),
-            Attribute::EcParams(SECP256K1.to_vec()),
-            Attribute::Id(bytes("id")),
-        ]
-    };
-    let mut private = both(ObjectClass::PRIVATE_KEY);
-    private.extend([
-        Attribute::Private(true),
-        Attribute::Sensitive(true),
-        Attribute::Extractable(false),
-        Attribute::Sign(true),
-        Attribute::Decrypt(false),
-        Attribute::Unwrap(false),
-        Attribute::Derive(false),
-        Attribute::Value(value),
-    ]);
-    session.create_object(&private).unwrap();
-    let mut public = both(ObjectClass::PUBLIC_KEY);
-    // The point as an octet string (DER).
-    let point = [&[0x04, 0x41], point.as_bytes()].concat();
-    public.extend([Attribute::Verify(true), Attribute::EcPoint(point)]);
-    session.create_object(&public).unwrap();
+    let key = SigningKey::from_slice(&bytes("value")).unwrap();
+    test_key::put(session, &key, &bytes("id"));
     Value::Null
 }

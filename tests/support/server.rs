@@ -10,7 +10,7 @@
 )]
 #![allow(dead_code, reason = "each test crate uses a part of these helpers")]
 
-use super::services::{Anvil, Program, poll_until, tool};
+use super::services::{Anvil, AnvilOptions, Program, poll_until, tool};
 use claviger::core::access::Role;
 use claviger::issuer::{Grant, issue};
 use claviger::ports::clock::Clock;
@@ -30,6 +30,11 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 /// What the log says once the server can be used.
 pub const READY: &str = "\"message\":\"ready\"";
 pub const BIN: &str = env!("CARGO_BIN_EXE_claviger");
+
+/// A chain of one block a transaction, in which a block is final two blocks later.
+pub async fn chain() -> Anvil {
+    Anvil::start(AnvilOptions { slots_in_an_epoch: Some(1), ..AnvilOptions::default() }).await
+}
 
 /// A set-up on disk: configuration, token, database, bundle. Survives the servers that run on it.
 pub struct SetUp {
@@ -57,6 +62,16 @@ impl SetUp {
         std::fs::write(dir.join("policies/grants.toml"), grants).unwrap();
         let file = format!("sqlite:{}", dir.join("claviger.db").display());
         Self { store_url: store_url.map_or(file, str::to_owned), folder }
+    }
+
+    /// `claviger init`, then this folder in the place of the example's bundle.
+    pub fn with_bundle(chain_url: &str, bundle: &Path) -> Self {
+        let setup = Self::new(chain_url, None, "");
+        let policies = setup.dir().join("policies");
+        std::fs::remove_dir_all(&policies).unwrap();
+        let copied = Command::new("cp").arg("-r").args([bundle, policies.as_path()]).status();
+        assert!(copied.unwrap().success());
+        setup
     }
 
     pub fn dir(&self) -> PathBuf {
@@ -385,6 +400,24 @@ to = {{ book = "payees" }}
 per_tx = "1.0"
 windows = [{{ span = "24h", rolling = true, max = "{window_ether}", scope = "group" }}]
 fee = {{ max_fee_gwei = "100", max_tip_gwei = "5", max_gas = 21000 }}
+"#
+    )
+}
+
+/// A grant for messages that begin with `hello `, with these further lines.
+pub fn hello_grant(more: &str) -> String {
+    format!(
+        r#"
+[[grant]]
+id = "hello"
+owner = "treasury"
+reason = "tests"
+expires = "2099-12-31"
+principals = ["svc:payouts"]
+signers = ["payments"]
+action = "message"
+text = {{ prefix = "hello " }}
+{more}
 "#
     )
 }

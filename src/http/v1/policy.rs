@@ -14,7 +14,7 @@ use axum::extract::State;
 use serde_json::{Map, Value, json};
 
 /// What only the body of `POST /v1/signatures` has.
-const SIGNATURES_ONLY: [&str; 3] = ["transaction", "message", "typed_data"];
+const SIGNATURES_ONLY: [&str; 4] = ["transaction", "message", "typed_data", "authorization"];
 
 /// `POST /v1/policy/evaluate`: what would be decided about this request now. Its body is that of
 /// `POST /v1/transactions` or of `POST /v1/signatures`, and is read by their own code. Leaves no trace.

@@ -1,4 +1,4 @@
-//! `/v1/signatures`: messages, typed data, transactions of external accounts.
+//! `/v1/signatures`: messages, typed data, transactions and authorizations of external accounts.
 
 use crate::app::sign_request::{SignCommand, SignOutcome, sign_for};
 use crate::app::{App, read as reading};
@@ -25,7 +25,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// The body of `POST /v1/signatures`: exactly one of the three things to sign.
+/// The body of `POST /v1/signatures`: exactly one of the four things to sign.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SignBody {
@@ -34,6 +34,7 @@ pub struct SignBody {
     transaction: Option<TransactionBody>,
     message: Option<MessageBody>,
     typed_data: Option<Value>,
+    authorization: Option<AuthorizationBody>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -60,27 +61,40 @@ struct TransactionBody {
     source: Option<parse::SourceBody>,
 }
 
+/// An EIP-7702 authorization. Its chain is the body's: 0, for every chain, cannot be said.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AuthorizationBody {
+    address: String,
+    nonce: String,
+}
+
 fn intent(app: &App, body: SignBody) -> Result<Intent, Problem> {
     let chain = body.chain.as_deref().map(|name| chain(app, name)).transpose()?;
     let missing = || Problem::invalid("chain", "is missing");
-    match (body.transaction, body.message, body.typed_data) {
-        (Some(tx), None, None) => {
+    match (body.transaction, body.message, body.typed_data, body.authorization) {
+        (Some(tx), None, None, None) => {
             let chain = chain.ok_or_else(missing)?;
             Ok(Intent::Transaction(Box::new(transaction(chain, tx)?)))
         }
-        (None, Some(message), None) => {
+        (None, Some(message), None, None) => {
             if chain.is_some() {
                 return Err(Problem::invalid("chain", "a message has no chain"));
             }
             Ok(Intent::Message { text: message.text })
         }
-        (None, None, Some(data)) => Ok(Intent::TypedData {
+        (None, None, Some(data), None) => Ok(Intent::TypedData {
             chain: chain.ok_or_else(missing)?,
             data: Box::new(typed_data(data)?),
         }),
+        (None, None, None, Some(asked)) => Ok(Intent::Authorization {
+            chain: chain.ok_or_else(missing)?,
+            address: parse::address("authorization.address", &asked.address)?,
+            nonce: parse::nonce("authorization.nonce", &asked.nonce)?,
+        }),
         _ => Err(Problem::invalid(
             "body",
-            "must have exactly one of transaction, message and typed_data",
+            "must have exactly one of transaction, message, typed_data and authorization",
         )),
     }
 }

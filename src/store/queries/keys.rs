@@ -1,7 +1,7 @@
 //! Operator keys and pinned chains.
 
 use super::column::{address, corrupt, hash, parsed, to_i64};
-use super::statement::{Tx, values};
+use super::statement::{Tx, Value, values};
 use crate::core::id::{ChainId, GroupName, HsmName, KeyId};
 use crate::core::key::{CkaId, Custody, KeyState, NonceMode, OperatorKey, PublicKey, WrappedKey};
 use crate::core::principal::Principal;
@@ -107,8 +107,9 @@ pub(super) fn custody(
     }
 }
 
-pub(super) async fn begin_key(tx: &mut Tx, key: &NewKey) -> Result<bool, StoreError> {
-    let values = values![
+/// What is known of a key before it is made: `$1` to `$9` of the statements that insert one.
+pub(super) fn new_key(key: &NewKey) -> Vec<Value> {
+    values![
         key.id.to_string(),
         key.cka_id.as_bytes(),
         key.label.as_str(),
@@ -118,8 +119,11 @@ pub(super) async fn begin_key(tx: &mut Tx, key: &NewKey) -> Result<bool, StoreEr
         key.principal.sub.as_str(),
         key.at.millis(),
         key.hsm.as_str(),
-    ];
-    Ok(tx.execute(BEGIN_KEY, values).await? == 1)
+    ]
+}
+
+pub(super) async fn begin_key(tx: &mut Tx, key: &NewKey) -> Result<bool, StoreError> {
+    Ok(tx.execute(BEGIN_KEY, new_key(key)).await? == 1)
 }
 
 pub(super) async fn pin_key(tx: &mut Tx, id: KeyId, key: &PublicKey) -> Result<bool, StoreError> {

@@ -1,7 +1,7 @@
 //! Tens of thousands of keys: one made in one step, one found without the others, lists by pages.
 
 use super::column::to_i64;
-use super::keys::KeyColumns;
+use super::keys::{KeyColumns, new_key};
 use super::lanes::{self, held};
 use super::statement::{Tx, values};
 use crate::core::id::{ChainId, GroupName, HsmName, KeyId};
@@ -103,21 +103,13 @@ pub(super) async fn insert_wrapped_key(
     public_key: &PublicKey,
     wrapped: &WrappedKey,
 ) -> Result<bool, StoreError> {
-    let values = values![
-        key.id.to_string(),
-        key.cka_id.as_bytes(),
-        key.label.as_str(),
-        key.group.as_ref().map_or("", |group| group.as_str()),
-        key.mode.name(),
-        key.principal.iss.as_str(),
-        key.principal.sub.as_str(),
-        key.at.millis(),
-        key.hsm.as_str(),
+    let mut values = new_key(key);
+    values.extend(values![
         public_key.as_bytes().as_slice(),
         public_key.address().as_slice(),
         wrapped.blob.as_slice(),
         wrapped.under.as_bytes(),
-    ];
+    ]);
     Ok(tx.execute(INSERT_WRAPPED, values).await? == 1)
 }
 

@@ -50,6 +50,9 @@ pub fn effects(bundle: &Bundle, request: &PolicyRequest) -> Vec<Effect> {
             permits::read(bundle, chain, data, from, &mut reader)
                 .unwrap_or_else(|| reader.effects())
         }
+        Intent::Authorization { address, nonce, .. } => {
+            vec![Effect::Delegate { authority: from, to: *address, nonce: *nonce }]
+        }
         Intent::Transaction(tx) => {
             let mut effects = match top_call(tx, from) {
                 Some(call) => {
@@ -75,6 +78,7 @@ pub fn effects(bundle: &Bundle, request: &PolicyRequest) -> Vec<Effect> {
 pub fn addresses(bundle: &Bundle, intent: &Intent, from: Address) -> Vec<Address> {
     match intent {
         Intent::Message { .. } => Vec::new(),
+        Intent::Authorization { address, .. } => vec![*address],
         Intent::TypedData { chain, data } => {
             let mut reader = Reader::without_facts(bundle, &chain.name);
             let _ = permits::read(bundle, chain, data, from, &mut reader);

@@ -1,0 +1,36 @@
+//! Ways around a signing policy, each with vectors of its own, through every door: one module a group of
+//! classes, one test a class. One server, one chain and one token serve them all; each test has keys of its own.
+//!
+//! A refusal is a 403 with a `DENIED` leaf, and nothing else is written or signed; what differs from it only in
+//! what makes it wrong is allowed.
+
+#![cfg(feature = "server")]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "../support"]
+mod support {
+    pub mod server;
+    pub mod services;
+}
+
+mod amounts;
+mod calldata;
+mod callers;
+mod chains;
+mod delegation;
+mod events;
+mod limits;
+mod signatures;
+mod stage;
+mod universal;
+
+// Beside these, in this folder and not mounted, are tests of what policy cannot say yet; each needs its part of
+// `later/` in `stage::PARTS`: `delegation_granted`, `wrappers`, `exposures`, `calendar`, `approvals`. And
+// `administration`, which needs no part but the calls of the admin listener.
