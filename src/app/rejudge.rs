@@ -62,7 +62,7 @@ pub async fn rejudge(
         intent: Intent::Transaction(Box::new(intent)),
     };
     let verdict = evaluate(&app.bundle(), &request, now);
-    let decision_json = record::decision_json(&request, &verdict);
+    let decision_json = record::decision_json(&request, &verdict, now);
     Ok(Rejudged { request, verdict, decision_json })
 }
 
