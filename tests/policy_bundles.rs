@@ -242,8 +242,9 @@ async fn a_bundle_is_put_in_force_by_somebody_else_than_its_author() {
 
 #[tokio::test]
 async fn another_server_over_the_database_follows() {
-    let (anvil, postgres) = (chain().await, Postgres::start().await);
-    let setup = SetUp::new(&anvil.url(), Some(&postgres.url()), &grants("hello "));
+    let anvil = chain().await;
+    let url = Postgres::shared().await.create_database();
+    let setup = SetUp::new(&anvil.url(), Some(&url), &grants("hello "));
     let dir = setup.dir().join("policies");
     let one = setup.start(&[]).await;
     one.funded_key(&anvil, "op-1").await;
