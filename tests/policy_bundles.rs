@@ -317,7 +317,7 @@ text = {{ prefix = "{}" }}
                 count += 1;
                 let since = answered.load(Ordering::SeqCst);
                 // Every third is refused, unless the bundle came into force meanwhile.
-                let is_odd = count % 3 == 0;
+                let is_odd = count.is_multiple_of(3);
                 let said =
                     if is_odd { words(since + 2) } else { format!("every {caller} {count}") };
                 let body = json!({ "signer": "payments", "message": { "text": said } });

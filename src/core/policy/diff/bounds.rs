@@ -184,13 +184,13 @@ pub(super) fn approval(
 
 /// What must wait.
 pub(super) fn delay(old: Option<&DelayRule>, new: Option<&DelayRule>, notes: &mut Notes) {
-    let pairs: [(&str, fn(&DelayRule) -> Option<i64>); 2] = [
-        ("what goes to a destination for the first time", |rule| rule.first_use_ms),
-        ("everything", |rule| rule.always_ms),
-    ];
-    for (what, read) in pairs {
-        let ms = |rule: Option<&DelayRule>| rule.and_then(read).unwrap_or_default();
-        let (before, after) = (ms(old), ms(new));
+    let first_use = |rule: Option<&DelayRule>| rule.and_then(|rule| rule.first_use_ms);
+    let always = |rule: Option<&DelayRule>| rule.and_then(|rule| rule.always_ms);
+    for (what, before, after) in [
+        ("what goes to a destination for the first time", first_use(old), first_use(new)),
+        ("everything", always(old), always(new)),
+    ] {
+        let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
         let text = |ms: i64| if ms == 0 { "not at all".to_owned() } else { duration_text(ms) };
         let said = format!("{what} waits {} (was {})", text(after), text(before));
         match after.cmp(&before) {

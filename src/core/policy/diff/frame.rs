@@ -106,7 +106,7 @@ fn quorums(
     }
 }
 
-fn by_id<'b, T>(all: &'b [T], id: fn(&T) -> &str) -> BTreeMap<&'b str, &'b T> {
+fn by_id<T>(all: &[T], id: fn(&T) -> &str) -> BTreeMap<&str, &T> {
     all.iter().map(|it| (id(it), it)).collect()
 }
 
