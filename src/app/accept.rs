@@ -378,7 +378,7 @@ fn new_transaction(
         key: key.id,
         address: key.address,
         decision: summary(verdict),
-        decision_json: record::decision_json(request, verdict),
+        decision_json: record::decision_json(request, verdict, now),
         metadata_json: command.metadata_json.clone(),
         at: now,
     })

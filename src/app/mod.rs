@@ -24,6 +24,7 @@ pub mod key_leaf;
 pub mod lane;
 pub mod lease;
 pub mod outbid;
+pub mod policies;
 pub mod read;
 pub mod read_limits;
 pub mod reconcile;

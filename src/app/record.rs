@@ -1,6 +1,10 @@
 //! What is written to the audit log and told as events: one place for the words.
 
+mod bundle;
 mod effect;
+pub mod read;
+
+pub use bundle::{By, bundle_activated, bundle_proposed, bundle_voice};
 
 use crate::app::reconcile::{Account, Lost, Standstill};
 use crate::core::audit::{DENIED_TEXT_MAX, EncodedLeaf, Leaf, LeafKind, Value};
@@ -94,6 +98,7 @@ fn intent(intent: &Intent) -> Value {
         Intent::TypedData { chain, data } => map([
             ("kind", "typed_data".into()),
             ("chain", (&chain.name).into()),
+            ("chain_id", chain.id.into()),
             ("data", serde_json::to_string(data).unwrap_or_default().into()),
         ]),
         Intent::Authorization { chain, address, nonce } => map([
@@ -137,18 +142,23 @@ fn reason(reason: &Reason) -> Value {
 }
 
 fn facts(request: &PolicyRequest) -> Value {
+    let hash_of = |address| request.facts.code_hash_at(address).map(|hash| format!("{hash:#x}"));
     let codes = list(&request.facts.codes, |code| {
         map([
             ("address", format!("{:#x}", code.address).into()),
             ("block", format!("{:#x}", code.block).into()),
-            ("code_hash", format!("{:#x}", alloy::primitives::keccak256(&code.code)).into()),
+            ("code_hash", or_none(hash_of(code.address))),
             ("code_bytes", code.code.len().into()),
+            ("delegation", or_none(code.delegation())),
         ])
     });
     let event = request.facts.event.as_ref().map_or_else(
         || Value::from(""),
         |event| {
             map([
+                ("block_hash", format!("{:#x}", event.source.block_hash).into()),
+                ("transaction_hash", format!("{:#x}", event.source.transaction_hash).into()),
+                ("log_index", event.source.log_index.into()),
                 ("emitter", format!("{:#x}", event.emitter).into()),
                 ("block_number", event.block_number.into()),
                 ("canonical", event.canonical.into()),
@@ -168,8 +178,9 @@ fn facts(request: &PolicyRequest) -> Value {
     ])
 }
 
-fn decision(request: &PolicyRequest, verdict: &Verdict) -> Fields {
+fn decision(request: &PolicyRequest, verdict: &Verdict, now: Timestamp) -> Fields {
     Fields::from([
+        ("now", now.into()),
         ("iss", (&request.principal.iss).into()),
         ("sub", (&request.principal.sub).into()),
         ("group", or_none(request.group.as_ref())),
@@ -186,11 +197,11 @@ fn decision(request: &PolicyRequest, verdict: &Verdict) -> Fields {
 }
 
 /// Everything that an allowing decision looked at and said, as one JSON text. Each attempt's `DECIDED`
-/// leaf carries it.
+/// leaf carries it. `now` is the time that the decision was made for.
 #[must_use]
-pub fn decision_json(request: &PolicyRequest, verdict: &Verdict) -> String {
+pub fn decision_json(request: &PolicyRequest, verdict: &Verdict, now: Timestamp) -> String {
     // Strings, lists and maps with string keys always serialise.
-    serde_json::to_string(&decision(request, verdict)).unwrap_or_default()
+    serde_json::to_string(&decision(request, verdict, now)).unwrap_or_default()
 }
 
 /// The `DENIED` leaf.
@@ -204,7 +215,7 @@ pub fn denied(
     reasons: &[Reason],
     at: Timestamp,
 ) -> Result<EncodedLeaf, StoreError> {
-    let what = serde_json::to_string(&decision(request, verdict)).unwrap_or_default();
+    let what = serde_json::to_string(&decision(request, verdict, at)).unwrap_or_default();
     finish(
         Leaf::new(LeafKind::Denied, id, at)
             .with("decision", what)

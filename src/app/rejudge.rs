@@ -64,7 +64,7 @@ pub async fn rejudge(
         intent,
     };
     let verdict = evaluate(&bundle, &request, now);
-    let decision_json = record::decision_json(&request, &verdict);
+    let decision_json = record::decision_json(&request, &verdict, now);
     Ok(Rejudged { request, verdict, decision_json })
 }
 

@@ -107,7 +107,7 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
             fees,
             at: now,
         },
-        decision_json: record::decision_json(&request, &verdict),
+        decision_json: record::decision_json(&request, &verdict, now),
     });
     let new = decision.row.clone();
     match store(app, decision).await? {

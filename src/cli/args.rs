@@ -363,4 +363,62 @@ pub enum PolicyCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Say what a bundle newly permits and newly refuses, computed from the grants of both.
+    #[command(
+        after_help = "What cannot be shown to tighten counts as loosening. The exit code is 0 whatever is different.\n\n\
+                      Example:\n  claviger policy diff ./policies-now ./policies-next"
+    )]
+    Diff {
+        /// The folder of the bundle that there is.
+        old: PathBuf,
+        /// The folder of the bundle that may replace it.
+        new: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what a bundle decides about a request, and why.
+    #[command(
+        after_help = "FILE is JSON: {\"principal\":{\"iss\",\"sub\"}, \"request\":BODY, \"facts\":{\"address\",\"group\",\"chain_id\",\"now\",\n\
+                      \"codes\":{ADDRESS: \"none\"|\"some\"|HEX},\"event\",\"known_destinations\",\"waiting_since\"}}, where BODY is that\n\
+                      of POST /v1/transactions or POST /v1/signatures; or the `decision` of a DECIDED or DENIED leaf.\n\n\
+                      Example:\n  echo '{\"principal\":{\"iss\":\"claviger-dev\",\"sub\":\"svc:payouts\"},\n    \
+                      \"request\":{\"chain\":\"local\",\"signer\":\"payments\",\"to\":\"0x70997970c51812dc3a010c7d01b50e0d17dc79c8\",\"value\":\"1\"},\n    \
+                      \"facts\":{\"address\":\"0x90f79bf6eb2c4f870365e785982e1f101e93b906\",\"group\":\"payments\",\"chain_id\":31337,\n    \
+                      \"now\":\"2026-12-01T12:00:00Z\",\"codes\":{\"0x70997970c51812dc3a010c7d01b50e0d17dc79c8\":\"none\"}}}' > ask.json\n  \
+                      claviger policy explain ./dev/policies --request ask.json"
+    )]
+    Explain {
+        /// The bundle's folder.
+        dir: PathBuf,
+        /// The request with its facts.
+        #[arg(long)]
+        request: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Judge the recorded decisions of a database by another bundle; fails if one would come out differently.
+    #[command(
+        after_help = "Each DECIDED and DENIED leaf holds all that its decision looked at. How full the windows were is not \
+                      among it: what fits a window alone is taken to fit it.\n\n\
+                      Example:\n  claviger policy replay ./policies-next --config ./dev/claviger.toml --from 2026-12-01"
+    )]
+    Replay(ReplayArgs),
+}
+
+/// `claviger policy replay`
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    /// The bundle's folder.
+    pub dir: PathBuf,
+    /// The server's configuration file.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Only decisions of this time or later: a day, or RFC 3339.
+    #[arg(long)]
+    pub from: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }

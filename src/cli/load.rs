@@ -6,7 +6,7 @@ use crate::config::policies::read_dir;
 use crate::config::server::ServerConfig;
 use crate::core::policy::Bundle;
 use crate::core::policy::bundle::TestReport;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// A configuration with its paths made absolute.
@@ -24,12 +24,20 @@ pub fn config(path: &Path) -> Result<ServerConfig, Failure> {
     Err(Failure::new(format!("{}:\n  {}", path.display(), findings.join("\n  "))))
 }
 
+/// The files of the bundle in a folder.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn files(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, Failure> {
+    read_dir(dir).map_err(|e| Failure::of("policies", e))
+}
+
 /// The bundle in a folder.
 ///
 /// # Errors
 /// When it cannot be read or does not load.
 pub fn bundle(dir: &Path) -> Result<Bundle, Failure> {
-    let files = read_dir(dir).map_err(|e| Failure::of("policies", e))?;
+    let files = files(dir)?;
     Bundle::load(&files).map_err(|e| Failure::new(format!("{}/{e}", dir.display())))
 }
 
@@ -38,7 +46,7 @@ pub fn bundle(dir: &Path) -> Result<Bundle, Failure> {
 /// # Errors
 /// When it cannot be read, or does not load for another reason than its cases.
 pub fn bundle_cases(dir: &Path) -> Result<TestReport, Failure> {
-    let files = read_dir(dir).map_err(|e| Failure::of("policies", e))?;
+    let files = files(dir)?;
     Bundle::test(&files).map_err(|e| Failure::new(format!("{}/{e}", dir.display())))
 }
 

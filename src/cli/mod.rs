@@ -6,6 +6,7 @@ pub mod audit;
 pub mod ceremony;
 pub mod client;
 pub mod config_check;
+pub mod explain;
 pub mod key;
 pub mod load;
 pub mod policy;

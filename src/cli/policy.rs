@@ -1,8 +1,9 @@
-//! `claviger policy check DIR`, `claviger policy test DIR`
+//! `claviger policy check DIR`, `claviger policy test DIR`, `claviger policy diff OLD NEW`
 
 use crate::cli::{Failure, load, print};
 use crate::core::policy::Reason;
 use crate::core::policy::bundle::{CaseReport, TestReport};
+use crate::core::policy::diff::{Direction, diff as compare};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -68,6 +69,49 @@ pub fn test(dir: &Path, as_json: bool) -> Result<(), Failure> {
     if !as_json {
         print::line(&format!("{all} case(s) pass"));
     }
+    Ok(())
+}
+
+/// Prints what the second bundle newly permits and refuses.
+///
+/// # Errors
+/// When one of them does not load.
+pub fn diff(old: &Path, new: &Path, as_json: bool) -> Result<(), Failure> {
+    let (old, new) = (load::bundle(old)?, load::bundle(new)?);
+    let found = compare(&old, &new);
+    if as_json {
+        print::json(&json!({
+            "from": format!("{:#x}", old.hash()),
+            "to": format!("{:#x}", new.hash()),
+            "loosens": found.is_looser(),
+            "changes": found.changes,
+        }));
+        return Ok(());
+    }
+    print::line(&format!("from {} {:#x}", old.version(), old.hash()));
+    print::line(&format!("to   {} {:#x}", new.version(), new.hash()));
+    for (direction, head) in [
+        (Direction::Loosens, "newly permitted, or not shown to be refused as before:"),
+        (Direction::Tightens, "newly refused:"),
+        (Direction::Neutral, "different, without an effect of its own:"),
+    ] {
+        let of = found.changes.iter().filter(|change| change.direction == direction);
+        let lines: Vec<String> =
+            of.map(|change| format!("  {}: {}", change.about, change.what)).collect();
+        if !lines.is_empty() {
+            print::line("");
+            print::line(head);
+            lines.iter().for_each(|line| print::line(line));
+        }
+    }
+    print::line("");
+    print::line(if found.is_looser() {
+        "the second bundle loosens"
+    } else if found.is_empty() {
+        "no difference that matters"
+    } else {
+        "the second bundle loosens nothing"
+    });
     Ok(())
 }
 

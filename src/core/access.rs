@@ -74,6 +74,10 @@ pub enum Action {
     ReadAudit,
     /// Read how full windows are: a client those of the grants that name it.
     ReadLimits,
+    /// Propose policy bundles and put them in force.
+    ChangePolicy,
+    /// Read policy bundles, compare them, replay decisions by them.
+    ReadPolicy,
 }
 
 /// Whether a bearer of this role may do this. The only table of its kind.
@@ -85,6 +89,8 @@ pub const fn may(role: Role, action: Action) -> bool {
         Action::CreateKey | Action::Intervene => matches!(role, Role::Operator),
         Action::ReadAudit => matches!(role, Role::Auditor),
         Action::ReadLimits => matches!(role, Role::Client | Role::Operator | Role::Auditor),
+        Action::ChangePolicy => matches!(role, Role::PolicyAdmin),
+        Action::ReadPolicy => matches!(role, Role::PolicyAdmin | Role::Auditor),
     }
 }
 
@@ -103,6 +109,8 @@ mod tests {
             Action::ReadKeys,
             Action::ReadAudit,
             Action::ReadLimits,
+            Action::ChangePolicy,
+            Action::ReadPolicy,
         ];
         for role in Role::ALL {
             assert!(all.iter().any(|action| !may(role, *action)), "{role} is root");
@@ -110,5 +118,6 @@ mod tests {
         assert!(!may(Role::Auditor, Action::Request));
         assert!(!may(Role::Auditor, Action::CreateKey));
         assert!(!may(Role::Auditor, Action::Intervene));
+        assert!(!may(Role::Auditor, Action::ChangePolicy));
     }
 }

@@ -59,11 +59,17 @@ pub enum LeafKind {
     /// An operator compared a restored or halted database with the chain: what was found, what was made of
     /// it, and the signed checkpoint that the log does not continue, if there is one.
     Reconciled,
+    /// A policy bundle was proposed: all of its files, and by whom.
+    BundleProposed,
+    /// Somebody said that a proposed bundle may be put in force.
+    BundleEndorsed,
+    /// A bundle is in force from here on: what it newly permits and refuses.
+    BundleActivated,
 }
 
 impl LeafKind {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::Decided,
         Self::Signed,
         Self::Denied,
@@ -76,6 +82,9 @@ impl LeafKind {
         Self::HsmDown,
         Self::HsmUp,
         Self::Reconciled,
+        Self::BundleProposed,
+        Self::BundleEndorsed,
+        Self::BundleActivated,
     ];
 
     /// The kind of this name.
@@ -100,6 +109,9 @@ impl LeafKind {
             Self::HsmDown => "HSM_DOWN",
             Self::HsmUp => "HSM_UP",
             Self::Reconciled => "RECONCILED",
+            Self::BundleProposed => "BUNDLE_PROPOSED",
+            Self::BundleEndorsed => "BUNDLE_ENDORSED",
+            Self::BundleActivated => "BUNDLE_ACTIVATED",
         }
     }
 }
@@ -257,7 +269,10 @@ mod tests {
                 | LeafKind::Alarm
                 | LeafKind::HsmDown
                 | LeafKind::HsmUp
-                | LeafKind::Reconciled => {}
+                | LeafKind::Reconciled
+                | LeafKind::BundleProposed
+                | LeafKind::BundleEndorsed
+                | LeafKind::BundleActivated => {}
             }
         }
     }

@@ -22,6 +22,7 @@ mod fixtures;
 mod anchors;
 mod attempts;
 mod audit;
+mod bundles;
 mod ceremonies;
 mod groups;
 mod keys;

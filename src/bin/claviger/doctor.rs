@@ -3,6 +3,7 @@
 mod keys;
 
 use crate::{audit, softhsm, world};
+use claviger::app::policies;
 use claviger::cli::args::ReportArgs;
 use claviger::cli::{Failure, load, print};
 use claviger::config::server::ServerConfig;
@@ -127,6 +128,7 @@ async fn check(path: &Path, config: &ServerConfig, findings: &mut Findings) {
     let store = database(config, findings).await;
     keys::check(config, store.as_deref(), findings).await;
     drop(store);
+    findings.add("policy in force", policy_in_force(config).await);
     findings.add("audit log", audit::check(config).await);
     findings.add("reconciliation", waits(config).await);
     if world::store_url(config).is_ok_and(|url| url.starts_with("postgres")) {
@@ -186,6 +188,38 @@ async fn replication(config: &ServerConfig) -> Result<String, String> {
             found.commit, found.standbys, found.names
         )),
     }
+}
+
+/// Which bundle the database has in force, and whether the folder has another.
+async fn policy_in_force(config: &ServerConfig) -> Result<String, String> {
+    let store = audit::reader(config).await.map_err(|error| error.to_string())?;
+    let found = look(&*store, "policy_in_force", |unit| {
+        Box::pin(async move {
+            let Some(active) = unit.active_bundle().await? else {
+                return Ok(None);
+            };
+            Ok(unit.bundle(active.bundle).await?.map(|row| (active, row)))
+        })
+    });
+    let Some((active, row)) = found.await.map_err(|error| error.to_string())? else {
+        return Ok("none yet: the first start puts the folder's in force".to_owned());
+    };
+    let in_force = policies::load(&row.files_json)
+        .map_err(|problem| format!("{:#x} does not load: {problem}", row.hash))?;
+    let differences = load::differences(config, &in_force);
+    if !differences.is_empty() {
+        return Err(format!("{} {:#x}: {}", row.version, row.hash, differences.join("; ")));
+    }
+    let folder = load::bundle(&config.policies.dir).map_err(|error| error.to_string())?;
+    let text = format!("{} {:#x} since {}", row.version, row.hash, active.at);
+    if folder.hash() == row.hash {
+        return Ok(text);
+    }
+    let other = format!("the folder has {} {:#x}", folder.version(), folder.hash());
+    if in_force.guardrails().change.is_some() {
+        return Ok(format!("{text}; {other}, which does not replace it"));
+    }
+    Ok(format!("{text}; {other}, which the next start puts in force"))
 }
 
 /// Whether the server or a lane waits for an operator.

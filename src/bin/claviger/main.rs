@@ -4,6 +4,7 @@ mod audit;
 mod ceremony;
 mod doctor;
 mod init;
+mod policy;
 mod reconcile;
 mod serve;
 mod softhsm;
@@ -11,7 +12,7 @@ mod world;
 
 use clap::Parser;
 use claviger::cli::args::{Cli, Command, ConfigCommand, KeyCommand, PolicyCommand, TokenCommand};
-use claviger::cli::{Failure, config_check, key, policy, print, token, tx};
+use claviger::cli::{Failure, config_check, explain, key, policy as bundles, print, token, tx};
 use claviger::system::{SystemClock, SystemEntropy};
 use std::process::ExitCode;
 
@@ -41,8 +42,13 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Tx(command) => block_on(1, tx::run(command, &SystemClock, &SystemEntropy)),
         Command::Audit(command) => block_on(1, audit::run(command)),
         Command::Reconcile(args) => block_on(1, reconcile::run(args)),
-        Command::Policy(PolicyCommand::Check { dir, json }) => policy::check(dir, *json),
-        Command::Policy(PolicyCommand::Test { dir, json }) => policy::test(dir, *json),
+        Command::Policy(PolicyCommand::Check { dir, json }) => bundles::check(dir, *json),
+        Command::Policy(PolicyCommand::Test { dir, json }) => bundles::test(dir, *json),
+        Command::Policy(PolicyCommand::Diff { old, new, json }) => bundles::diff(old, new, *json),
+        Command::Policy(PolicyCommand::Explain { dir, request, json }) => {
+            explain::run(dir, request, *json)
+        }
+        Command::Policy(PolicyCommand::Replay(args)) => block_on(1, policy::replay(args)),
     }
 }
 

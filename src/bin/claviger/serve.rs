@@ -2,6 +2,7 @@
 
 use crate::audit::Signing;
 use crate::{softhsm, world};
+use claviger::app::policies::{self, Begun};
 use claviger::app::{App, PolicyInForce, create_key, hsm_events, lease, recover, suspension};
 use claviger::audit::sequencer;
 use claviger::cli::{Failure, load};
@@ -36,6 +37,8 @@ const SUSPENSION_MS: u64 = 5_000;
 
 /// How often it is looked whether something has happened to a token, in milliseconds.
 const HSM_EVENTS_MS: u64 = 500;
+/// How often it is looked whether another policy bundle is in force, or may be, in milliseconds.
+const POLICY_MS: u64 = 1_000;
 /// How often keys that were begun are looked for.
 const FINISH_KEYS_MS: u64 = 60_000;
 
@@ -57,14 +60,15 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let recorder = metrics::install().map_err(|e| Failure::of("metrics", e))?;
     let upkeep = tokio::spawn(metrics::upkeep(recorder.clone(), stop.clone()));
-    let policy = Arc::new(PolicyInForce::new(Arc::new(bundle)));
+    let names = config.clone();
+    let against = Box::new(move |bundle: &Bundle| load::differences(&names, bundle));
+    let policy = Arc::new(PolicyInForce::within(Arc::new(bundle), against));
     let store = world::store(&config).await?;
     let signing = Signing::open(&config, &store).await?;
     let hsm = world::hsm(&config).await?;
     let signer: Arc<dyn Signer> = Arc::clone(&hsm) as Arc<dyn Signer>;
     let app = world::app(&config, Arc::clone(&policy), store, signer)?;
-    let bundle = policy.bundle();
-    tracing::info!(version = bundle.version(), hash = %bundle.hash(), "policy bundle loaded");
+    begin_policy(&config, &app).await?;
     recover::keys(&app).await.map_err(|e| Failure::of("keys", e))?;
     suspension::check_lanes(&app).await.map_err(|e| Failure::of("lanes", e))?;
     let auth = world::authenticator(&config, policy)?;
@@ -88,6 +92,7 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     edges.push(watch_suspension(&app));
     edges.push(record_hsm_events(&app));
     edges.push(finish_keys(&app));
+    edges.push(follow_policy(&app));
     edges.extend(signing.iter().map(Signing::job));
     let periods = Periods { recover_ms: RECOVER_MS, gauges_ms: GAUGES_MS };
     let mut jobs = jobs::start(&app, polled(&config, &app), edges, periods, &stop);
@@ -122,6 +127,24 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     tokio::task::spawn_blocking(move || drop(hsm)).await.map_err(|e| Failure::of("hsm", e))?;
     tracing::info!("stopped");
     ended
+}
+
+/// The folder's bundle, or the one that people have put in force over it.
+async fn begin_policy(config: &ServerConfig, app: &App) -> Result<(), Failure> {
+    let files = load::files(&config.policies.dir)?;
+    let begun = policies::begin(app, &files).await.map_err(|e| Failure::of("policy", e))?;
+    if let Begun::Kept { in_force } = begun {
+        let dir = config.policies.dir.display();
+        tracing::warn!(%dir, %in_force, "the folder's bundle is not the one in force, and does not replace it");
+    }
+    let bundle = app.bundle();
+    let against = app.policy.against(&bundle);
+    if !against.is_empty() {
+        return Err(Failure::new(format!("the bundle in force: {}", against.join("; "))));
+    }
+    let (version, hash) = (bundle.version(), bundle.hash());
+    tracing::info!(version, %hash, ?begun, "policy bundle loaded");
+    Ok(())
 }
 
 async fn listen(
@@ -199,6 +222,16 @@ fn finish_keys(app: &Arc<App>) -> EdgeJob {
             as BoxFuture<'static, _>
     };
     EdgeJob { name: "begun_keys", every_ms: FINISH_KEYS_MS, run: Box::new(run) }
+}
+
+/// What another process puts in force is followed; what waited for its delay is put in force.
+fn follow_policy(app: &Arc<App>) -> EdgeJob {
+    let app = Arc::clone(app);
+    let run = move || {
+        let app = Arc::clone(&app);
+        Box::pin(async move { policies::follow(&app).await }) as BoxFuture<'static, _>
+    };
+    EdgeJob { name: "policy", every_ms: POLICY_MS, run: Box::new(run) }
 }
 
 async fn wait_for_signal() -> Result<(), Failure> {

@@ -5,8 +5,8 @@ use crate::core::id::{GroupName, KeyId};
 use crate::core::intent::{EventSource, Intent};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
-use alloy::primitives::{Address, B256, Bytes};
-use std::collections::BTreeSet;
+use alloy::primitives::{Address, B256, Bytes, keccak256};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The code at an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,31 @@ pub struct CodeFact {
     pub block: B256,
     /// The code; empty for an account without.
     pub code: Bytes,
+}
+
+/// The first bytes of a delegated account's code (EIP-7702): the address whose code it runs comes after them.
+const DELEGATION: [u8; 3] = [0xef, 0x01, 0x00];
+
+/// Length of the address in such a code, in bytes.
+const ADDRESS_BYTES: usize = 20;
+
+impl CodeFact {
+    /// Of an account with delegated code (EIP-7702) the address whose code it runs; what else begins like one
+    /// is taken for one. `None` for other code.
+    #[must_use]
+    pub fn delegation(&self) -> Option<Bytes> {
+        let rest = self.code.strip_prefix(&DELEGATION)?;
+        Some(Bytes::copy_from_slice(rest.get(..ADDRESS_BYTES).unwrap_or(rest)))
+    }
+
+    /// Stands for a code of which only length and [`Self::delegation`] are known.
+    #[must_use]
+    pub fn stand_in(length: usize, delegation: Option<&Bytes>) -> Bytes {
+        let mut code = delegation
+            .map_or_else(Vec::new, |rest| [DELEGATION.as_slice(), rest.as_ref()].concat());
+        code.resize(length, 0);
+        code.into()
+    }
 }
 
 /// A log that the server read from the chain itself.
@@ -43,6 +68,9 @@ pub struct EventFact {
 pub struct Facts {
     /// Code at each address that the request would call or pay, as far as it was read.
     pub codes: Vec<CodeFact>,
+    /// keccak-256 of codes that were not kept: of a recorded decision only their hash is. What stands in
+    /// `codes` for such an address has the length, and is a delegation where the code was one.
+    pub code_hashes: BTreeMap<Address, B256>,
     /// The source event; `None` if the request names none, or it is not on the chain.
     pub event: Option<EventFact>,
     /// Destinations on this chain that the same group (or key without a group) has paid before.
@@ -56,6 +84,14 @@ impl Facts {
     #[must_use]
     pub fn code_at(&self, address: Address) -> Option<&CodeFact> {
         self.codes.iter().find(|code| code.address == address)
+    }
+
+    /// keccak-256 of the code at an address; `None` if it was not read.
+    #[must_use]
+    pub fn code_hash_at(&self, address: Address) -> Option<B256> {
+        let code = self.code_at(address)?;
+        let recorded = self.code_hashes.get(&address).copied();
+        Some(recorded.unwrap_or_else(|| keccak256(&code.code)))
     }
 }
 

@@ -4,6 +4,8 @@
 //! match are charged, whichever grant allowed the request.
 
 pub mod bundle;
+pub mod change;
+pub mod diff;
 pub mod effect;
 pub mod evaluate;
 pub mod facts;

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod keys;
+pub mod policies;
 
 use crate::http::key_list;
 use crate::http::state::HttpState;
@@ -15,6 +16,11 @@ pub fn router(state: HttpState) -> Router {
         .route("/admin/v1/keys", get(key_list::list).post(keys::create))
         .route("/admin/v1/keys/import", post(keys::import))
         .route("/admin/v1/audit/checkpoint", get(audit::checkpoint))
+        .route("/admin/v1/policies", get(policies::list).post(policies::propose))
+        .route("/admin/v1/policies/{hash}", get(policies::read))
+        .route("/admin/v1/policies/{hash}/diff", get(policies::diff))
+        .route("/admin/v1/policies/{hash}/activate", post(policies::activate))
+        .route("/admin/v1/policies/{hash}/replay", post(policies::replayed))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .with_state(state)

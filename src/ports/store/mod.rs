@@ -4,6 +4,7 @@
 //! start (a serialisation failure), so the closure has no effects outside. Whatever fails inside it, the
 //! first error is kept and nothing is stored. Nobody can hold a unit across a wait for the network.
 
+mod bundles;
 mod ceremonies;
 mod many_keys;
 mod reconcile;
@@ -12,6 +13,7 @@ mod rows;
 mod run;
 mod work;
 
+pub use bundles::*;
 pub use ceremonies::{KeyBook, OpenCeremony};
 pub use many_keys::*;
 pub use reconcile::*;
@@ -105,7 +107,7 @@ pub trait Store: Send + Sync {
 /// One open transaction. Every method is atomic with the rest of the unit. Locks are taken in one
 /// order: idempotency, lease, lane, limits by id.
 #[async_trait]
-pub trait Unit: KeyBook + ManyKeys + Send {
+pub trait Unit: BundleBook + KeyBook + ManyKeys + Send {
     // -- requests -----------------------------------------------------------------------------------
 
     /// Binds an idempotency key to a request, or says to what it is bound already. Waits for another

@@ -6,6 +6,7 @@
 mod anchors;
 mod attempts;
 mod audit;
+mod bundles;
 mod ceremonies;
 mod column;
 mod keys;
@@ -33,6 +34,7 @@ pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
         anchors::ALL,
         attempts::ALL,
         audit::ALL,
+        bundles::ALL,
         ceremonies::ALL,
         keys::ALL,
         lanes::ALL,

@@ -179,6 +179,21 @@ impl Bundle {
         Ok((bundle, Some(reports)))
     }
 
+    /// A bundle that allows nobody anything: in the place of one that is in force and cannot be read here.
+    #[must_use]
+    pub fn closed(hash: B256) -> Self {
+        Self {
+            hash,
+            version: "closed".to_owned(),
+            parent: None,
+            issuers: Vec::new(),
+            registry: Registry::default(),
+            guardrails: Guardrails::default(),
+            grants: Vec::new(),
+            cases: Vec::new(),
+        }
+    }
+
     /// SHA-256 over the bundle's files.
     #[must_use]
     pub const fn hash(&self) -> B256 {
@@ -211,6 +226,15 @@ impl Bundle {
     #[must_use]
     pub fn issuers(&self) -> BTreeSet<&str> {
         self.issuers.iter().map(|rule| rule.iss.as_str()).collect()
+    }
+
+    /// What issuers may vouch for: issuer, role, and a subject or a prefix of subjects that ends in `*`.
+    pub fn vouchers(&self) -> impl Iterator<Item = (&str, Role, &str)> {
+        self.issuers.iter().flat_map(|rule| {
+            rule.roles.iter().flat_map(move |role| {
+                rule.subjects.iter().map(move |sub| (rule.iss.as_str(), *role, sub.as_str()))
+            })
+        })
     }
 
     /// Every group that a grant names as signer.

@@ -162,6 +162,21 @@ impl Registry {
         contracts.chain(assets).chain(lists).chain(self.natives.keys())
     }
 
+    /// Every contract with its chain, by chain and address.
+    pub fn contracts(&self) -> impl Iterator<Item = (&ChainName, &Contract)> {
+        self.contracts.iter().map(|((chain, _), contract)| (chain, contract))
+    }
+
+    /// Every asset with its chain, by chain and address.
+    pub fn assets(&self) -> impl Iterator<Item = (&ChainName, &Asset)> {
+        self.assets.iter().map(|((chain, _), asset)| (chain, asset))
+    }
+
+    /// Every list of destinations, by chain and name.
+    pub fn lists(&self) -> impl Iterator<Item = (&ChainName, &str, &BTreeSet<Address>)> {
+        self.lists.iter().map(|((chain, name), list)| (chain, name.as_str(), list))
+    }
+
     /// Puts the registry together. `abis` are the ABI files by path; `text` finds lines.
     pub(super) fn read(
         book: (&BookFile, &str),

@@ -1,0 +1,547 @@
+//! Policy bundles of a running server: proposed, compared, put in force under load, followed by other servers,
+//! and what was decided before judged by another one.
+
+#![cfg(feature = "server")]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+mod support {
+    pub mod server;
+    pub mod services;
+}
+
+use claviger::app::record::read::recorded;
+use claviger::core::access::Role;
+use claviger::core::audit::read::ReadLeaf;
+use claviger::core::time::Timestamp;
+use claviger::ports::store::{LogLeaf, look};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use support::server::{Answer, BIN, LIMIT, PAYEE, Server, SetUp, payout, payout_grants, token};
+use support::services::{Anvil, AnvilOptions, Postgres, poll_until};
+use tokio::task::JoinSet;
+
+const SUB: &str = "svc:payouts";
+const AUTHOR: &str = "dev:ann";
+const OTHER: &str = "dev:bob";
+
+async fn chain() -> Anvil {
+    Anvil::start(AnvilOptions { slots_in_an_epoch: Some(1), ..AnvilOptions::default() }).await
+}
+
+/// Payouts, and messages that begin so.
+fn grants(prefix: &str) -> String {
+    format!(
+        r#"{}
+[[grant]]
+id = "hello"
+owner = "treasury"
+reason = "tests"
+expires = "2099-12-31"
+principals = ["svc:payouts"]
+signers = ["payments"]
+action = "message"
+text = {{ prefix = "{prefix}" }}
+"#,
+        payout_grants("5")
+    )
+}
+
+async fn admin(
+    server: &Server,
+    method: Method,
+    path: &str,
+    (sub, role): (&str, Role),
+    body: Option<&Value>,
+) -> Answer {
+    let url = format!("{}/admin/v1/policies{path}", server.admin_url());
+    let token = server.token(sub, role);
+    server.try_call(method, url, &token, None, body).await.expect("an answer")
+}
+
+async fn get(server: &Server, path: &str) -> Value {
+    admin(server, Method::GET, path, ("dev:auditor", Role::Auditor), None).await.ok()
+}
+
+/// The files of a folder's bundle with other grants, as the next one after `parent`.
+fn files(dir: &Path, version: &str, parent: &str, grants: &str) -> Value {
+    let mut files = Map::new();
+    for name in ["bundle.toml", "book.toml", "assets.toml"] {
+        files.insert(name.to_owned(), std::fs::read_to_string(dir.join(name)).unwrap().into());
+    }
+    for file in std::fs::read_dir(dir.join("abi")).unwrap() {
+        let path = file.unwrap().path();
+        let name = format!("abi/{}", path.file_name().unwrap().to_str().unwrap());
+        files.insert(name, std::fs::read_to_string(path).unwrap().into());
+    }
+    let head = files["bundle.toml"].as_str().unwrap();
+    let line = head.lines().find(|line| line.starts_with("version = ")).unwrap();
+    let next = head.replacen(line, &format!("version = \"{version}\"\nparent = \"{parent}\""), 1);
+    files.insert("bundle.toml".to_owned(), next.into());
+    files.insert("grants.toml".to_owned(), grants.into());
+    json!({ "files": files })
+}
+
+/// Writes such files into a folder.
+fn write(dir: &Path, body: &Value) {
+    for (name, text) in body["files"].as_object().unwrap() {
+        let path = dir.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text.as_str().unwrap()).unwrap();
+    }
+}
+
+async fn propose(server: &Server, sub: &str, body: &Value) -> Answer {
+    admin(server, Method::POST, "", (sub, Role::PolicyAdmin), Some(body)).await
+}
+
+async fn activate(server: &Server, sub: &str, hash: &str) -> Answer {
+    let body = json!({ "reason": "a test" });
+    let path = format!("/{hash}/activate");
+    admin(server, Method::POST, &path, (sub, Role::PolicyAdmin), Some(&body)).await
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("{value} is no text")).to_owned()
+}
+
+async fn in_force(server: &Server) -> String {
+    text(&get(server, "").await["active"]["hash"])
+}
+
+async fn sign(server: &Server, words: &str) -> Answer {
+    server.sign(SUB, None, &json!({ "signer": "payments", "message": { "text": words } })).await
+}
+
+async fn leaves(setup: &SetUp) -> Vec<LogLeaf> {
+    let store = setup.store().await;
+    look(&*store, "leaves", |unit| Box::pin(async move { unit.log_leaves(0, i64::MAX).await }))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_bundle_is_put_in_force_by_somebody_else_than_its_author() {
+    let anvil = chain().await;
+    let setup = SetUp::new(&anvil.url(), None, &grants("hello "));
+    let dir = setup.dir().join("policies");
+    let server = setup.start(&[]).await;
+    server.funded_key(&anvil, "op-1").await;
+    let first = in_force(&server).await;
+    assert_eq!(sign(&server, "hello world").await.ok()["decision"]["bundle"], first.as_str());
+    assert_eq!(sign(&server, "hi world").await.status, 403);
+
+    // What does not load, or is not the next one, is not kept.
+    let next = files(&dir, "v2", &first, &grants("h"));
+    let mut broken = next.clone();
+    broken["files"]["grants.toml"] = "[[grant]]\nid = 7\n".into();
+    let refused = propose(&server, AUTHOR, &broken).await;
+    assert_eq!((refused.status, refused.body["field"].as_str()), (400, Some("files")));
+    assert!(text(&refused.body["detail"]).contains("grants.toml: line"), "{}", refused.body);
+    let stranger = files(&dir, "v2", &format!("0x{}", "7".repeat(64)), &grants("h"));
+    let refused = propose(&server, AUTHOR, &stranger).await;
+    assert_eq!((refused.status, refused.code()), (409, "conflict"));
+    assert!(text(&refused.body["detail"]).contains(&first), "{}", refused.body);
+    let foreign = grants("h").replace("[\"payments\"]", "[\"nobody\"]");
+    let refused = propose(&server, AUTHOR, &files(&dir, "v2", &first, &foreign)).await;
+    assert!(text(&refused.body["detail"]).contains("group `nobody`"), "{}", refused.body);
+    assert_eq!(get(&server, "").await["bundles"].as_array().unwrap().len(), 1);
+    for role in [Role::Client, Role::Operator, Role::Approver, Role::Auditor] {
+        let sub = if role == Role::Client { SUB } else { AUTHOR };
+        let refused = admin(&server, Method::POST, "", (sub, role), Some(&next)).await;
+        assert_eq!(refused.status, 403, "{role}");
+    }
+
+    let proposed = propose(&server, AUTHOR, &next).await;
+    assert_eq!(proposed.status, 201, "{}", proposed.body);
+    let second = text(&proposed.body["hash"]);
+    assert_eq!(
+        propose(&server, OTHER, &next).await.ok()["author"]["sub"],
+        AUTHOR,
+        "it stays theirs"
+    );
+    let diff = get(&server, &format!("/{second}/diff")).await;
+    assert_eq!((&diff["loosens"], &diff["from"]), (&json!(true), &json!(first)));
+    let what = text(&diff["changes"][0]["what"]);
+    assert!(
+        what.contains("begins with \"h\" (was any text that begins with \"hello \")"),
+        "{what}"
+    );
+    assert_eq!(sign(&server, "hi world").await.status, 403, "nothing is decided by it yet");
+
+    let refused = activate(&server, AUTHOR, &second).await;
+    assert_eq!((refused.status, refused.code()), (409, "conflict"));
+    let waiting = get(&server, &format!("/{second}")).await;
+    assert_eq!(waiting["waits_for"], "it needs one person other than its author");
+    let body = json!({ "reason": "no" });
+    let path = format!("/{second}/activate");
+    let refused = admin(&server, Method::POST, &path, (OTHER, Role::Auditor), Some(&body)).await;
+    assert_eq!(refused.status, 403);
+    let done = activate(&server, OTHER, &second).await;
+    assert_eq!((done.status, &done.body["active"]), (200, &json!(true)), "{}", done.body);
+    assert_eq!(sign(&server, "hi world").await.ok()["decision"]["bundle"], second.as_str());
+    // The parent of the first is not the one that is in force now.
+    assert_eq!(activate(&server, OTHER, &first).await.status, 409);
+    assert_eq!(activate(&server, OTHER, &second).await.status, 200, "said twice");
+    assert_eq!(in_force(&server).await, second);
+    server.checkpoint().await;
+    server.stop().await;
+
+    // Without a change rule, the folder rules at the next start.
+    let server = setup.start(&[]).await;
+    assert_eq!(in_force(&server).await, first);
+    let listed = get(&server, "").await;
+    let ways: Vec<&str> = listed["activations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["by"].as_str().unwrap())
+        .collect();
+    assert_eq!(ways, ["folder", "people", "folder"]);
+    assert_eq!(sign(&server, "hi world").await.status, 403);
+    server.checkpoint().await;
+    server.stop().await;
+    let server = setup.start(&[]).await;
+    assert_eq!(
+        get(&server, "").await["activations"].as_array().unwrap().len(),
+        3,
+        "it is the same"
+    );
+    server.checkpoint().await;
+    server.stop().await;
+    let kinds: Vec<(String, String)> = leaves(&setup)
+        .await
+        .into_iter()
+        .filter(|leaf| leaf.kind.starts_with("BUNDLE_"))
+        .map(|leaf| (leaf.kind, leaf.subject))
+        .collect();
+    let leaf = |kind: &str, hash: &String| (format!("BUNDLE_{kind}"), hash.clone());
+    assert_eq!(
+        kinds,
+        [
+            leaf("PROPOSED", &first),
+            leaf("ACTIVATED", &first),
+            leaf("PROPOSED", &second),
+            leaf("ENDORSED", &second),
+            leaf("ACTIVATED", &second),
+            leaf("ACTIVATED", &first),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn another_server_over_the_database_follows() {
+    let anvil = chain().await;
+    let url = Postgres::shared().await.create_database();
+    let setup = SetUp::new(&anvil.url(), Some(&url), &grants("hello "));
+    let dir = setup.dir().join("policies");
+    let one = setup.start(&[]).await;
+    one.funded_key(&anvil, "op-1").await;
+    let two = setup.start_beside("two.record", &[]).await;
+    let first = in_force(&two).await;
+    let next = files(&dir, "v2", &first, &grants("good day "));
+    let second = text(&propose(&one, AUTHOR, &next).await.ok()["hash"]);
+    // Whoever is asked: the word is the database's.
+    assert_eq!(activate(&two, OTHER, &second).await.status, 200);
+    assert_eq!(sign(&two, "good day you").await.ok()["decision"]["bundle"], second.as_str());
+    poll_until(LIMIT, "the other server follows", async || {
+        let asked = sign(&one, "good day you").await;
+        (asked.status == 201).then_some(())
+    })
+    .await;
+    assert_eq!(sign(&one, "hello you").await.status, 403);
+    one.stop().await;
+    two.stop().await;
+}
+
+/// What the callers saw.
+#[derive(Default)]
+struct Seen {
+    /// How often each bundle (by its place in the order of activations) decided.
+    decided: Mutex<BTreeMap<usize, u64>>,
+    denied: AtomicUsize,
+    wrong: Mutex<Vec<String>>,
+}
+
+#[tokio::test]
+async fn activation_under_load_drops_no_request_and_holds_from_its_answer_on() {
+    const CALLERS: usize = 6;
+    const CHANGES: usize = 10;
+    let anvil = chain().await;
+    // Each bundle allows a word of its own, and all of them payouts.
+    let words = |n: usize| format!("word{n} ");
+    let both = |n: usize| {
+        grants("every ").replace("{n}", "")
+            + &format!(
+                r#"
+[[grant]]
+id = "own"
+owner = "treasury"
+reason = "tests"
+expires = "2099-12-31"
+principals = ["svc:payouts"]
+signers = ["payments"]
+action = "message"
+text = {{ prefix = "{}" }}
+"#,
+                words(n)
+            )
+    };
+    let setup = SetUp::new(&anvil.url(), None, &both(0));
+    let dir = setup.dir().join("policies");
+    let server = Arc::new(setup.start(&[]).await);
+    server.funded_key(&anvil, "op-1").await;
+    let order = Arc::new(Mutex::new(vec![in_force(&server).await]));
+    let (answered, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let seen = Arc::new(Seen::default());
+    let mut callers = JoinSet::new();
+    let key = token(&server.issuer_key(), SUB, Role::Client);
+    for caller in 0..CALLERS {
+        let (server, order) = (Arc::clone(&server), Arc::clone(&order));
+        let (answered, stop, seen) = (Arc::clone(&answered), Arc::clone(&stop), Arc::clone(&seen));
+        let key = key.clone();
+        callers.spawn(async move {
+            let mut count = 0_usize;
+            while !stop.load(Ordering::SeqCst) {
+                count += 1;
+                let since = answered.load(Ordering::SeqCst);
+                // Every third is refused, unless the bundle came into force meanwhile.
+                let is_odd = count.is_multiple_of(3);
+                let said =
+                    if is_odd { words(since + 2) } else { format!("every {caller} {count}") };
+                let body = json!({ "signer": "payments", "message": { "text": said } });
+                let url = format!("{}/v1/signatures", server.client_url());
+                let answer = server.try_call(Method::POST, url, &key, None, Some(&body)).await;
+                let Some(answer) = answer else {
+                    seen.wrong.lock().unwrap().push(format!("{said}: no answer"));
+                    continue;
+                };
+                if answer.status == 403 && is_odd {
+                    seen.denied.fetch_add(1, Ordering::SeqCst);
+                    continue;
+                }
+                let bundle = answer.body["decision"]["bundle"].as_str().unwrap_or_default();
+                let place = order.lock().unwrap().iter().position(|hash| hash == bundle);
+                match place {
+                    Some(place) if answer.status == 201 && place >= since => {
+                        *seen.decided.lock().unwrap().entry(place).or_default() += 1;
+                    }
+                    _ => seen.wrong.lock().unwrap().push(format!(
+                        "{said}, after {since}: {} by {place:?} {}",
+                        answer.status, answer.body
+                    )),
+                }
+            }
+        });
+    }
+    for change in 1..=CHANGES {
+        let parent = order.lock().unwrap().last().unwrap().clone();
+        let next = files(&dir, &format!("v{change}"), &parent, &both(change));
+        // By turns: what one proposes the other puts in force.
+        let (author, other) = if change % 2 == 0 { (AUTHOR, OTHER) } else { (OTHER, AUTHOR) };
+        let hash = text(&propose(&server, author, &next).await.ok()["hash"]);
+        order.lock().unwrap().push(hash.clone());
+        assert_eq!(activate(&server, other, &hash).await.status, 200);
+        answered.store(change, Ordering::SeqCst);
+        poll_until(LIMIT, "callers are decided by the new bundle", async || {
+            seen.decided.lock().unwrap().get(&change).filter(|count| **count >= 10).map(|_| ())
+        })
+        .await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    while let Some(ended) = callers.join_next().await {
+        ended.unwrap();
+    }
+    let wrong = seen.wrong.lock().unwrap().clone();
+    assert!(
+        wrong.is_empty(),
+        "{} wrong: {:#?}",
+        wrong.len(),
+        wrong.iter().take(5).collect::<Vec<_>>()
+    );
+    let decided = seen.decided.lock().unwrap().clone();
+    assert_eq!(decided.len(), CHANGES + 1, "each of them decided: {decided:?}");
+    let denied = seen.denied.load(Ordering::SeqCst);
+    assert!(denied > CHANGES, "{denied}");
+    server.checkpoint().await;
+    Arc::into_inner(server).expect("nobody else has it").stop().await;
+
+    // The log says the same: one decision for each answer, all by one of these bundles.
+    let order = order.lock().unwrap().clone();
+    let known: BTreeSet<&String> = order.iter().collect();
+    let mut counted = BTreeMap::<&str, usize>::new();
+    for leaf in leaves(&setup).await {
+        let kind = match leaf.kind.as_str() {
+            "DECIDED" => "DECIDED",
+            "DENIED" => "DENIED",
+            _ => continue,
+        };
+        let read = ReadLeaf::parse(&leaf.bytes).unwrap();
+        let decision = recorded(read.text("decision").unwrap(), Timestamp::default()).unwrap();
+        assert!(known.contains(&format!("{:#x}", decision.bundle)), "{}", decision.bundle);
+        *counted.entry(kind).or_default() += 1;
+    }
+    let all: u64 = decided.values().sum();
+    assert_eq!(counted["DECIDED"], usize::try_from(all).unwrap());
+    assert_eq!(counted["DENIED"], denied);
+}
+
+// -- the command line ---------------------------------------------------------------------------------
+
+fn policy(args: &[&str]) -> (i32, String, String) {
+    let run = Command::new(BIN).arg("policy").args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (run.status.code().unwrap(), text(run.stdout), text(run.stderr))
+}
+
+#[tokio::test]
+async fn what_was_decided_is_replayed_under_another_bundle() {
+    let anvil = chain().await;
+    let setup = SetUp::new(&anvil.url(), None, &grants("hello "));
+    let (dir, config) = (setup.dir().join("policies"), setup.config());
+    let server = setup.start(&[]).await;
+    server.funded_key(&anvil, "op-1").await;
+    assert_eq!(sign(&server, "hello world").await.status, 201);
+    assert_eq!(sign(&server, "hi world").await.status, 403);
+    let paid = server.ask(SUB, "order-1", &payout(1_000)).await.ok();
+    assert_eq!(server.ask(SUB, "order-2", &json!({
+        "chain": "local", "signer": "payments", "to": PAYEE, "value": "2000000000000000000",
+    })).await.status, 403);
+    server.wait_for(paid["id"].as_str().unwrap(), &["mined", "finalized"]).await;
+    server.checkpoint().await;
+    let config = config.to_str().unwrap();
+
+    // Beside the running server, by its own bundle: nothing is different.
+    let (code, out, err) = policy(&["replay", dir.to_str().unwrap(), "--config", config]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains("4 decision(s) judged again, 0 would come out differently"), "{out}");
+
+    let first = in_force(&server).await;
+    let other = grants("hi ").replace("per_tx = \"1.0\"", "per_tx = \"3.0\"");
+    let next = files(&dir, "v2", &first, &other);
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &next);
+    let path = folder.path().to_str().unwrap();
+    let (code, out, err) = policy(&["replay", path, "--config", config, "--json"]);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("3 of 4 decision(s) would come out differently"), "{err}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let flips: Vec<(String, String)> = report["flips"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|flip| (text(&flip["was"]["outcome"]), text(&flip["is"]["outcome"])))
+        .collect();
+    let flip = |was: &str, is: &str| (was.to_owned(), is.to_owned());
+    assert_eq!(flips, [flip("allow", "deny"), flip("deny", "allow"), flip("deny", "allow")]);
+    assert_eq!(report["flips"][0]["is"]["reasons"][0]["field"], "text.prefix", "{report:#}");
+    let (code, out, _) = policy(&["replay", path, "--config", config, "--from", "2099-01-01"]);
+    assert_eq!(code, 0);
+    assert!(out.contains("0 decision(s)"), "{out}");
+
+    // The server says the same.
+    let hash = text(&propose(&server, AUTHOR, &next).await.ok()["hash"]);
+    let replay = format!("/{hash}/replay");
+    let who = ("dev:auditor", Role::Auditor);
+    let told = admin(&server, Method::POST, &replay, who, None).await.ok();
+    assert_eq!((&told["flips"], &told["judged"]), (&report["flips"], &json!("4")));
+    let body = json!({ "from": "2099-01-01T00:00:00Z" });
+    let told = admin(&server, Method::POST, &replay, who, Some(&body)).await.ok();
+    assert_eq!(told["judged"], "0");
+    let body = json!({ "most": 0 });
+    assert_eq!(admin(&server, Method::POST, &replay, who, Some(&body)).await.status, 400);
+    server.stop().await;
+}
+
+/// The example bundle, with its files edited.
+fn edited(folder: &Path, edits: &[(&str, &str, &str)]) -> String {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/payments");
+    assert!(Command::new("cp").arg("-r").args([&example, folder]).status().unwrap().success());
+    for (file, from, to) in edits {
+        let text = std::fs::read_to_string(folder.join(file)).unwrap();
+        assert!(text.contains(from), "{file} has no {from}");
+        std::fs::write(folder.join(file), text.replacen(from, to, 1)).unwrap();
+    }
+    folder.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_difference_between_two_folders_is_told_in_words() {
+    let temp = tempfile::tempdir().unwrap();
+    let old = edited(&temp.path().join("old"), &[]);
+    let subjects = ("bundle.toml", "\"dev:*\"]", "\"dev:*\", \"ops:*\"]");
+    let new = edited(&temp.path().join("new"), &[subjects]);
+    let (code, out, err) = policy(&["diff", &old, &new]);
+    assert_eq!(code, 0, "{err}");
+    assert!(
+        out.contains("issuer `claviger-dev`: it may vouch for `ops:*` as approver now"),
+        "{out}"
+    );
+    assert!(out.ends_with("the second bundle loosens\n"), "{out}");
+    let (_, out, _) = policy(&["diff", &new, &old]);
+    assert!(
+        out.contains("newly refused:") && out.ends_with("the second bundle loosens nothing\n"),
+        "{out}"
+    );
+    let (_, out, _) = policy(&["diff", &old, &old, "--json"]);
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&report["loosens"], &report["changes"]), (&json!(false), &json!([])));
+    let (code, _, err) = policy(&["diff", &old, "/nowhere"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("/nowhere"), "{err}");
+    assert_eq!(policy(&["diff", &old]).0, 2);
+}
+
+#[test]
+fn a_request_in_a_file_is_decided_and_explained() {
+    let temp = tempfile::tempdir().unwrap();
+    let bundle = edited(&temp.path().join("bundle"), &[]);
+    let ask = |value: &str| {
+        json!({
+            "principal": { "iss": "claviger-dev", "sub": "svc:payouts" },
+            "request": { "chain": "local", "signer": "payments", "to": PAYEE, "value": value,
+                         "max_fee_per_gas": "1000000000", "max_priority_fee_per_gas": "0" },
+            "facts": { "address": "0x90f79bf6eb2c4f870365e785982e1f101e93b906", "group": "payments",
+                       "chain_id": 31337, "now": "2026-12-01T12:00:00Z", "codes": { PAYEE: "none" } },
+        })
+    };
+    let file = temp.path().join("ask.json");
+    let explain = |body: &Value, more: &[&str]| {
+        std::fs::write(&file, body.to_string()).unwrap();
+        let args = ["explain", bundle.as_str(), "--request", file.to_str().unwrap()];
+        policy(&[&args, more].concat())
+    };
+    let (code, out, err) = explain(&ask("1000"), &[]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("svc:payouts (claviger-dev) asks: allow"), "{out}");
+    assert!(out.contains("native_out amount=1000"), "{out}");
+    assert!(out.contains("covered by native-payouts"), "{out}");
+    assert!(out.contains("WINDOW"), "{out}");
+    let (code, out, _) = explain(&ask("99000000000000000000000"), &["--json"]);
+    assert_eq!(code, 0, "a denial is an answer");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(report["outcome"], "deny");
+    let reasons = report["reasons"].as_array().unwrap();
+    let nearest = reasons.iter().find(|reason| reason["grant"] == "native-payouts").unwrap();
+    assert_eq!(nearest["field"], "per_tx", "{report:#}");
+    let mut unknown = ask("1");
+    unknown["facts"]["codes"] = json!({});
+    let (_, out, _) = explain(&unknown, &[]);
+    assert!(out.contains("the code at the recipient is not known"), "{out}");
+    let mut wrong = ask("1");
+    wrong["facts"]["nonsense"] = json!(1);
+    let (code, _, err) = explain(&wrong, &[]);
+    assert_eq!(code, 1);
+    assert!(err.contains("nonsense"), "{err}");
+}
