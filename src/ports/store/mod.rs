@@ -10,6 +10,7 @@ mod reconcile;
 mod replication;
 mod rows;
 mod run;
+mod windows;
 mod work;
 
 pub use ceremonies::{KeyBook, OpenCeremony};
@@ -18,6 +19,7 @@ pub use reconcile::*;
 pub use replication::Replication;
 pub use rows::*;
 pub use run::{look, unit};
+pub use windows::*;
 pub use work::*;
 
 use crate::core::audit::EncodedLeaf;
@@ -105,7 +107,7 @@ pub trait Store: Send + Sync {
 /// One open transaction. Every method is atomic with the rest of the unit. Locks are taken in one
 /// order: idempotency, lease, lane, limits by id.
 #[async_trait]
-pub trait Unit: KeyBook + ManyKeys + Send {
+pub trait Unit: KeyBook + ManyKeys + Windows + Send {
     // -- requests -----------------------------------------------------------------------------------
 
     /// Binds an idempotency key to a request, or says to what it is bound already. Waits for another

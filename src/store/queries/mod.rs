@@ -6,8 +6,10 @@
 mod anchors;
 mod attempts;
 mod audit;
+mod buckets;
 mod ceremonies;
 mod column;
+mod exposures;
 mod keys;
 mod lanes;
 mod leases;
@@ -33,7 +35,9 @@ pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
         anchors::ALL,
         attempts::ALL,
         audit::ALL,
+        buckets::ALL,
         ceremonies::ALL,
+        exposures::ALL,
         keys::ALL,
         lanes::ALL,
         leases::ALL,
