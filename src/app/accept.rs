@@ -12,7 +12,7 @@ use crate::core::intent::{
 };
 use crate::core::key::OperatorKey;
 use crate::core::policy::{
-    Charge, CodeFact, EventFact, Facts, Outcome, PolicyRequest, Reason, Verdict, evaluate,
+    CodeFact, EventFact, Facts, Outcome, PolicyRequest, Reason, Verdict, evaluate,
     verdict::EventUse,
 };
 use crate::core::principal::Principal;
@@ -20,8 +20,8 @@ use crate::core::time::Timestamp;
 use crate::core::tx::fee::{self, Market};
 use crate::ports::chain::{BlockAt, CallRequest, ChainError};
 use crate::ports::store::{
-    Bound, DecisionSummary, End, KeyBinding, LimitExceeded, NewTransaction, StoreError, Suspension,
-    TransactionRow, look, unit,
+    Bound, DecisionSummary, End, Hold, KeyBinding, LimitExceeded, NewTransaction, StoreError,
+    Suspension, TransactionRow, look, unit,
 };
 use alloy::primitives::{Address, B256, Bytes, U256};
 use std::sync::Arc;
@@ -463,7 +463,7 @@ enum Stored {
 struct Acceptance {
     binding: KeyBinding,
     row: NewTransaction,
-    charges: Vec<Charge>,
+    hold: Hold,
     event: Option<EventUse>,
     event_id: String,
     found: Option<(OnChain, String)>,
@@ -477,10 +477,11 @@ async fn store(
     verdict: &Verdict,
     now: Timestamp,
 ) -> Result<Stored, AppError> {
+    let chain = row.intent.chain.id;
     let acceptance = Arc::new(Acceptance {
+        hold: Hold::of(row.id.to_string(), Some(chain), verdict, false),
         binding,
         row,
-        charges: verdict.charges.clone(),
         event: verdict.event_use.clone(),
         event_id: app.entropy.uuid().to_string(),
         found: found.map(|found| (found, app.entropy.uuid().to_string())),
@@ -500,8 +501,7 @@ async fn store(
             {
                 return Ok(End::Rollback(Stored::EventUsed(other)));
             }
-            let owner = it.row.id.to_string();
-            if let Some(full) = unit.reserve(&owner, &it.charges, it.now).await? {
+            if let Some(full) = unit.hold(&it.hold, it.now).await? {
                 return Ok(End::Rollback(Stored::Full(full)));
             }
             unit.insert_transaction(&it.row).await?;

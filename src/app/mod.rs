@@ -13,6 +13,7 @@ pub mod create_key;
 mod create_wrapped;
 pub mod error;
 pub mod evaluate;
+pub mod exposures;
 pub mod finality;
 pub mod follow;
 pub mod hsm_events;

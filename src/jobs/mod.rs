@@ -5,7 +5,7 @@ mod looks;
 
 pub use looks::Looks;
 
-use crate::app::{App, AppError, ChainRuntime, finality, recover, settle_external};
+use crate::app::{App, AppError, ChainRuntime, exposures, finality, recover, settle_external};
 use crate::core::id::ChainId;
 use crate::core::tx::state::Status;
 use crate::ports::store::look;
@@ -78,7 +78,8 @@ pub fn start(
 /// What was told as final must still be so, also while nothing is open; and what callers sent is settled.
 async fn ends(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
     finality::stands_still(app, chain).await?;
-    settle_external::settle(app, chain).await
+    settle_external::settle(app, chain).await?;
+    exposures::follow(app, chain).await
 }
 
 /// Each period starts looks at the accounts that are not being looked at. On stop the running ones end
