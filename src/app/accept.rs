@@ -3,7 +3,7 @@
 
 use crate::app::adopt::{self, OnChain};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, ChainRuntime, chains, finality, record};
+use crate::app::{App, AppError, ChainRuntime, chains, clock_watch, finality, record};
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::{DATA_BYTES_MAX, intrinsic_gas};
 use crate::core::id::RequestId;
@@ -487,6 +487,7 @@ async fn store(
         found: found.map(|found| (found, app.entropy.uuid().to_string())),
         now,
     });
+    clock_watch::check(app, &acceptance.hold).await?;
     let stored = unit(&*app.store, "accept_transaction", move |unit| {
         let it = acceptance.clone();
         Box::pin(async move {

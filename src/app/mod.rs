@@ -9,6 +9,7 @@ pub mod adopt;
 pub mod cancel;
 pub mod ceremony;
 pub mod chains;
+pub mod clock_watch;
 pub mod create_key;
 mod create_wrapped;
 pub mod error;
@@ -79,6 +80,8 @@ pub struct App {
     pub changes: tokio::sync::broadcast::Sender<RequestId>,
     /// Which lanes this process works.
     pub leases: lease::Leases,
+    /// Whether our clock may be believed.
+    pub clock_watch: clock_watch::ClockWatch,
 }
 
 impl std::fmt::Debug for App {

@@ -269,7 +269,7 @@ pub fn no_op_decision(ending: Ending, failure: Option<&Failure>) -> String {
 /// # Errors
 /// When the leaf would be too long.
 pub fn instructed(
-    id: RequestId,
+    id: impl ToString,
     action: &str,
     instruction: &Instruction,
     at: Timestamp,

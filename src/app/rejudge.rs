@@ -3,14 +3,14 @@
 
 use crate::app::accept::facts;
 use crate::app::signers::Purpose;
-use crate::app::{App, AppError, ChainRuntime, record};
+use crate::app::{App, AppError, ChainRuntime, clock_watch, record};
 use crate::core::audit::EncodedLeaf;
 use crate::core::intent::Intent;
 use crate::core::policy::{Outcome, PolicyRequest, Reason, Verdict, evaluate};
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::ports::store::{
-    Failure, NewEvent, StatusChange, StoreError, TransactionRow, Unit, look,
+    Failure, Hold, NewEvent, StatusChange, StoreError, TransactionRow, Unit, look,
 };
 
 /// A decision this old is made again before a nonce is given, in milliseconds.
@@ -62,6 +62,8 @@ pub async fn rejudge(
         intent: Intent::Transaction(Box::new(intent)),
     };
     let verdict = evaluate(&app.bundle(), &request, now);
+    let hold = Hold::of(row.new.id.to_string(), Some(chain.settings.id), &verdict, false);
+    clock_watch::check(app, &hold).await?;
     let decision_json = record::decision_json(&request, &verdict);
     Ok(Rejudged { request, verdict, decision_json })
 }

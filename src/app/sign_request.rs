@@ -3,7 +3,7 @@
 
 use crate::app::accept::{admissible, bound_before, deny, event_used, facts, same_body, summary};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, finality, read, record, sign, suspension};
+use crate::app::{App, AppError, clock_watch, finality, read, record, sign, suspension};
 use crate::core::evm::message::{message_bytes, typed_data_bytes};
 use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::RequestId;
@@ -111,6 +111,9 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
         },
         decision_json: record::decision_json(&request, &verdict),
     });
+    if let Some(hold) = &decision.hold {
+        clock_watch::check(app, hold).await?;
+    }
     let new = decision.row.clone();
     match store(app, decision).await? {
         Stored::New => attempt(app, id, Some(new)).await,

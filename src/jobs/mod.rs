@@ -5,7 +5,9 @@ mod looks;
 
 pub use looks::Looks;
 
-use crate::app::{App, AppError, ChainRuntime, exposures, finality, recover, settle_external};
+use crate::app::{
+    App, AppError, ChainRuntime, clock_watch, exposures, finality, recover, settle_external,
+};
 use crate::core::id::ChainId;
 use crate::core::tx::state::Status;
 use crate::ports::store::look;
@@ -18,6 +20,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+
+/// How often the clock is compared and written down.
+const CLOCK_MS: u64 = 5_000;
 
 /// Periods, in milliseconds.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +68,11 @@ pub fn start(
     jobs.spawn(repeat("recover", periods.recover_ms, token, move || {
         let app = Arc::clone(&all);
         async move { recover::unsigned(&app).await }
+    }));
+    let (all, token) = (Arc::clone(app), stop.clone());
+    jobs.spawn(repeat("clock", CLOCK_MS, token, move || {
+        let app = Arc::clone(&all);
+        async move { clock_watch::watch(&app).await }
     }));
     for edge in edges {
         jobs.spawn(repeat(edge.name, edge.every_ms, stop.clone(), edge.run));

@@ -1,6 +1,7 @@
 //! The admin listener: `/admin/v1`.
 
 pub mod audit;
+pub mod clock;
 pub mod keys;
 
 use crate::http::key_list;
@@ -15,6 +16,7 @@ pub fn router(state: HttpState) -> Router {
         .route("/admin/v1/keys", get(key_list::list).post(keys::create))
         .route("/admin/v1/keys/import", post(keys::import))
         .route("/admin/v1/audit/checkpoint", get(audit::checkpoint))
+        .route("/admin/v1/clock/confirm", post(clock::confirm))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .with_state(state)
