@@ -237,3 +237,40 @@ pub async fn confirm(app: &App, said: &Instruction) -> Result<Timestamp, AppErro
     tracing::warn!(sub = %said.who.sub, "the clock was confirmed");
     Ok(now)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_MS: i64 = 86_400_000;
+
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millis(1_800_000_000_000_i64.saturating_add(ms))
+    }
+
+    #[test]
+    fn a_step_is_seen_at_once_and_so_are_many_small_ones() {
+        let watch = ClockWatch::new(300_000);
+        assert!(watch.is_new());
+        watch.believe(at(0), 7);
+        assert_eq!(watch.doubt(at(DAY_MS), DAY_MS.saturating_add(7)), None);
+        assert_eq!(watch.doubt(at(300_000), 7), None);
+        let ahead = watch.doubt(at(300_001), 7).unwrap_or_default();
+        assert!(ahead.contains("later"), "{ahead}");
+        let behind = watch.doubt(at(-300_001), 7).unwrap_or_default();
+        assert!(behind.contains("earlier"), "{behind}");
+        // Each second 200 seconds further: no reading in between is believed anew.
+        let steps = (1..10).map(|n: i64| watch.doubt(at(n.saturating_mul(200_000)), n).is_some());
+        assert_eq!(steps.filter(|seen| *seen).count(), 8);
+    }
+
+    #[test]
+    fn what_was_doubted_is_doubted_until_something_is_believed() {
+        let watch = ClockWatch::new(300_000);
+        assert!(watch.disbelieve("wrong"));
+        assert!(!watch.disbelieve("wrong"), "told once");
+        assert_eq!(watch.doubt(at(0), 0).as_deref(), Some("wrong"));
+        assert!(watch.believe(at(0), 0));
+        assert_eq!(watch.doubt(at(0), 0), None);
+    }
+}

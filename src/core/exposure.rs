@@ -119,7 +119,7 @@ impl View {
                 vec![read(at, &abi::Token::authorizationStateCall { authorizer, nonce })]
             }
             ApprovalForm::Permit2 => {
-                let word = permit.nonce >> 8;
+                let word = permit.nonce.wrapping_shr(8);
                 vec![read(at, &abi::Permit2::nonceBitmapCall { owner: self.account, word })]
             }
             ApprovalForm::Approve | ApprovalForm::Increase | ApprovalForm::Seaport => Vec::new(),

@@ -1,19 +1,22 @@
 //! What a decision costs does not grow with what was spent before.
 
-use crate::fixtures::{Database, at};
+use crate::fixtures::Database;
 use crate::spend::{charge, limit, release, reserve, settle};
 use claviger::core::amount::Amount;
 use claviger::core::policy::{Charge, ChargeKind, Period};
 use claviger::ports::store::Store;
+use sqlx::Connection as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 on_both!(
     a_calendar_day_is_free_at_its_end_and_not_before,
     a_clock_that_went_back_frees_nothing_early,
+    two_readings_of_a_look_do_not_free_twice,
 );
 
 const DAY_MS: i64 = 86_400_000;
+const MOVES: &str = "INSERT INTO limit_buckets";
 
 fn one(period: Period, value: u64, max: u64) -> Charge {
     let kind = ChargeKind::Amount { value: Amount::from(value), fee: Amount::ZERO };
@@ -46,6 +49,59 @@ async fn a_clock_that_went_back_frees_nothing_early(store: Arc<dyn Store>) {
     assert!(fits(&store, "b", &charge(1), 51_000).await);
 }
 
+async fn two_readings_of_a_look_do_not_free_twice(store: Arc<dyn Store>) {
+    let charge = |value| one(Period::Rolling(1_000), value, 10);
+    for owner in ["a", "b"] {
+        assert!(fits(&store, owner, &charge(5), 0).await);
+        settle(&store, owner, true, None, 0).await;
+    }
+    let asked = (0..8).map(|n| {
+        let (store, charge) = (store.clone(), charge(5));
+        tokio::spawn(async move { fits(&store, &format!("owner {n}"), &charge, 1_000).await })
+    });
+    let passed = futures::future::join_all(asked).await;
+    assert_eq!(passed.into_iter().filter(|fits| *fits.as_ref().unwrap()).count(), 2);
+    assert_eq!(limit(&store, 1).await, (10, 0));
+}
+
+/// The migration's own statements, over a database as it was before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_spent_before_the_migration_counts_as_exactly_as_before() {
+    for database in [Database::sqlite().await, Database::postgres().await] {
+        let store = database.store.clone();
+        let span = 1_000_000;
+        for (n, at) in [(0, 500_000), (1, 500_001), (2, 500_001)] {
+            let kind = ChargeKind::Amount { value: Amount::from(2_u64), fee: Amount::ONE };
+            let charge = Charge { period: Period::Rolling(span), ..charge(1, kind, 9, 1) };
+            assert!(fits(&store, &format!("old {n}"), &charge, at).await);
+            settle(&store, &format!("old {n}"), true, None, at).await;
+        }
+        let sqlite = include_str!("../../migrations/server/sqlite/0011_windows.sql");
+        let postgres = include_str!("../../migrations/server/postgres/0011_windows.sql");
+        let is_sqlite = database.url.starts_with("sqlite:");
+        let all = if is_sqlite { sqlite } else { postgres };
+        let moved = all.split(';').filter_map(|statement| statement.split_once(MOVES));
+        let moved: Vec<String> = moved.map(|(_, rest)| format!("{MOVES}{rest}")).collect();
+        assert_eq!(moved.len(), 2);
+        let statements = format!("DELETE FROM limit_buckets; {}", moved.join(";"));
+        let statements = sqlx::AssertSqlSafe(statements);
+        if is_sqlite {
+            let mut raw = sqlx::SqliteConnection::connect(&database.url).await.unwrap();
+            sqlx::raw_sql(statements).execute(&mut raw).await.unwrap();
+        } else {
+            let mut raw = sqlx::PgConnection::connect(&database.url).await.unwrap();
+            sqlx::raw_sql(statements).execute(&mut raw).await.unwrap();
+        }
+        let charge = |value| one(Period::Rolling(span), value, 9);
+        assert!(!fits(&store, "new", &charge(1), 500_000 + span - 1).await);
+        assert!(!fits(&store, "new", &charge(4), 500_000 + span).await);
+        assert!(fits(&store, "new", &charge(3), 500_000 + span).await);
+        assert_eq!(limit(&store, 1).await, (3, 6));
+        assert!(fits(&store, "newer", &charge(6), 500_001 + span).await);
+        assert_eq!(limit(&store, 1).await, (9, 0));
+    }
+}
+
 /// So many settlements in one window, a few at each moment of its span, by the store itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn settlements_are_kept_in_few_rows_and_forgotten_with_time() {
@@ -72,7 +128,6 @@ async fn settlements_are_kept_in_few_rows_and_forgotten_with_time() {
 }
 
 async fn rows(url: &str) -> (i64, i64) {
-    use sqlx::Connection as _;
     let mut raw = sqlx::SqliteConnection::connect(url).await.unwrap();
     let pieces = sqlx::query_scalar("SELECT COUNT(*) FROM limit_buckets");
     let entries = sqlx::query_scalar("SELECT COUNT(*) FROM limit_entries");
@@ -101,7 +156,6 @@ async fn fill(database: &Database, count: i64, since: i64, until: i64) {
     let (entries, pieces) = (sqlx::AssertSqlSafe(entries), sqlx::AssertSqlSafe(pieces));
     macro_rules! run {
         ($connection:ty) => {{
-            use sqlx::Connection as _;
             let mut raw = <$connection>::connect(&database.url).await.unwrap();
             let filled = sqlx::query(entries).bind(count).bind(since).bind(until);
             filled.execute(&mut raw).await.unwrap();

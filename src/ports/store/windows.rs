@@ -4,10 +4,11 @@ use super::{LimitExceeded, StoreError};
 use crate::core::amount::Amount;
 use crate::core::id::ChainId;
 use crate::core::policy::effect::{ApprovalForm, Effect, PermitTerms};
-use crate::core::policy::{Charge, Exposure, Verdict};
+use crate::core::policy::{Charge, ChargeKind, Exposure, LimitId, Verdict};
 use crate::core::time::Timestamp;
 use alloy::primitives::Address;
 use async_trait::async_trait;
+use std::collections::BTreeMap;
 
 /// What a decision takes from the windows, all of it or nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,17 +40,33 @@ impl Hold {
         !self.charges.is_empty() || !self.exposures.is_empty()
     }
 
-    /// All charges, those of the exposures included: a limit may be among them more than once.
+    /// What is asked of each limit in all, those of the exposures included, in the order of their ids. A sum
+    /// above 256 bits is told as the largest there is, which no limit has room for beside anything else.
     #[must_use]
     pub fn all_charges(&self) -> Vec<Charge> {
+        let mut all: BTreeMap<LimitId, Charge> = BTreeMap::new();
         let of_exposures = self.exposures.iter().flat_map(|(exposure, _)| &exposure.charges);
-        self.charges.iter().chain(of_exposures).cloned().collect()
+        for charge in self.charges.iter().chain(of_exposures) {
+            let Some(before) = all.get_mut(&charge.limit) else {
+                all.insert(charge.limit, charge.clone());
+                continue;
+            };
+            if let (
+                ChargeKind::Amount { value, .. },
+                ChargeKind::Amount { value: more, fee: paid },
+            ) = (&mut before.kind, &charge.kind)
+            {
+                let sum = value.checked_add(*more).and_then(|sum| sum.checked_add(*paid));
+                *value = sum.unwrap_or(Amount::MAX);
+            }
+        }
+        all.into_values().collect()
     }
 }
 
 /// How an exposure is given, from the effect that it comes of.
 fn form_of(effects: &[Effect], exposure: &Exposure) -> ApprovalForm {
-    let forms = effects.iter().filter_map(|effect| match effect {
+    let mut forms = effects.iter().filter_map(|effect| match effect {
         Effect::Approve { owner, spender, form, permit, .. }
             if *owner == exposure.owner
                 && *spender == exposure.spender
@@ -60,7 +77,7 @@ fn form_of(effects: &[Effect], exposure: &Exposure) -> ApprovalForm {
         _ => None,
     });
     // What is not understood is not followed, and so never freed early.
-    forms.last().unwrap_or(ApprovalForm::Seaport)
+    forms.next().unwrap_or(ApprovalForm::Seaport)
 }
 
 /// Where an exposure stands.
