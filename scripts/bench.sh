@@ -6,12 +6,20 @@
 #   scripts/bench.sh           or: make bench
 #
 #   BENCH_SECONDS   how long each of the ten or so measurements takes (5)
-#   BENCH_ONLY      only messages, external or transactions
+#   BENCH_ONLY      only messages, external or transactions; or windows: what a decision takes with 10 and
+#                   with a million settlements in its window
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
 . scripts/env.sh
 claviger_no_arguments "[BENCH_SECONDS=N] [BENCH_ONLY=KIND] scripts/bench.sh" "$@"
+
+if [ "${BENCH_ONLY:-}" = windows ]; then
+    scripts/setup.sh test
+    . scripts/env.sh
+    WINDOWS_PAST="${WINDOWS_PAST:-1000000}" exec cargo test --locked --quiet --test store \
+        bench_of_a_decision -- --nocapture
+fi
 
 scripts/setup.sh demo
 . scripts/env.sh

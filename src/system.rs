@@ -2,7 +2,8 @@
 
 use crate::core::time::Timestamp;
 use crate::ports::clock::{Clock, Entropy};
-use std::time::SystemTime;
+use std::sync::OnceLock;
+use std::time::{Instant, SystemTime};
 use uuid::Uuid;
 
 /// The system's clock.
@@ -13,6 +14,12 @@ impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    fn steady_ms(&self) -> i64 {
+        static BEGUN: OnceLock<Instant> = OnceLock::new();
+        let passed = BEGUN.get_or_init(Instant::now).elapsed();
+        i64::try_from(passed.as_millis()).unwrap_or(i64::MAX)
     }
 }
 

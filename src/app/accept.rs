@@ -3,7 +3,7 @@
 
 use crate::app::adopt::{self, OnChain};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, ChainRuntime, facts, record};
+use crate::app::{App, AppError, ChainRuntime, clock_watch, facts, record};
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::{DATA_BYTES_MAX, intrinsic_gas};
 use crate::core::id::RequestId;
@@ -12,15 +12,15 @@ use crate::core::intent::{
 };
 use crate::core::key::OperatorKey;
 use crate::core::policy::{
-    Bundle, Charge, Outcome, PolicyRequest, Reason, Verdict, evaluate, verdict::EventUse,
+    Bundle, Outcome, PolicyRequest, Reason, Verdict, evaluate, verdict::EventUse,
 };
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::core::tx::fee::{self, Market};
 use crate::ports::chain::{CallRequest, ChainError};
 use crate::ports::store::{
-    Bound, DecisionSummary, End, KeyBinding, LimitExceeded, NewTransaction, StoreError, Suspension,
-    TransactionRow, look, unit,
+    Bound, DecisionSummary, End, Hold, KeyBinding, LimitExceeded, NewTransaction, StoreError,
+    Suspension, TransactionRow, look, unit,
 };
 use alloy::primitives::{Address, B256, Bytes, U256};
 use std::sync::Arc;
@@ -406,7 +406,7 @@ enum Stored {
 struct Acceptance {
     binding: KeyBinding,
     row: NewTransaction,
-    charges: Vec<Charge>,
+    hold: Hold,
     event: Option<EventUse>,
     event_id: String,
     found: Option<(OnChain, String)>,
@@ -420,15 +420,17 @@ async fn store(
     verdict: &Verdict,
     now: Timestamp,
 ) -> Result<Stored, AppError> {
+    let chain = row.intent.chain.id;
     let acceptance = Arc::new(Acceptance {
+        hold: Hold::of(row.id.to_string(), Some(chain), verdict, false),
         binding,
         row,
-        charges: verdict.charges.clone(),
         event: verdict.event_use.clone(),
         event_id: app.entropy.uuid().to_string(),
         found: found.map(|found| (found, app.entropy.uuid().to_string())),
         now,
     });
+    clock_watch::check(app, &acceptance.hold).await?;
     let stored = unit(&*app.store, "accept_transaction", move |unit| {
         let it = acceptance.clone();
         Box::pin(async move {
@@ -443,8 +445,7 @@ async fn store(
             {
                 return Ok(End::Rollback(Stored::EventUsed(other)));
             }
-            let owner = it.row.id.to_string();
-            if let Some(full) = unit.reserve(&owner, &it.charges, it.now).await? {
+            if let Some(full) = unit.hold(&it.hold, it.now).await? {
                 return Ok(End::Rollback(Stored::Full(full)));
             }
             unit.insert_transaction(&it.row).await?;

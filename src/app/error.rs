@@ -68,6 +68,9 @@ pub enum AppError {
     /// The database may be older than the chain: nothing is signed until an operator has looked.
     #[error("waiting for `claviger reconcile`: {0}")]
     ReconcileRequired(String),
+    /// The clock has jumped: windows are not used until an operator has confirmed it.
+    #[error("waiting for `claviger clock confirm`: {0}")]
+    ClockUnconfirmed(String),
     /// A rule of ours is broken. Nothing was done.
     #[error("{0}")]
     Internal(String),

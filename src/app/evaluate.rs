@@ -11,7 +11,7 @@ use crate::core::key::NonceMode;
 use crate::core::policy::verdict::EventUse;
 use crate::core::policy::{Charge, Outcome, PolicyRequest, Reason, Verdict};
 use crate::core::time::Timestamp;
-use crate::ports::store::{LimitExceeded, LimitUse, StoreError, Unit, look};
+use crate::ports::store::{Hold, LimitExceeded, LimitUse, StoreError, Unit, look};
 use alloy::primitives::Address;
 use std::sync::Arc;
 
@@ -70,11 +70,16 @@ pub async fn evaluate(app: &App, command: EvaluateCommand) -> Result<Evaluation,
         return Ok(Evaluation { outcome, verdict, reasons, limits: Vec::new(), address });
     }
     let uses = room(app, &request, &verdict, now).await?;
-    let limits: Vec<(Charge, LimitUse)> = verdict.charges.iter().cloned().zip(uses).collect();
+    let limits: Vec<(Charge, LimitUse)> = charges_of(&verdict).into_iter().zip(uses).collect();
     let full = limits.iter().filter(|(_, found)| !found.fits);
     let reasons: Vec<Reason> = full.map(|(charge, found)| window_reason(charge, found)).collect();
     let outcome = if reasons.is_empty() { Outcome::Allow } else { Outcome::Deny };
     Ok(Evaluation { outcome, verdict, reasons, limits, address })
+}
+
+/// What each window would be asked for, with what others may take later.
+fn charges_of(verdict: &Verdict) -> Vec<Charge> {
+    Hold::of(String::new(), None, verdict, false).all_charges()
 }
 
 fn window_reason(charge: &Charge, found: &LimitUse) -> Reason {
@@ -96,8 +101,7 @@ async fn room(
     now: Timestamp,
 ) -> Result<Vec<LimitUse>, AppError> {
     // Without a nonce of the caller's, the request would be a new owner, who holds nothing.
-    let asked =
-        Arc::new((shared_owner(request), verdict.charges.clone(), verdict.event_use.clone()));
+    let asked = Arc::new((shared_owner(request), charges_of(verdict), verdict.event_use.clone()));
     let lane = request.intent.nonce().and(request.intent.chain());
     let lane = lane.map(|chain| (chain.id, request.address));
     let (other, mode, uses) = look(&*app.store, "evaluate", move |unit| {

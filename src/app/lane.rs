@@ -17,8 +17,8 @@ use crate::core::tx::fee::{self, Market};
 use crate::core::tx::state::Status;
 use crate::ports::chain::BlockAt;
 use crate::ports::store::{
-    End, Lane, LaneKey, Lease, LimitExceeded, NewAttempt, StatusChange, StoreError, TransactionRow,
-    Unit, look,
+    End, Hold, Lane, LaneKey, Lease, LimitExceeded, NewAttempt, StatusChange, StoreError,
+    TransactionRow, Unit, look,
 };
 use alloy::primitives::{Address, B256, U256, keccak256};
 use std::sync::Arc;
@@ -309,7 +309,8 @@ async fn decide(
     let mut decision_json = &row.new.decision_json;
     if let Some((id, again)) = again {
         let owner = row.new.id.to_string();
-        if let Some(full) = unit.reserve(&owner, &again.verdict.charges, now).await? {
+        let hold = Hold::of(owner, Some(intent.chain.id), &again.verdict, false);
+        if let Some(full) = unit.hold(&hold, now).await? {
             return Ok(End::Rollback(Allocated::NoRoom(full)));
         }
         cap = again.verdict.fee_cap.map_or(cap, |fees| cap.at_most(fees));

@@ -9,10 +9,12 @@ pub mod adopt;
 pub mod cancel;
 pub mod ceremony;
 pub mod chains;
+pub mod clock_watch;
 pub mod create_key;
 mod create_wrapped;
 pub mod error;
 pub mod evaluate;
+pub mod exposures;
 mod facts;
 pub mod finality;
 pub mod follow;
@@ -80,6 +82,8 @@ pub struct App {
     pub changes: tokio::sync::broadcast::Sender<RequestId>,
     /// Which lanes this process works.
     pub leases: lease::Leases,
+    /// Whether our clock may be believed.
+    pub clock_watch: clock_watch::ClockWatch,
 }
 
 impl std::fmt::Debug for App {

@@ -8,14 +8,17 @@ pub use bundle::{By, bundle_activated, bundle_proposed, bundle_voice};
 
 use crate::app::reconcile::{Account, Lost, Standstill};
 use crate::core::audit::{DENIED_TEXT_MAX, EncodedLeaf, Leaf, LeafKind, Value};
+use crate::core::exposure::Change;
 use crate::core::id::RequestId;
 use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
 use crate::core::policy::{Charge, ChargeKind, Effect, PolicyRequest, Reason, Verdict};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::{Ending, Status};
+use crate::ports::chain::Block;
 use crate::ports::store::{
-    Failure, LimitExceeded, NewAttempt, NewEvent, SignedAttempt, StoreError, TransactionRow,
+    ExposureRow, Failure, LimitExceeded, NewAttempt, NewEvent, SignedAttempt, StoreError,
+    TransactionRow,
 };
 use alloy::primitives::B256;
 use std::collections::BTreeMap;
@@ -284,7 +287,7 @@ pub fn no_op_decision(ending: Ending, failure: Option<&Failure>) -> String {
 /// # Errors
 /// When the leaf would be too long.
 pub fn instructed(
-    id: RequestId,
+    id: impl ToString,
     action: &str,
     instruction: &Instruction,
     at: Timestamp,
@@ -316,6 +319,28 @@ pub fn settled(
             .with("transaction_hash", transaction_hash)
             .with("block_hash", block_hash)
             .with("fee_paid", fee_paid),
+    )
+}
+
+/// The `SETTLED` leaf of an exposure: what of it counts as spent, and what nobody can take any more.
+///
+/// # Errors
+/// When the leaf would be too long.
+pub fn exposure_seen(
+    row: &ExposureRow,
+    change: &Change,
+    block: &Block,
+    at: Timestamp,
+) -> Result<EncodedLeaf, StoreError> {
+    finish(
+        Leaf::new(LeafKind::Settled, format!("{}/exposure/{}", row.owner, row.n), at)
+            .with("status", change.ended.unwrap_or("open"))
+            .with("token", format!("{:#x}", row.token))
+            .with("account", format!("{:#x}", row.account))
+            .with("spender", format!("{:#x}", row.spender))
+            .with("used", change.used.to_string())
+            .with("freed", change.freed.to_string())
+            .with("block_hash", format!("{:#x}", block.hash)),
     )
 }
 

@@ -2,14 +2,14 @@
 //! or where it has waited: a grant that was removed or has expired signs nothing.
 
 use crate::app::signers::Purpose;
-use crate::app::{App, AppError, ChainRuntime, facts, record};
+use crate::app::{App, AppError, ChainRuntime, clock_watch, facts, record};
 use crate::core::audit::EncodedLeaf;
 use crate::core::intent::Intent;
 use crate::core::policy::{Outcome, PolicyRequest, Reason, Verdict, evaluate};
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::ports::store::{
-    Failure, NewEvent, StatusChange, StoreError, TransactionRow, Unit, look,
+    Failure, Hold, NewEvent, StatusChange, StoreError, TransactionRow, Unit, look,
 };
 
 /// A decision this old is made again before a nonce is given, in milliseconds.
@@ -64,6 +64,8 @@ pub async fn rejudge(
         intent,
     };
     let verdict = evaluate(&bundle, &request, now);
+    let hold = Hold::of(row.new.id.to_string(), Some(chain.settings.id), &verdict, false);
+    clock_watch::check(app, &hold).await?;
     let decision_json = record::decision_json(&request, &verdict, now);
     Ok(Rejudged { request, verdict, decision_json })
 }

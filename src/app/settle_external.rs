@@ -125,6 +125,7 @@ async fn settle_one(
             format!("{:#x}", receipt.block_hash),
         ),
     };
+    let seen_at = look.last_final.map_or(0, |block| block.number);
     let now = app.clock.now();
     let fee = settlement.fee_paid.map_or_else(String::new, |fee| fee.to_string());
     let leaf = record::settled(&owner, status, &hash, &block_hash, &fee, now)?;
@@ -137,6 +138,8 @@ async fn settle_one(
                 return Ok(End::Rollback(()));
             }
             unit.settle(owner, settlement, now).await?;
+            // Before the block that shows the nonce used, the chain says nothing about what is open now.
+            unit.expose_from(owner, seen_at).await?;
             if !unit.mark_settled(owner).await? {
                 // Another process was faster.
                 return Ok(End::Rollback(()));

@@ -3,7 +3,7 @@
 
 use crate::app::accept::{admissible, bound_before, deny, event_used, same_body, summary};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, facts, finality, read, record, sign, suspension};
+use crate::app::{App, AppError, clock_watch, facts, finality, read, record, sign, suspension};
 use crate::core::evm::authorization::authorization_bytes;
 use crate::core::evm::message::{message_bytes, typed_data_bytes};
 use crate::core::evm::transaction::UnsignedTransaction;
@@ -12,14 +12,14 @@ use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
 use crate::core::key::{NonceMode, OperatorKey};
 use crate::core::permit::PayloadKind;
 use crate::core::policy::verdict::EventUse;
-use crate::core::policy::{Bundle, Charge, Facts, Outcome, PolicyRequest, Verdict, evaluate};
+use crate::core::policy::{Bundle, Facts, Outcome, PolicyRequest, Verdict, evaluate};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::ports::chain::BlockAt;
 use crate::ports::chain::ChainError;
 use crate::ports::store::{
-    Bound, End, KeyBinding, LaneKey, LimitExceeded, NewAttempt, NewSignatureRequest, SignatureRow,
-    StoreError, Suspension, Unit, unit,
+    Bound, End, Hold, KeyBinding, LaneKey, LimitExceeded, NewAttempt, NewSignatureRequest,
+    SignatureRow, StoreError, Suspension, Unit, unit,
 };
 use alloy::primitives::{B256, keccak256};
 use std::sync::Arc;
@@ -90,11 +90,14 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
     signers::must_have_room(app, &key)?;
     let binding =
         command.key.map(|key| KeyBinding { scope, key, body_hash: command.body_hash, request: id });
+    let row = row(id, &request, &verdict, kind, &key, now);
+    // What has no nonce has nothing to wait for: it counts from now.
+    let hold = |owner| Hold::of(owner, row.chain, &verdict, row.nonce.is_none());
     let decision = Arc::new(Decision {
         binding,
-        row: row(id, &request, &verdict, kind, &key, now),
+        hold: row.owner.clone().map(hold),
+        row,
         lane: lane_of(&request, &key),
-        charges: verdict.charges.clone(),
         event: verdict.event_use.clone(),
         attempt: NewAttempt {
             request: id,
@@ -109,6 +112,9 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
         },
         decision_json: record::decision_json(&request, &verdict, now),
     });
+    if let Some(hold) = &decision.hold {
+        clock_watch::check(app, hold).await?;
+    }
     let new = decision.row.clone();
     match store(app, decision).await? {
         Stored::New => attempt(app, id, Some(new)).await,
@@ -309,7 +315,7 @@ struct Decision {
     binding: Option<KeyBinding>,
     row: NewSignatureRequest,
     lane: Option<LaneKey>,
-    charges: Vec<Charge>,
+    hold: Option<Hold>,
     event: Option<EventUse>,
     attempt: NewAttempt,
     decision_json: String,
@@ -367,16 +373,10 @@ async fn store_in(unit: &mut dyn Unit, it: &Decision) -> Result<End<Stored>, Sto
     {
         return Ok(End::Rollback(Stored::EventUsed(other)));
     }
-    if let Some(owner) = &it.row.owner {
-        let full = if it.row.nonce.is_some() {
-            unit.reserve(owner, &it.charges, it.row.at).await?
-        } else {
-            // What has no nonce has nothing to wait for: it counts from now.
-            unit.spend(owner, &it.charges, it.row.at).await?
-        };
-        if let Some(full) = full {
-            return Ok(End::Rollback(Stored::Full(full)));
-        }
+    if let Some(hold) = &it.hold
+        && let Some(full) = unit.hold(hold, it.row.at).await?
+    {
+        return Ok(End::Rollback(Stored::Full(full)));
     }
     unit.insert_signature(&it.row).await?;
     if !unit.insert_attempt(&it.attempt).await? {

@@ -336,6 +336,15 @@ impl Chain for EvmChain {
         self.nodes.broadcast(raw).await
     }
 
+    async fn call(&self, to: Address, data: Bytes, block: B256) -> Result<Bytes, ChainError> {
+        self.nodes
+            .read(|node| {
+                let data = data.clone();
+                async move { super::look::call_on(&node, to, &data, block).await }
+            })
+            .await
+    }
+
     async fn sent_in(
         &self,
         block: u64,

@@ -6,12 +6,13 @@
 use super::evm::{Finality, block_on, receipt_on};
 use super::node::{Fault, Node};
 use crate::ports::chain::{
-    AccountLook, BlockAt, BlockId, Claim, Found, Mined, Receipt, Seen, Sought,
+    AccountLook, BlockAt, BlockId, Claim, Found, Mined, Receipt, Seen, Sought, StateRead,
 };
 use alloy::eips::BlockNumberOrTag;
-use alloy::primitives::{Address, B256, U64};
+use alloy::primitives::{Address, B256, Bytes, U64};
 use alloy::rpc::types::Header;
 use serde::Deserialize;
+use serde_json::json;
 use std::collections::HashMap;
 
 /// A block with the hashes of its transactions.
@@ -104,6 +105,12 @@ pub(super) async fn word(node: &Node, finality: Finality, claim: &Claim) -> Word
         Claim::Foreign { address, sought, final_number } => {
             foreign(node, finality, *address, sought, *final_number).await
         }
+        Claim::State { block, timestamp_s, reads } => {
+            same_state(node, finality, *block, *timestamp_s, reads).await
+        }
+        Claim::HeadTime { from_s, until_s } => {
+            head_between(node, finality, *from_s, *until_s).await
+        }
     };
     word.unwrap_or(Word::Silent)
 }
@@ -158,6 +165,58 @@ async fn foreign(
         (Some(Found::Nothing), Some(true)) => Word::Agrees,
         (Some(Found::Nothing), Some(false)) if is_as_far => Word::Contradicts,
         _ => Word::Silent,
+    })
+}
+
+/// What a call answers in the state of a block.
+pub(super) async fn call_on(
+    node: &Node,
+    to: Address,
+    data: &Bytes,
+    block: B256,
+) -> Result<Bytes, Fault> {
+    let call = json!({ "to": to, "input": data });
+    node.call("eth_call", (call, json!({ "blockHash": block }))).await
+}
+
+/// Another block at that height, another time of it or another answer contradicts. A node to which it is not
+/// final yet, or which has forgotten that state, gives no answer.
+async fn same_state(
+    node: &Node,
+    finality: Finality,
+    block: BlockId,
+    timestamp_s: u64,
+    reads: &[StateRead],
+) -> Result<Word, Fault> {
+    let Some(here) = block_on(node, BlockAt::Number(block.number), finality).await? else {
+        return Ok(Word::Silent);
+    };
+    if here.hash != block.hash || here.timestamp_s != timestamp_s {
+        return Ok(Word::Contradicts);
+    }
+    let last = final_block(node, finality).await?;
+    if last.is_none_or(|last| last.number < block.number) {
+        return Ok(Word::Silent);
+    }
+    for StateRead { read, answer } in reads {
+        if call_on(node, read.to, &read.data, block.hash).await? != *answer {
+            return Ok(Word::Contradicts);
+        }
+    }
+    Ok(Word::Agrees)
+}
+
+async fn head_between(
+    node: &Node,
+    finality: Finality,
+    from_s: u64,
+    until_s: u64,
+) -> Result<Word, Fault> {
+    let head = block_on(node, BlockAt::Latest, finality).await?;
+    Ok(match head.map(|head| head.timestamp_s) {
+        None => Word::Silent,
+        Some(at) if (from_s..=until_s).contains(&at) => Word::Agrees,
+        Some(_) => Word::Contradicts,
     })
 }
 

@@ -58,6 +58,9 @@ pub enum Command {
                       claviger reconcile --config ./dev/claviger.toml --apply --reason 'backup of 09:00 restored'"
     )]
     Reconcile(ReconcileArgs),
+    /// The server's clock, after it has jumped.
+    #[command(subcommand)]
+    Clock(ClockCommand),
     /// Initialises a token; a step of `init`.
     #[command(hide = true)]
     InitToken(InitTokenArgs),
@@ -339,6 +342,24 @@ pub struct InterveneArgs {
     /// Why, for the audit log.
     #[arg(long)]
     pub reason: Option<String>,
+}
+
+/// `claviger clock`
+#[derive(Debug, Subcommand)]
+pub enum ClockCommand {
+    /// Say that the server's clock is right: windows go by it again. Look at it first: a clock that is ahead
+    /// frees what was spent.
+    #[command(
+        after_help = "Example:\n  claviger clock confirm --config ./dev/claviger.toml --reason 'NTP was down, the time is right now'"
+    )]
+    Confirm {
+        /// How to reach the server.
+        #[command(flatten)]
+        remote: RemoteArgs,
+        /// Why, for the audit log.
+        #[arg(long)]
+        reason: String,
+    },
 }
 
 /// `claviger policy`

@@ -5,6 +5,7 @@ pub mod args;
 pub mod audit;
 pub mod ceremony;
 pub mod client;
+pub mod clock;
 pub mod config_check;
 pub mod explain;
 pub mod key;

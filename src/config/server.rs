@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use url::Url;
 
+/// The time is written down every few seconds only.
+const CLOCK_JUMP_MS_MIN: i64 = 30_000;
 /// A shorter lease would run out between two looks.
 const LEASE_MS_MIN: i64 = 1_000;
 
@@ -59,6 +61,10 @@ pub struct ServerSection {
     /// another. Longer than `poll_every` of every chain, or lanes change hands for nothing.
     #[serde(default = "default_lease")]
     pub lease: String,
+    /// How far the clock may be from where it should be, by when the server was last seen and by the chains,
+    /// before nothing that uses windows is decided until an operator confirms it: `"5m"`.
+    #[serde(default = "default_clock_jump")]
+    pub clock_jump: String,
 }
 
 /// `[server.tls]`
@@ -286,6 +292,9 @@ fn default_workers() -> usize {
 fn default_lease() -> String {
     "15s".to_owned()
 }
+fn default_clock_jump() -> String {
+    "5m".to_owned()
+}
 fn default_audience() -> String {
     "claviger".to_owned()
 }
@@ -383,6 +392,10 @@ impl ServerConfig {
                 say("[server] lease is not a duration of at least a second, such as `15s`"
                     .to_owned())
             }
+        }
+        if duration_ms(&self.server.clock_jump).is_none_or(|jump| jump < CLOCK_JUMP_MS_MIN) {
+            say("[server] clock_jump is not a duration of at least 30 seconds, such as `5m`"
+                .to_owned());
         }
         hsm::findings(&self.hsm, &mut say);
         found

@@ -23,6 +23,8 @@ pub enum AmountError {
 impl Amount {
     /// Nothing.
     pub const ZERO: Self = Self(U256::ZERO);
+    /// The largest there is.
+    pub const MAX: Self = Self(U256::MAX);
     /// One unit; what one request adds to a count.
     pub const ONE: Self = Self(U256::ONE);
 

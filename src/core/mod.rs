@@ -10,6 +10,7 @@ pub mod audit;
 pub mod ceremony;
 pub mod chain_view;
 pub mod evm;
+pub mod exposure;
 pub mod id;
 pub mod intent;
 pub mod key;

@@ -95,6 +95,9 @@ codes! {
     /// The database may be older than the chain; an operator must look.
     ReconcileRequired = SERVICE_UNAVAILABLE, "reconcile-required",
         "The server waits for an operator";
+    /// The clock has jumped; an operator must confirm it.
+    ClockUnconfirmed = SERVICE_UNAVAILABLE, "clock-unconfirmed",
+        "The server's clock waits for an operator";
 }
 
 impl Code {

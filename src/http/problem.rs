@@ -146,6 +146,11 @@ pub enum Problem {
     IssuerUnavailable(Option<Cause>),
     /// 503. More work than we take on.
     Overloaded,
+    /// 503. The clock has jumped.
+    ClockUnconfirmed {
+        /// What was found.
+        detail: String,
+    },
     /// 503. The database may be older than the chain.
     ReconcileRequired {
         /// What was found.
@@ -233,6 +238,15 @@ impl Problem {
             Self::ChainUnavailable(cause) => Document::unavailable(Code::ChainUnavailable, cause),
             Self::IssuerUnavailable(cause) => Document::unavailable(Code::IssuerUnavailable, cause),
             Self::Overloaded => Document::unavailable(Code::Overloaded, None),
+            Self::ClockUnconfirmed { detail } => Document {
+                retry_after_s: Some(RETRY_AFTER_RECONCILE_S),
+                ..say(
+                    Code::ClockUnconfirmed,
+                    format!(
+                        "nothing was done, and nothing that uses windows is decided until an operator has run `claviger clock confirm`: {detail}"
+                    ),
+                )
+            },
             Self::ReconcileRequired { detail } => Document {
                 retry_after_s: Some(RETRY_AFTER_RECONCILE_S),
                 ..say(
@@ -401,6 +415,7 @@ mod tests {
             Problem::IssuerUnavailable(None),
             Problem::Overloaded,
             Problem::ReconcileRequired { detail: String::new() },
+            Problem::ClockUnconfirmed { detail: String::new() },
         ];
         for problem in problems {
             let response = problem.into_response();

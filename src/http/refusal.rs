@@ -21,6 +21,7 @@ impl From<AppError> for Problem {
             }
             AppError::NonceManaged => Self::NonceManaged,
             AppError::ReconcileRequired(detail) => Self::ReconcileRequired { detail },
+            AppError::ClockUnconfirmed(detail) => Self::ClockUnconfirmed { detail },
             AppError::Denied(reasons) => Self::PolicyDenied {
                 reasons: reasons
                     .iter()

@@ -5,7 +5,9 @@ mod looks;
 
 pub use looks::Looks;
 
-use crate::app::{App, AppError, ChainRuntime, finality, recover, settle_external};
+use crate::app::{
+    App, AppError, ChainRuntime, clock_watch, exposures, finality, recover, settle_external,
+};
 use crate::core::id::ChainId;
 use crate::core::tx::state::Status;
 use crate::ports::store::look;
@@ -18,6 +20,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+
+/// How often the clock is compared and written down.
+const CLOCK_MS: u64 = 5_000;
 
 /// Periods, in milliseconds.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +69,11 @@ pub fn start(
         let app = Arc::clone(&all);
         async move { recover::unsigned(&app).await }
     }));
+    let (all, token) = (Arc::clone(app), stop.clone());
+    jobs.spawn(repeat("clock", CLOCK_MS, token, move || {
+        let app = Arc::clone(&all);
+        async move { clock_watch::watch(&app).await }
+    }));
     for edge in edges {
         jobs.spawn(repeat(edge.name, edge.every_ms, stop.clone(), edge.run));
     }
@@ -78,7 +88,8 @@ pub fn start(
 /// What was told as final must still be so, also while nothing is open; and what callers sent is settled.
 async fn ends(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
     finality::stands_still(app, chain).await?;
-    settle_external::settle(app, chain).await
+    settle_external::settle(app, chain).await?;
+    exposures::follow(app, chain).await
 }
 
 /// Each period starts looks at the accounts that are not being looked at. On stop the running ones end

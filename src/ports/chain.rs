@@ -3,6 +3,7 @@
 
 use crate::core::agreement::Agreement;
 use crate::core::amount::Amount;
+use crate::core::exposure::Read;
 use crate::core::id::ChainId;
 use alloy::primitives::{Address, B256, Bytes, U256};
 use async_trait::async_trait;
@@ -243,6 +244,31 @@ pub enum Claim {
         /// The claiming node's final height.
         final_number: u64,
     },
+    /// This block is canonical, final and of this time, and these calls answer this in its state.
+    State {
+        /// The block.
+        block: BlockId,
+        /// Seconds since 1970.
+        timestamp_s: u64,
+        /// What was read.
+        reads: Vec<StateRead>,
+    },
+    /// The node's newest block is of a time between these two, in seconds since 1970.
+    HeadTime {
+        /// Not before.
+        from_s: u64,
+        /// Not after.
+        until_s: u64,
+    },
+}
+
+/// A call, and what it answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateRead {
+    /// What was called.
+    pub read: Read,
+    /// What came back.
+    pub answer: Bytes,
 }
 
 /// A transaction in a block, as a node tells it.
@@ -346,4 +372,10 @@ pub trait Chain: Send + Sync {
     async fn broadcast_told(&self, raw: &Bytes) -> (Broadcast, String) {
         (self.broadcast(raw).await, String::new())
     }
+
+    // -- state, for what others may take -----------------------------------------------------------------
+
+    /// What a call of a contract answers in the state of this block, by the word of one node. Nothing is
+    /// sent. `Reverted` if it reverts.
+    async fn call(&self, to: Address, data: Bytes, block: B256) -> Result<Bytes, ChainError>;
 }

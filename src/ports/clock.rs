@@ -7,6 +7,12 @@ use uuid::Uuid;
 pub trait Clock: Send + Sync {
     /// Now. May jump either way; callers must not assume it grows.
     fn now(&self) -> Timestamp;
+
+    /// Milliseconds of a clock that nobody sets: only their difference says something. A clock that never
+    /// jumps is one itself.
+    fn steady_ms(&self) -> i64 {
+        self.now().millis()
+    }
 }
 
 /// Randomness for ids.

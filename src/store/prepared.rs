@@ -86,6 +86,13 @@ async fn what_a_lane_asks_for_is_found_by_an_index_on_sqlite() {
         ("GROUP_UP_TO", "COVERING INDEX operator_keys_"),
         ("KEYS_PAGE", "sqlite_autoindex_operator_keys_1 (id>?)"),
         ("LOADS", "transactions_work (chain_id=? AND status=? AND address=?)"),
+        ("DROP_GONE", "limit_buckets_last (limit_id=? AND last_at<?)"),
+        ("GONE", "limit_buckets_last (limit_id=? AND last_at<?)"),
+        ("BUCKET", "sqlite_autoindex_limit_buckets_1 (limit_id=? AND bucket=?)"),
+        ("ENTRY", "sqlite_autoindex_limit_entries_1 (limit_id=? AND owner=?)"),
+        ("FORGET_SETTLED", "limit_entries_settled (limit_id=? AND settled_at<?)"),
+        ("HELD_BY", "limit_entries_owner (owner=?)"),
+        ("OPEN_TO_LOOK_AT", "exposures_open (chain_id=? AND seen_block<?)"),
         (
             "NEXT_EXPIRED",
             "transactions_deadline (chain_id=? AND address=? AND not_after>? AND not_after<?)",

@@ -6,6 +6,7 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stdout,
     clippy::unwrap_used,
     missing_docs,
     reason = "a test fails by panicking"
@@ -24,6 +25,7 @@ mod attempts;
 mod audit;
 mod bundles;
 mod ceremonies;
+mod exposures;
 mod groups;
 mod keys;
 mod lanes;
@@ -41,3 +43,4 @@ mod spend_model;
 mod transactions;
 mod units;
 mod waits;
+mod windows;

@@ -182,6 +182,10 @@ impl Chain for LyingChain {
         unasked()
     }
 
+    async fn call(&self, _: Address, _: Bytes, _: B256) -> Result<Bytes, ChainError> {
+        unasked()
+    }
+
     async fn estimate_gas(&self, _: CallRequest) -> Result<u64, ChainError> {
         unasked()
     }

@@ -12,7 +12,9 @@ mod world;
 
 use clap::Parser;
 use claviger::cli::args::{Cli, Command, ConfigCommand, KeyCommand, PolicyCommand, TokenCommand};
-use claviger::cli::{Failure, config_check, explain, key, policy as bundles, print, token, tx};
+use claviger::cli::{
+    Failure, clock, config_check, explain, key, policy as bundles, print, token, tx,
+};
 use claviger::system::{SystemClock, SystemEntropy};
 use std::process::ExitCode;
 
@@ -39,6 +41,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Key(KeyCommand::Ceremony(args)) => ceremony::run(args),
         Command::Key(KeyCommand::CeremonyVerify(args)) => ceremony::verify(args),
         Command::Key(command) => block_on(1, key::run(command, &SystemClock, &SystemEntropy)),
+        Command::Clock(command) => block_on(1, clock::run(command, &SystemClock, &SystemEntropy)),
         Command::Tx(command) => block_on(1, tx::run(command, &SystemClock, &SystemEntropy)),
         Command::Audit(command) => block_on(1, audit::run(command)),
         Command::Reconcile(args) => block_on(1, reconcile::run(args)),

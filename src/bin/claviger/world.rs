@@ -1,5 +1,6 @@
 //! Builds the edges from the configuration.
 
+use claviger::app::clock_watch::ClockWatch;
 use claviger::app::lease::Leases;
 use claviger::app::{App, ChainRuntime, ChainSettings, PolicyInForce};
 use claviger::chain::evm::{EvmChain, EvmConfig, Finality};
@@ -142,6 +143,8 @@ pub fn app(
     }
     let lease_ms = duration_ms(&config.server.lease)
         .ok_or_else(|| Failure::new("[server] lease is not a duration such as `15s`"))?;
+    let clock_jump_ms = duration_ms(&config.server.clock_jump)
+        .ok_or_else(|| Failure::new("[server] clock_jump is not a duration such as `5m`"))?;
     Ok(Arc::new(App {
         store,
         signer,
@@ -154,6 +157,7 @@ pub fn app(
         turn: AtomicUsize::new(0),
         changes: tokio::sync::broadcast::Sender::new(1_024),
         leases: Leases::new(HolderId::new(SystemEntropy.uuid()), lease_ms),
+        clock_watch: ClockWatch::new(clock_jump_ms),
     }))
 }
 

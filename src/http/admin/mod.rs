@@ -1,6 +1,7 @@
 //! The admin listener: `/admin/v1`.
 
 pub mod audit;
+pub mod clock;
 pub mod keys;
 pub mod policies;
 
@@ -21,6 +22,7 @@ pub fn router(state: HttpState) -> Router {
         .route("/admin/v1/policies/{hash}/diff", get(policies::diff))
         .route("/admin/v1/policies/{hash}/activate", post(policies::activate))
         .route("/admin/v1/policies/{hash}/replay", post(policies::replayed))
+        .route("/admin/v1/clock/confirm", post(clock::confirm))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .with_state(state)

@@ -11,6 +11,7 @@ mod reconcile;
 mod replication;
 mod rows;
 mod run;
+mod windows;
 mod work;
 
 pub use bundles::*;
@@ -20,6 +21,7 @@ pub use reconcile::*;
 pub use replication::Replication;
 pub use rows::*;
 pub use run::{look, unit};
+pub use windows::*;
 pub use work::*;
 
 use crate::core::audit::EncodedLeaf;
@@ -107,7 +109,7 @@ pub trait Store: Send + Sync {
 /// One open transaction. Every method is atomic with the rest of the unit. Locks are taken in one
 /// order: idempotency, lease, lane, limits by id.
 #[async_trait]
-pub trait Unit: BundleBook + KeyBook + ManyKeys + Send {
+pub trait Unit: BundleBook + KeyBook + ManyKeys + Windows + Send {
     // -- requests -----------------------------------------------------------------------------------
 
     /// Binds an idempotency key to a request, or says to what it is bound already. Waits for another

@@ -6,9 +6,11 @@
 mod anchors;
 mod attempts;
 mod audit;
+mod buckets;
 mod bundles;
 mod ceremonies;
 mod column;
+mod exposures;
 mod keys;
 mod lanes;
 mod leases;
@@ -34,8 +36,10 @@ pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
         anchors::ALL,
         attempts::ALL,
         audit::ALL,
+        buckets::ALL,
         bundles::ALL,
         ceremonies::ALL,
+        exposures::ALL,
         keys::ALL,
         lanes::ALL,
         leases::ALL,

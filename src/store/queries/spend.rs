@@ -1,24 +1,24 @@
 //! Spend limits: what is held, what is spent, and whether there is room.
 //!
 //! A limit keeps two sums, so that a decision costs the same whatever the history: `held` by what is not
-//! final, and `spent` within the span. Entries that left the span are taken out of `spent` when the limit
-//! is next touched. Sums are made here, in checked 256-bit arithmetic.
+//! final, and `spent` within the span. What left the span is taken out of `spent` in pieces (see `buckets`)
+//! when the limit is next touched. Sums are made here, in checked 256-bit arithmetic.
 
 use super::column::{amount, corrupt, exactly_one};
 use super::statement::{Tx, values};
+use super::{buckets, exposures};
 use crate::core::amount::Amount;
 use crate::core::policy::{Charge, ChargeKind, LimitId, Period};
 use crate::core::time::Timestamp;
 use crate::ports::store::{LimitExceeded, LimitNow, LimitUse, Settlement, StoreError};
 use sqlx::FromRow;
+use std::collections::BTreeSet;
 
 statements! {
     LOCK_LIMIT = locked!("SELECT * FROM limits WHERE id = $1");
-    OPEN_LIMIT = "INSERT INTO limits (id, label, grant_id, span_ms, held, spent) \
-        VALUES ($1, $2, $3, $4, $5, $5) ON CONFLICT (id) DO NOTHING";
-    SET_LIMIT = "UPDATE limits SET held = $2, spent = $3 WHERE id = $1";
-    DROP_AGED = "DELETE FROM limit_entries WHERE limit_id = $1 AND settled_at <= $2 \
-        RETURNING kind, value, fee, settled_at";
+    OPEN_LIMIT = "INSERT INTO limits (id, label, grant_id, span_ms, held, spent, seen_at) \
+        VALUES ($1, $2, $3, $4, $5, $5, 0) ON CONFLICT (id) DO NOTHING";
+    SET_LIMIT = "UPDATE limits SET held = $2, spent = $3, seen_at = $4 WHERE id = $1";
     DROP_ENTRY = "DELETE FROM limit_entries WHERE limit_id = $1 AND owner = $2";
     ENTRY = "SELECT kind, value, fee, settled_at FROM limit_entries \
         WHERE limit_id = $1 AND owner = $2";
@@ -33,8 +33,6 @@ statements! {
         ORDER BY limit_id";
     ALL_LIMITS = "SELECT * FROM limits ORDER BY label";
     READ_LIMIT = "SELECT * FROM limits WHERE id = $1";
-    AGED = "SELECT kind, value, fee, settled_at FROM limit_entries \
-        WHERE limit_id = $1 AND settled_at <= $2";
 }
 
 #[derive(FromRow)]
@@ -43,6 +41,7 @@ struct LimitColumns {
     span_ms: i64,
     held: Vec<u8>,
     spent: Vec<u8>,
+    seen_at: i64,
 }
 
 #[derive(FromRow)]
@@ -70,24 +69,32 @@ const AMOUNT: &str = "amount";
 const COUNT: &str = "count";
 
 /// A locked limit's sums.
-struct Sums {
-    held: Amount,
-    spent: Amount,
-    period: Period,
+pub(super) struct Sums {
+    pub(super) held: Amount,
+    pub(super) spent: Amount,
+    pub(super) period: Period,
+    /// When something was asked of it last.
+    seen_at: Timestamp,
 }
 
 impl LimitColumns {
     fn sums(&self) -> Result<Sums, StoreError> {
         let period =
             Period::from_code(self.span_ms).ok_or_else(|| corrupt("the span of a limit"))?;
-        Ok(Sums { held: amount(&self.held)?, spent: amount(&self.spent)?, period })
+        let seen_at = Timestamp::from_millis(self.seen_at);
+        Ok(Sums { held: amount(&self.held)?, spent: amount(&self.spent)?, period, seen_at })
     }
 }
 
 impl Sums {
-    /// What was settled then or before has left the span.
-    fn gone_before(&self, now: Timestamp) -> i64 {
-        self.period.gone_before(now).millis()
+    const fn empty(period: Period) -> Self {
+        let seen_at = Timestamp::from_millis(0);
+        Self { held: Amount::ZERO, spent: Amount::ZERO, period, seen_at }
+    }
+
+    /// When a settlement counts from: a clock that went back frees nothing early.
+    fn settles_at(&self, now: Timestamp) -> Timestamp {
+        now.max(self.seen_at)
     }
 }
 
@@ -136,111 +143,83 @@ async fn lock_or_open(tx: &mut Tx, charge: &Charge) -> Result<Sums, StoreError> 
 
 async fn save(tx: &mut Tx, id: &[u8], sums: &Sums) -> Result<(), StoreError> {
     let (held, spent) = (sums.held.to_be_bytes(), sums.spent.to_be_bytes());
-    let rows = tx.execute(SET_LIMIT, values![id, held.as_slice(), spent.as_slice()]).await?;
+    let values = values![id, held.as_slice(), spent.as_slice(), sums.seen_at.millis()];
+    let rows = tx.execute(SET_LIMIT, values).await?;
     exactly_one(tx, "set_limit", rows)
 }
 
-/// Takes what left the span out of `spent`.
-async fn age(tx: &mut Tx, id: &[u8], sums: &mut Sums, now: Timestamp) -> Result<(), StoreError> {
-    let before = sums.gone_before(now);
-    let aged = tx.all::<EntryColumns>(DROP_AGED, values![id, before]).await?;
-    without(tx, sums, &aged)
+/// What one owner asks of one limit.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'c> {
+    pub(super) owner: &'c str,
+    pub(super) charge: &'c Charge,
+    /// Spent at once, instead of held: a new owner that has nothing to wait for.
+    pub(super) at_once: bool,
 }
 
-/// The same as of `now`, and nothing is written.
-async fn aged(tx: &mut Tx, id: &[u8], sums: &mut Sums, now: Timestamp) -> Result<(), StoreError> {
-    let before = sums.gone_before(now);
-    let aged = tx.all::<EntryColumns>(AGED, values![id, before]).await?;
-    without(tx, sums, &aged)
-}
-
-fn without(tx: &mut Tx, sums: &mut Sums, aged: &[EntryColumns]) -> Result<(), StoreError> {
-    for entry in aged {
-        match sums.spent.checked_sub(entry.total()?) {
-            Some(rest) => sums.spent = rest,
-            None => return Err(tx.corrupt("a limit has spent less than its entries")),
-        }
-    }
-    Ok(())
-}
-
-pub(super) async fn reserve(
+/// Takes from each limit what is asked, in the order of their ids, in which limits are locked; or says which
+/// one has no room, and then the unit must be rolled back.
+pub(super) async fn take(
     tx: &mut Tx,
-    owner: &str,
-    charges: &[Charge],
+    mut asked: Vec<Asked<'_>>,
     now: Timestamp,
 ) -> Result<Option<LimitExceeded>, StoreError> {
-    for charge in in_order(tx, charges)? {
-        if let Some(full) = reserve_one(tx, owner, charge, now).await? {
+    asked.sort_by_key(|it| (it.charge.limit, it.owner));
+    let key = |it: Option<&Asked<'_>>| it.map(|it| (it.charge.limit, it.owner.to_owned()));
+    // The second would be taken for another version of the first, and be held at no price.
+    if asked.windows(2).any(|pair| key(pair.first()) == key(pair.last())) {
+        return Err(tx.corrupt("a limit is charged twice by one request"));
+    }
+    for one in asked {
+        if let Some(full) = take_one(tx, one, now).await? {
             return Ok(Some(full));
         }
     }
     Ok(None)
 }
 
-/// In the order of ids, in which limits are locked.
-fn in_order<'c>(tx: &mut Tx, charges: &'c [Charge]) -> Result<Vec<&'c Charge>, StoreError> {
-    let mut ordered: Vec<&Charge> = charges.iter().collect();
-    ordered.sort_by_key(|charge| charge.limit);
-    // The second would be taken for another version of the first, and be held at no price.
-    if ordered.windows(2).any(|pair| pair.first().map(|a| a.limit) == pair.last().map(|b| b.limit))
-    {
-        return Err(tx.corrupt("a limit is charged twice by one request"));
-    }
-    Ok(ordered)
-}
-
-/// A reservation and its settlement in one: for what has no nonce to wait for.
-pub(super) async fn spend(
+async fn take_one(
     tx: &mut Tx,
-    owner: &str,
-    charges: &[Charge],
-    now: Timestamp,
-) -> Result<Option<LimitExceeded>, StoreError> {
-    for charge in in_order(tx, charges)? {
-        let id = charge.limit.0.as_slice();
-        let mut sums = lock_or_open(tx, charge).await?;
-        age(tx, id, &mut sums, now).await?;
-        let weighed = weigh(&sums, None, charge)?;
-        // Where it could be held, the sum with what is spent was taken: this one too does not overflow.
-        let room = weighed.held.and_then(|_| sums.spent.checked_add(weighed.asked));
-        let Some(spent) = room else {
-            return Ok(Some(weighed.exceeded(charge)));
-        };
-        sums.spent = spent;
-        save(tx, id, &sums).await?;
-        let (kind, _, _) = parts_of(charge);
-        let (value, fee) = (weighed.value.to_be_bytes(), weighed.fee.to_be_bytes());
-        let entry = values![id, owner, kind, value.as_slice(), fee.as_slice(), now.millis()];
-        tx.execute(SPEND_ENTRY, entry).await?;
-    }
-    Ok(None)
-}
-
-async fn reserve_one(
-    tx: &mut Tx,
-    owner: &str,
-    charge: &Charge,
+    Asked { owner, charge, at_once }: Asked<'_>,
     now: Timestamp,
 ) -> Result<Option<LimitExceeded>, StoreError> {
     let id = charge.limit.0.as_slice();
     let mut sums = lock_or_open(tx, charge).await?;
-    age(tx, id, &mut sums, now).await?;
-    let before = tx.one::<EntryColumns>(ENTRY, values![id, owner]).await?;
-    if before.as_ref().is_some_and(|entry| entry.settled_at.is_some()) {
-        return Err(tx.corrupt("a settled reservation was asked for again"));
+    buckets::age(tx, id, &mut sums, now).await?;
+    sums.seen_at = sums.settles_at(now);
+    let mut before = match at_once {
+        true => None,
+        false => tx.one::<EntryColumns>(ENTRY, values![id, owner]).await?,
+    };
+    if let Some(settled_at) = before.as_ref().and_then(|entry| entry.settled_at) {
+        if settled_at > sums.period.gone_before(now).millis() {
+            return Err(tx.corrupt("a settled reservation was asked for again"));
+        }
+        tx.execute(DROP_ENTRY, values![id, owner]).await?;
+        before = None;
     }
     let weighed = weigh(&sums, before.as_ref(), charge)?;
     let Some(held) = weighed.held else {
         return Ok(Some(weighed.exceeded(charge)));
     };
-    sums.held = held;
-    save(tx, id, &sums).await?;
     let (kind, _, _) = parts_of(charge);
     let (value, fee) = (weighed.value.to_be_bytes(), weighed.fee.to_be_bytes());
-    let entry = values![id, owner, kind, value.as_slice(), fee.as_slice()];
-    tx.execute(HOLD_ENTRY, entry).await?;
+    let (value, fee) = (value.as_slice(), fee.as_slice());
+    if at_once {
+        let at = sums.seen_at;
+        buckets::add(tx, id, &mut sums, weighed.asked, at).await?;
+        tx.execute(SPEND_ENTRY, values![id, owner, kind, value, fee, at.millis()]).await?;
+    } else {
+        sums.held = held;
+        tx.execute(HOLD_ENTRY, values![id, owner, kind, value, fee]).await?;
+    }
+    save(tx, id, &sums).await?;
     Ok(None)
+}
+
+/// What one owner asks, all of it held or all of it spent.
+pub(super) fn all_of<'c>(owner: &'c str, charges: &'c [Charge], at_once: bool) -> Vec<Asked<'c>> {
+    charges.iter().map(|charge| Asked { owner, charge, at_once }).collect()
 }
 
 /// A charge against a limit's sums.
@@ -294,7 +273,7 @@ fn weigh(
     Ok(Weighed { value, fee, used, asked, held: fits.map(|(held, _, _)| held) })
 }
 
-/// What [`reserve`] would find, without a lock and without a trace.
+/// What [`take`] would find, without a lock and without a trace.
 pub(super) async fn room(
     tx: &mut Tx,
     owner: &str,
@@ -305,9 +284,8 @@ pub(super) async fn room(
     for charge in charges {
         let id = charge.limit.0.as_slice();
         let row = tx.one::<LimitColumns>(READ_LIMIT, values![id]).await?;
-        let empty = Sums { held: Amount::ZERO, spent: Amount::ZERO, period: charge.period };
-        let mut sums = row.map_or(Ok(empty), |row| row.sums())?;
-        aged(tx, id, &mut sums, now).await?;
+        let mut sums = row.map_or(Ok(Sums::empty(charge.period)), |row| row.sums())?;
+        buckets::aged(tx, id, &mut sums, now).await?;
         let before = tx.one::<EntryColumns>(ENTRY, values![id, owner]).await?;
         let before = before.filter(|entry| entry.settled_at.is_none());
         let weighed = weigh(&sums, before.as_ref(), charge)?;
@@ -329,6 +307,9 @@ pub(super) async fn settle(
     outcome: Settlement,
     now: Timestamp,
 ) -> Result<(), StoreError> {
+    if !outcome.value_moved {
+        lock_with_exposures(tx, owner).await?;
+    }
     for id in held_by(tx, owner).await? {
         let Some((mut sums, entry)) = take_held(tx, &id, owner).await? else {
             continue;
@@ -342,26 +323,98 @@ pub(super) async fn settle(
             Some(paid) if outcome.fee_from_value && !fee.is_zero() => paid.min(entry.total()?),
             Some(paid) => paid.min(fee),
         };
-        let spent = kept_value.checked_add(kept_fee).and_then(|kept| sums.spent.checked_add(kept));
-        match spent {
-            Some(spent) => sums.spent = spent,
-            None => return Err(tx.corrupt("a limit's sum is above 2^256")),
-        }
+        let Some(kept) = kept_value.checked_add(kept_fee) else {
+            return Err(tx.corrupt("an entry of a limit is above 2^256"));
+        };
+        let at = sums.settles_at(now);
+        buckets::add(tx, &id, &mut sums, kept, at).await?;
         save(tx, &id, &sums).await?;
         let (value, fee) = (kept_value.to_be_bytes(), kept_fee.to_be_bytes());
-        let values = values![id.as_slice(), owner, value.as_slice(), fee.as_slice(), now.millis()];
+        let values = values![id.as_slice(), owner, value.as_slice(), fee.as_slice(), at.millis()];
         let rows = tx.execute(SETTLE_ENTRY, values).await?;
         exactly_one(tx, "settle_entry", rows)?;
     }
-    Ok(())
+    exposures::settled(tx, owner, outcome.value_moved, now).await
 }
 
 pub(super) async fn release(tx: &mut Tx, owner: &str) -> Result<(), StoreError> {
+    lock_with_exposures(tx, owner).await?;
+    release_one(tx, owner).await?;
+    exposures::give_back(tx, owner, "never_signed").await
+}
+
+/// Gives back what is held under this very name.
+pub(super) async fn release_one(tx: &mut Tx, owner: &str) -> Result<(), StoreError> {
     for id in held_by(tx, owner).await? {
         if let Some((sums, _)) = take_held(tx, &id, owner).await? {
             save(tx, &id, &sums).await?;
             tx.execute(DROP_ENTRY, values![id.as_slice(), owner]).await?;
         }
+    }
+    Ok(())
+}
+
+/// Where an owner has exposures, the limits of all of it are locked first: in the order of their ids.
+async fn lock_with_exposures(tx: &mut Tx, owner: &str) -> Result<(), StoreError> {
+    let mut holders = exposures::holders(tx, owner).await?;
+    if holders.is_empty() {
+        return Ok(());
+    }
+    holders.push(owner.to_owned());
+    lock_of(tx, &holders).await
+}
+
+/// Locks the limits that any of these hold, in the order of their ids.
+pub(super) async fn lock_of(tx: &mut Tx, owners: &[String]) -> Result<(), StoreError> {
+    let mut ids = BTreeSet::new();
+    for owner in owners {
+        ids.extend(held_by(tx, owner).await?);
+    }
+    for id in ids {
+        lock(tx, &id).await?;
+    }
+    Ok(())
+}
+
+/// Turns a part of what an owner holds of each of its limits into spend, under a name of its own, and gives
+/// another part back. What is left is held on.
+pub(super) async fn use_up(
+    tx: &mut Tx,
+    owner: &str,
+    used_as: &str,
+    (used, freed): (Amount, Amount),
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    for id in held_by(tx, owner).await? {
+        let Some((mut sums, entry)) = take_held(tx, &id, owner).await? else {
+            continue;
+        };
+        let (value, fee) = entry.parts()?;
+        let spent = used.min(value);
+        let rest = value.checked_sub(spent).unwrap_or_default();
+        let rest = rest.checked_sub(freed.min(rest)).unwrap_or_default();
+        let at = sums.settles_at(now);
+        let (id, none) = (id.as_slice(), Amount::ZERO.to_be_bytes());
+        if !spent.is_zero() {
+            buckets::add(tx, id, &mut sums, spent, at).await?;
+            let (kind, value) = (entry.kind.as_str(), spent.to_be_bytes());
+            let (value, none) = (value.as_slice(), none.as_slice());
+            tx.execute(SPEND_ENTRY, values![id, used_as, kind, value, none, at.millis()]).await?;
+        }
+        let kept = rest.checked_add(fee).and_then(|kept| sums.held.checked_add(kept));
+        match kept {
+            Some(held) => sums.held = held,
+            None => return Err(tx.corrupt("a limit holds more than 2^256")),
+        }
+        if rest.is_zero() && fee.is_zero() {
+            tx.execute(DROP_ENTRY, values![id, owner]).await?;
+        } else {
+            let (rest, fee) = (rest.to_be_bytes(), fee.to_be_bytes());
+            let kind = entry.kind.as_str();
+            let values = values![id, owner, kind, rest.as_slice(), fee.as_slice()];
+            tx.execute(HOLD_ENTRY, values).await?;
+        }
+        save(tx, id, &sums).await?;
     }
     Ok(())
 }
@@ -392,7 +445,7 @@ pub(super) async fn limits_now(tx: &mut Tx, now: Timestamp) -> Result<Vec<LimitN
     let mut found = Vec::with_capacity(rows.len());
     for row in rows {
         let mut sums = row.limit.sums()?;
-        aged(tx, &row.id, &mut sums, now).await?;
+        buckets::aged(tx, &row.id, &mut sums, now).await?;
         let id = row.id.try_into().map_err(|_| corrupt("the id of a limit"))?;
         found.push(LimitNow {
             id: LimitId(id),

@@ -197,7 +197,7 @@ impl Unit for Tx {
         charges: &[Charge],
         now: Timestamp,
     ) -> Result<Option<LimitExceeded>, StoreError> {
-        kept!(self, spend::reserve(self, owner, charges, now))
+        kept!(self, spend::take(self, spend::all_of(owner, charges, false), now))
     }
 
     async fn spend(
@@ -206,7 +206,7 @@ impl Unit for Tx {
         charges: &[Charge],
         now: Timestamp,
     ) -> Result<Option<LimitExceeded>, StoreError> {
-        kept!(self, spend::spend(self, owner, charges, now))
+        kept!(self, spend::take(self, spend::all_of(owner, charges, true), now))
     }
 
     async fn settle(

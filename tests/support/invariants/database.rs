@@ -94,6 +94,24 @@ pub(super) struct EntryRow {
     pub settled_at: Option<i64>,
 }
 
+/// What is spent of a limit, in pieces of its span.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+pub(super) struct PieceRow {
+    pub limit_id: Vec<u8>,
+    pub last_at: i64,
+    pub spent: Vec<u8>,
+}
+
+/// What others may take later.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+pub(super) struct ExposureRow {
+    pub owner: String,
+    pub n: i64,
+    pub amount: Vec<u8>,
+    pub remaining: Vec<u8>,
+    pub state: String,
+}
+
 #[derive(Clone, Debug, PartialEq, FromRow)]
 pub(super) struct LeafRow {
     pub kind: String,
@@ -122,6 +140,8 @@ pub(super) struct Snapshot {
     pub orphans: Vec<OrphanRow>,
     pub limits: Vec<LimitRow>,
     pub entries: Vec<EntryRow>,
+    pub pieces: Vec<PieceRow>,
+    pub exposures: Vec<ExposureRow>,
     /// In the log, then on their way to it: the order of their commits.
     pub leaves: Vec<LeafRow>,
     pub blobs: Vec<BlobRow>,
@@ -145,6 +165,9 @@ const ORPHANS: &str =
 const LIMITS: &str = "SELECT id, label, span_ms, held, spent FROM limits ORDER BY id";
 const ENTRIES: &str = "SELECT limit_id, owner, kind, value, fee, settled_at FROM limit_entries \
     ORDER BY limit_id, owner";
+const PIECES: &str = "SELECT limit_id, last_at, spent FROM limit_buckets ORDER BY limit_id, bucket";
+const EXPOSURES: &str =
+    "SELECT owner, n, amount, remaining, state FROM exposures ORDER BY owner, n";
 const LOGGED: &str = "SELECT kind, subject, leaf FROM audit_leaves ORDER BY idx";
 const WAITING: &str = "SELECT kind, subject, leaf FROM audit_outbox ORDER BY seq";
 const BLOBS: &str = "SELECT hash, bytes FROM audit_blobs ORDER BY hash";
@@ -196,6 +219,8 @@ impl Snapshot {
             orphans: look.all(ORPHANS).await,
             limits: look.all(LIMITS).await,
             entries: look.all(ENTRIES).await,
+            pieces: look.all(PIECES).await,
+            exposures: look.all(EXPOSURES).await,
             leaves,
             blobs: look.all(BLOBS).await,
             bound: look.all(BOUND).await,

@@ -1,6 +1,6 @@
 //! I8: limits, added up again from their entries, the decisions and what was paid on the chain.
 
-use super::database::{EntryRow, LimitRow, TransactionRow};
+use super::database::{EntryRow, ExposureRow, LimitRow, TransactionRow};
 use super::{Found, Invariants, NO_OP, World, amount};
 use ethers_core::types::U256;
 use serde_json::Value;
@@ -45,6 +45,9 @@ pub(super) fn check(world: &World, asked: &Invariants, found: &mut Found) {
     for limit in &world.db.limits {
         sums(&spend, limit, found);
     }
+    for exposure in &world.db.exposures {
+        exposed(&spend, exposure, found);
+    }
     for row in rows {
         for charge in &spend.charges[row.id.as_str()] {
             owed(&spend, row, charge, found);
@@ -72,6 +75,32 @@ fn sums(spend: &Spend<'_>, limit: &LimitRow, found: &mut Found) {
     if kept != (held, spent) {
         let what = format!("kept is {kept:?} (held, spent), the entries make {held} and {spent}");
         found.say("I8", &limit.label, what);
+    }
+    // A piece counts as long as the last settlement in it: none may be missing, and none be dated before it.
+    let pieces = spend.world.db.pieces.iter().filter(|piece| piece.limit_id == limit.id);
+    let in_pieces = pieces.clone().fold(U256::zero(), |sum, piece| sum + amount(&piece.spent));
+    let settled = entries(spend, &limit.id).filter(|entry| !total(entry).is_zero());
+    let newest = settled.filter_map(|entry| entry.settled_at).max();
+    let last = pieces.map(|piece| piece.last_at).max();
+    if in_pieces != spent || newest != last {
+        let what =
+            format!("the pieces make {in_pieces} until {last:?}, not {spent} until {newest:?}");
+        found.say("I8", &limit.label, what);
+    }
+}
+
+/// What may still be taken is held, of each limit that it holds of at all, and what is over holds nothing.
+fn exposed(spend: &Spend<'_>, row: &ExposureRow, found: &mut Found) {
+    let holder = format!("{}/exposure/{}", row.owner, row.n);
+    let all = spend.entries.values().flatten().filter(|entry| entry.owner == holder);
+    let held: Vec<&&EntryRow> = all.filter(|entry| entry.settled_at.is_none()).collect();
+    let (given, left) = (amount(&row.amount), amount(&row.remaining));
+    let is_over = row.state == "ended";
+    if left > given || is_over != held.is_empty() {
+        found.say("I8", &holder, format!("{row:?} holds {held:?}"));
+    }
+    for entry in held.iter().filter(|entry| amount(&entry.value) < left) {
+        found.say("I8", &holder, format!("{left} may be taken, and it holds {entry:?}"));
     }
 }
 
@@ -153,11 +182,16 @@ fn room(spend: &Spend<'_>, row: &TransactionRow, charge: &Charge, found: &mut Fo
             sum += charge.value + charge.fee;
             continue;
         }
-        let earlier = match spend.seq.get(entry.owner.as_str()) {
+        // What a request exposes is held with it.
+        let owner = entry.owner.split("/exposure/").next().unwrap_or_default();
+        if owner == row.id {
+            sum += total(entry);
+            continue;
+        }
+        let earlier = match spend.seq.get(owner) {
             Some(seq) => *seq < row.seq,
             None => spend.world.db.signatures.iter().any(|signature| {
-                signature.owner.as_ref() == Some(&entry.owner)
-                    && signature.created_at < row.created_at
+                signature.owner.as_deref() == Some(owner) && signature.created_at < row.created_at
             }),
         };
         if !earlier {

@@ -190,6 +190,7 @@ impl Bundle {
             registry: Registry::default(),
             guardrails: Guardrails::default(),
             grants: Vec::new(),
+            index: GrantIndex::default(),
             cases: Vec::new(),
         }
     }

@@ -1,0 +1,341 @@
+//! Exposures: what others may take later, and what it holds of the windows until then.
+
+use super::column::{address, amount, corrupt, exactly_one, to_i64, to_u64};
+use super::spend::{self, Asked};
+use super::statement::{Tx, Value, values};
+use crate::core::amount::Amount;
+use crate::core::id::ChainId;
+use crate::core::policy::Exposure;
+use crate::core::policy::effect::{ApprovalForm, PermitTerms};
+use crate::core::time::Timestamp;
+use crate::ports::store::{
+    ExposureChange, ExposureRow, ExposureState, Hold, LimitExceeded, StoreError, Windows,
+};
+use async_trait::async_trait;
+use sqlx::FromRow;
+use std::collections::BTreeSet;
+
+statements! {
+    EXPOSURES_OF = "SELECT * FROM exposures WHERE owner = $1 ORDER BY n";
+    PUT_EXPOSURE = "INSERT INTO exposures (owner, n, chain_id, token, account, spender, form, \
+        amount, remaining, permit_contract, permit_nonce, deadline, expires, submitted, state, \
+        from_block, seen_block, uses, created_at, updated_at) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8, $9, $10, $11, $12, $13, $14, 0, 0, 0, $15, $15) \
+        ON CONFLICT (owner, n) DO UPDATE SET amount = excluded.amount, \
+        remaining = excluded.remaining, updated_at = excluded.updated_at";
+    OPEN_EXPOSURES_OF_OWNER = "UPDATE exposures SET state = 'open', submitted = 1, uses = uses + 1, \
+        updated_at = $2, from_block = COALESCE((SELECT anchors.number FROM anchors \
+        WHERE anchors.chain_id = exposures.chain_id), 0) WHERE owner = $1 AND state = 'held'";
+    END_EXPOSURES_OF_OWNER = "UPDATE exposures SET state = 'ended', ended_by = $2, \
+        uses = uses + 1 WHERE owner = $1 AND state = 'held'";
+    EXPOSE_FROM = "UPDATE exposures SET from_block = $2 WHERE owner = $1 AND from_block < $2";
+    OPEN_TO_LOOK_AT = "SELECT * FROM exposures WHERE chain_id = $1 AND state = 'open' \
+        AND seen_block < $2 AND from_block <= $2 ORDER BY seen_block, owner, n LIMIT $3";
+    OPEN_BESIDE = "SELECT * FROM exposures WHERE chain_id = $1 AND state = 'open' \
+        AND token = $2 AND account = $3 AND spender = $4 ORDER BY created_at, owner, n";
+    SEE_EXPOSURE = "UPDATE exposures SET remaining = $4, submitted = $5, state = $6, ended_by = $7, \
+        seen_block = $8, updated_at = $9, uses = uses + 1 \
+        WHERE owner = $1 AND n = $2 AND uses = $3 AND state = 'open'";
+}
+
+const HELD: &str = "held";
+const OPEN: &str = "open";
+const ENDED: &str = "ended";
+
+const FORMS: [ApprovalForm; 7] = [
+    ApprovalForm::Approve,
+    ApprovalForm::Increase,
+    ApprovalForm::Permit,
+    ApprovalForm::DaiPermit,
+    ApprovalForm::Permit2,
+    ApprovalForm::TransferAuthorization,
+    ApprovalForm::Seaport,
+];
+
+#[derive(FromRow)]
+struct ExposureColumns {
+    owner: String,
+    n: i64,
+    chain_id: i64,
+    token: Vec<u8>,
+    account: Vec<u8>,
+    spender: Vec<u8>,
+    form: String,
+    amount: Vec<u8>,
+    remaining: Vec<u8>,
+    permit_contract: Option<Vec<u8>>,
+    permit_nonce: Option<Vec<u8>>,
+    deadline: Option<i64>,
+    expires: Option<i64>,
+    submitted: i64,
+    state: String,
+    from_block: i64,
+    seen_block: i64,
+    uses: i64,
+}
+
+impl ExposureColumns {
+    fn row(&self) -> Result<ExposureRow, StoreError> {
+        let form = FORMS.into_iter().find(|form| form.name() == self.form);
+        let permit = match (&self.permit_contract, &self.permit_nonce) {
+            (Some(contract), Some(nonce)) => Some(PermitTerms {
+                verifying_contract: address(contract)?,
+                nonce: amount(nonce)?.units(),
+                deadline: self.deadline.map(to_u64).transpose()?,
+                expires: self.expires.map(to_u64).transpose()?,
+            }),
+            _ => None,
+        };
+        Ok(ExposureRow {
+            owner: self.owner.clone(),
+            n: self.n,
+            chain: to_u64(self.chain_id)?,
+            token: address(&self.token)?,
+            account: address(&self.account)?,
+            spender: address(&self.spender)?,
+            form: form.ok_or_else(|| corrupt("the form of an exposure"))?,
+            amount: amount(&self.amount)?,
+            remaining: amount(&self.remaining)?,
+            permit,
+            submitted: self.submitted != 0,
+            state: match self.state.as_str() {
+                HELD => ExposureState::Held,
+                OPEN => ExposureState::Open,
+                ENDED => ExposureState::Ended,
+                _ => return Err(corrupt("the state of an exposure")),
+            },
+            from_block: to_u64(self.from_block)?,
+            seen_block: to_u64(self.seen_block)?,
+            uses: self.uses,
+        })
+    }
+}
+
+/// Under which an exposure's part of the windows is held.
+fn held_as(owner: &str, n: i64) -> String {
+    format!("{owner}/exposure/{n}")
+}
+
+async fn of(tx: &mut Tx, owner: &str) -> Result<Vec<ExposureRow>, StoreError> {
+    let rows = tx.all::<ExposureColumns>(EXPOSURES_OF, values![owner]).await?;
+    rows.iter().map(ExposureColumns::row).collect()
+}
+
+fn is_same(row: &ExposureRow, exposure: &Exposure) -> bool {
+    (row.token, row.account, row.spender, &row.permit)
+        == (exposure.token, exposure.owner, exposure.spender, &exposure.permit)
+}
+
+/// The number of each exposure: that of the same one in another version of the nonce, or a new one. The same
+/// twice in one request is two of them: both may be taken.
+fn numbered(before: &[ExposureRow], hold: &Hold) -> Vec<i64> {
+    let mut taken = BTreeSet::new();
+    let mut next = before.iter().map(|row| row.n.saturating_add(1)).max().unwrap_or(0);
+    let number = |(exposure, _): &(Exposure, ApprovalForm)| {
+        let same = before.iter().filter(|row| is_same(row, exposure)).map(|row| row.n);
+        let n = same.into_iter().find(|n| !taken.contains(n)).unwrap_or(next);
+        taken.insert(n);
+        next = next.max(n.saturating_add(1));
+        n
+    };
+    hold.exposures.iter().map(number).collect()
+}
+
+async fn hold(
+    tx: &mut Tx,
+    hold: &Hold,
+    now: Timestamp,
+) -> Result<Option<LimitExceeded>, StoreError> {
+    let mut asked = spend::all_of(&hold.owner, &hold.charges, hold.at_once);
+    if hold.exposures.is_empty() {
+        return spend::take(tx, asked, now).await;
+    }
+    let before = of(tx, &hold.owner).await?;
+    if before.iter().any(|row| row.state != ExposureState::Held)
+        || (hold.at_once && !before.is_empty())
+    {
+        return Err(tx.corrupt("an exposure that is open was asked for again"));
+    }
+    let numbers = numbered(&before, hold);
+    let owners: Vec<String> = numbers.iter().map(|n| held_as(&hold.owner, *n)).collect();
+    for ((exposure, _), owner) in hold.exposures.iter().zip(&owners) {
+        let charges = exposure.charges.iter();
+        asked.extend(charges.map(|charge| Asked { owner, charge, at_once: false }));
+    }
+    if let Some(full) = spend::take(tx, asked, now).await? {
+        return Ok(Some(full));
+    }
+    for ((exposure, form), n) in hold.exposures.iter().zip(numbers) {
+        let old = before.iter().find(|row| row.n == n).map_or(Amount::ZERO, |row| row.amount);
+        let given = exposure.amount.max(old);
+        put(tx, hold, (exposure, *form), n, given, now).await?;
+    }
+    Ok(None)
+}
+
+async fn put(
+    tx: &mut Tx,
+    hold: &Hold,
+    (exposure, form): (&Exposure, ApprovalForm),
+    n: i64,
+    given: Amount,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let permit = exposure.permit.as_ref();
+    let seconds = |at: Option<u64>| at.and_then(|at| i64::try_from(at).ok());
+    let contract = permit.map(|permit| permit.verifying_contract.as_slice().to_vec());
+    let nonce = permit.map(|permit| permit.nonce.to_be_bytes_vec());
+    // What cannot be counted by this clock any more never ends by it.
+    let deadline = seconds(permit.and_then(|permit| permit.deadline));
+    let expires = seconds(permit.and_then(|permit| permit.expires));
+    let values = values![
+        hold.owner.as_str(),
+        n,
+        to_i64(hold.chain.map_or(0, ChainId::get))?,
+        exposure.token.as_slice(),
+        exposure.owner.as_slice(),
+        exposure.spender.as_slice(),
+        form.name(),
+        given.to_be_bytes().as_slice(),
+        contract,
+        nonce,
+        deadline,
+        expires,
+        i64::from(permit.is_none()),
+        if hold.at_once { OPEN } else { HELD },
+        now.millis(),
+    ];
+    let rows = tx.execute(PUT_EXPOSURE, values).await?;
+    exactly_one(tx, "put_exposure", rows)
+}
+
+/// The nonce of their transaction is final: what succeeded is open from the newest block in which an end was
+/// told, of which this one is; what did not is nothing.
+pub(super) async fn settled(
+    tx: &mut Tx,
+    owner: &str,
+    moved: bool,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    if moved {
+        return tx.execute(OPEN_EXPOSURES_OF_OWNER, values![owner, now.millis()]).await.map(|_| ());
+    }
+    give_back(tx, owner, "not_executed").await
+}
+
+/// Gives back what the exposures of an owner hold that are not open yet.
+pub(super) async fn give_back(tx: &mut Tx, owner: &str, why: &str) -> Result<(), StoreError> {
+    for row in of(tx, owner).await? {
+        if row.state == ExposureState::Held {
+            spend::release_one(tx, &held_as(owner, row.n)).await?;
+        }
+    }
+    tx.execute(END_EXPOSURES_OF_OWNER, values![owner, why]).await.map(|_| ())
+}
+
+/// The names under which an owner's exposures hold, for whoever locks their limits.
+pub(super) async fn holders(tx: &mut Tx, owner: &str) -> Result<Vec<String>, StoreError> {
+    let rows = of(tx, owner).await?;
+    let held = rows.iter().filter(|row| row.state == ExposureState::Held);
+    Ok(held.map(|row| held_as(owner, row.n)).collect())
+}
+
+async fn open(
+    tx: &mut Tx,
+    chain: ChainId,
+    block: u64,
+    most: i64,
+) -> Result<Vec<Vec<ExposureRow>>, StoreError> {
+    let chain = to_i64(chain.get())?;
+    let values = values![chain, to_i64(block)?, most];
+    let due = tx.all::<ExposureColumns>(OPEN_TO_LOOK_AT, values).await?;
+    let mut seen = BTreeSet::new();
+    let mut groups = Vec::new();
+    for row in due {
+        if !seen.insert((row.token.clone(), row.account.clone(), row.spender.clone())) {
+            continue;
+        }
+        let values =
+            values![chain, row.token.as_slice(), row.account.as_slice(), row.spender.as_slice()];
+        let all = tx.all::<ExposureColumns>(OPEN_BESIDE, values).await?;
+        groups.push(all.iter().map(ExposureColumns::row).collect::<Result<_, _>>()?);
+    }
+    Ok(groups)
+}
+
+async fn see(tx: &mut Tx, changes: &[ExposureChange], now: Timestamp) -> Result<bool, StoreError> {
+    let moving = changes.iter().filter(|it| !it.used.is_zero() || it.ended.is_some());
+    let holders: Vec<String> = moving.map(|it| held_as(&it.row.owner, it.row.n)).collect();
+    spend::lock_of(tx, &holders).await?;
+    for change in changes {
+        let row = &change.row;
+        let name = held_as(&row.owner, row.n);
+        let left = row.remaining.checked_sub(change.used);
+        let left = left.and_then(|left| left.checked_sub(change.freed));
+        let Some(left) = left else {
+            return Err(tx.corrupt("more of an exposure is gone than there was"));
+        };
+        let values = vec![
+            Value::from(row.owner.as_str()),
+            Value::from(row.n),
+            Value::from(row.uses),
+            Value::from(left.to_be_bytes().as_slice()),
+            Value::from(i64::from(change.submitted)),
+            Value::from(if change.ended.is_some() { ENDED } else { OPEN }),
+            Value::from(change.ended.map(str::to_owned)),
+            Value::from(to_i64(change.block)?),
+            Value::from(now.millis()),
+        ];
+        if tx.execute(SEE_EXPOSURE, values).await? != 1 {
+            return Ok(false);
+        }
+        // A limit's part may be larger than what is left of the exposure: at the end all of it goes.
+        let freed = if change.ended.is_some() { Amount::MAX } else { change.freed };
+        if !change.used.is_zero() || !freed.is_zero() {
+            let used_as = format!("{name}/{}", row.uses);
+            spend::use_up(tx, &name, &used_as, (change.used, freed), now).await?;
+        }
+    }
+    Ok(true)
+}
+
+#[async_trait]
+impl Windows for Tx {
+    async fn hold(
+        &mut self,
+        asked: &Hold,
+        now: Timestamp,
+    ) -> Result<Option<LimitExceeded>, StoreError> {
+        let answer = hold(self, asked, now).await;
+        self.kept(answer)
+    }
+
+    async fn exposures_of(&mut self, owner: &str) -> Result<Vec<ExposureRow>, StoreError> {
+        let answer = of(self, owner).await;
+        self.kept(answer)
+    }
+
+    async fn open_exposures(
+        &mut self,
+        chain: ChainId,
+        block: u64,
+        most: i64,
+    ) -> Result<Vec<Vec<ExposureRow>>, StoreError> {
+        let answer = open(self, chain, block, most).await;
+        self.kept(answer)
+    }
+
+    async fn expose_from(&mut self, owner: &str, block: u64) -> Result<(), StoreError> {
+        let values = values![owner, to_i64(block)?];
+        self.execute(EXPOSE_FROM, values).await.map(|_| ())
+    }
+
+    async fn see_exposures(
+        &mut self,
+        changes: &[ExposureChange],
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let answer = see(self, changes, now).await;
+        self.kept(answer)
+    }
+}

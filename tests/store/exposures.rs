@@ -1,0 +1,244 @@
+//! What others may take later holds its part of the windows until the chain shows that it is over.
+
+use crate::fixtures::{CHAIN, OTHER_CHAIN, at, hash};
+use crate::spend::{MINUTE, amount, limit, release, settle};
+use alloy::primitives::{Address, U256};
+use claviger::core::amount::Amount;
+use claviger::core::policy::Exposure;
+use claviger::core::policy::effect::{ApprovalForm, PermitTerms};
+use claviger::ports::store::{
+    End, ExposureChange, ExposureRow, ExposureState, Hold, LimitExceeded, Store, StoreError, unit,
+};
+use std::sync::Arc;
+
+on_both!(
+    an_exposure_is_held_beside_the_charges_until_it_ends,
+    a_revert_and_what_was_never_signed_expose_nothing,
+    versions_of_a_nonce_hold_the_largest_of_each_exposure,
+    the_same_approval_twice_in_one_request_is_two,
+    a_full_window_keeps_nothing_of_an_exposure,
+    a_permit_is_open_from_its_decision_on,
+    what_is_used_counts_from_then_and_the_rest_is_held_on,
+    a_look_that_comes_late_changes_nothing,
+    open_ones_are_found_with_those_beside_them,
+);
+
+fn exposure(spender: u8, value: u64, max: u64) -> Exposure {
+    Exposure {
+        token: Address::repeat_byte(1),
+        owner: Address::repeat_byte(2),
+        spender: Address::repeat_byte(spender),
+        amount: Amount::from(value),
+        permit: None,
+        charges: vec![amount(1, value, 0, max)],
+    }
+}
+
+fn permit(spender: u8, value: u64) -> Exposure {
+    let terms = PermitTerms {
+        verifying_contract: Address::repeat_byte(1),
+        nonce: U256::MAX,
+        deadline: Some(1_000),
+        expires: None,
+    };
+    Exposure { permit: Some(terms), ..exposure(spender, value, 100) }
+}
+
+fn hold(owner: &str, exposures: Vec<Exposure>) -> Hold {
+    Hold {
+        owner: owner.to_owned(),
+        chain: Some(CHAIN),
+        charges: vec![amount(1, 5, 0, 100)],
+        exposures: exposures.into_iter().map(|it| (it, ApprovalForm::Approve)).collect(),
+        at_once: false,
+    }
+}
+
+async fn holds(store: &Arc<dyn Store>, hold: Hold) -> Result<Option<LimitExceeded>, StoreError> {
+    unit(&**store, "hold", move |unit| {
+        let hold = hold.clone();
+        Box::pin(async move {
+            Ok(match unit.hold(&hold, at(0)).await? {
+                None => End::Commit(None),
+                full => End::Rollback(full),
+            })
+        })
+    })
+    .await
+}
+
+async fn of(store: &Arc<dyn Store>, owner: &str) -> Vec<ExposureRow> {
+    let owner = owner.to_owned();
+    read!(store, [owner], |unit| unit.exposures_of(&owner).await?)
+}
+
+async fn see(store: &Arc<dyn Store>, changes: Vec<ExposureChange>, now: i64) -> bool {
+    let seen = unit(&**store, "see", move |unit| {
+        let changes = changes.clone();
+        Box::pin(async move {
+            Ok(match unit.see_exposures(&changes, at(now)).await? {
+                true => End::Commit(true),
+                false => End::Rollback(false),
+            })
+        })
+    });
+    seen.await.unwrap()
+}
+
+fn change(row: &ExposureRow, used: u64, freed: u64, ended: bool) -> ExposureChange {
+    ExposureChange {
+        row: row.clone(),
+        block: 10,
+        used: Amount::from(used),
+        freed: Amount::from(freed),
+        submitted: true,
+        ended: ended.then_some("used"),
+    }
+}
+
+async fn an_exposure_is_held_beside_the_charges_until_it_ends(store: Arc<dyn Store>) {
+    assert_eq!(holds(&store, hold("a", vec![exposure(3, 60, 100)])).await.unwrap(), None);
+    assert_eq!(limit(&store, 1).await, (65, 0));
+    let rows = of(&store, "a").await;
+    assert_eq!((rows[0].state, rows[0].remaining), (ExposureState::Held, Amount::from(60_u64)));
+    // Its transaction is final: the request's own part is spent, and leaves; what is exposed does not.
+    settle(&store, "a", true, None, 0).await;
+    assert_eq!(limit(&store, 1).await, (60, 5));
+    assert_eq!(of(&store, "a").await[0].state, ExposureState::Open);
+    let full = holds(&store, hold("b", vec![exposure(4, 36, 100)])).await.unwrap();
+    assert!(full.is_some());
+    // Once open it is neither settled nor released with its owner.
+    settle(&store, "a", false, None, 0).await;
+    release(&store, "a").await;
+    assert_eq!(limit(&store, 1).await, (60, 5));
+    let row = of(&store, "a").await.remove(0);
+    assert!(see(&store, vec![change(&row, 0, 60, true)], 1).await);
+    assert_eq!(limit(&store, 1).await, (0, 5));
+    assert_eq!(of(&store, "a").await[0].state, ExposureState::Ended);
+}
+
+async fn a_revert_and_what_was_never_signed_expose_nothing(store: Arc<dyn Store>) {
+    for owner in ["a", "b"] {
+        let asked = hold(owner, vec![exposure(3, 20, 100), exposure(4, 10, 100)]);
+        assert_eq!(holds(&store, asked).await.unwrap(), None);
+    }
+    assert_eq!(limit(&store, 1).await, (70, 0));
+    settle(&store, "a", false, Some(0), 0).await;
+    assert_eq!(limit(&store, 1).await, (35, 0));
+    release(&store, "b").await;
+    release(&store, "b").await;
+    assert_eq!(limit(&store, 1).await, (0, 0));
+    for owner in ["a", "b"] {
+        assert!(of(&store, owner).await.iter().all(|row| row.state == ExposureState::Ended));
+    }
+}
+
+async fn versions_of_a_nonce_hold_the_largest_of_each_exposure(store: Arc<dyn Store>) {
+    for (spender, value, held) in [(3, 30, 35), (3, 20, 35), (3, 40, 45), (4, 10, 55)] {
+        let asked = hold("1:0xaa:7", vec![exposure(spender, value, 100)]);
+        assert_eq!(holds(&store, asked).await.unwrap(), None);
+        assert_eq!(limit(&store, 1).await, (held, 0), "{spender} {value}");
+    }
+    let rows = of(&store, "1:0xaa:7").await;
+    let amounts: Vec<u64> = rows.iter().map(|row| row.amount.units().to()).collect();
+    assert_eq!(amounts, [40, 10]);
+    // Only the increase is asked for.
+    let asked = hold("1:0xaa:7", vec![exposure(3, 86, 100)]);
+    let full = holds(&store, asked).await.unwrap().unwrap();
+    assert_eq!((full.used, full.asked), (Amount::from(55_u64), Amount::from(46_u64)));
+    settle(&store, "1:0xaa:7", true, None, 0).await;
+    let again = holds(&store, hold("1:0xaa:7", vec![exposure(3, 1, 100)])).await;
+    assert!(matches!(again, Err(StoreError::Corrupt(_))), "{again:?}");
+}
+
+async fn the_same_approval_twice_in_one_request_is_two(store: Arc<dyn Store>) {
+    let twice = vec![exposure(3, 20, 100), exposure(3, 20, 100)];
+    assert_eq!(holds(&store, hold("a", twice.clone())).await.unwrap(), None);
+    assert_eq!(limit(&store, 1).await, (45, 0));
+    assert_eq!(holds(&store, hold("a", twice)).await.unwrap(), None);
+    assert_eq!(limit(&store, 1).await, (45, 0));
+}
+
+async fn a_full_window_keeps_nothing_of_an_exposure(store: Arc<dyn Store>) {
+    let asked = hold("a", vec![exposure(3, 60, 100), exposure(4, 36, 100)]);
+    let full = holds(&store, asked).await.unwrap().unwrap();
+    assert_eq!(full.asked, Amount::from(36_u64));
+    assert!(of(&store, "a").await.is_empty());
+    assert!(read!(store, [], |unit| unit.limits_now(at(0)).await?).is_empty());
+}
+
+async fn a_permit_is_open_from_its_decision_on(store: Arc<dyn Store>) {
+    let asked = Hold { at_once: true, ..hold("a", vec![permit(3, 60)]) };
+    assert_eq!(holds(&store, asked.clone()).await.unwrap(), None);
+    assert_eq!(limit(&store, 1).await, (60, 5));
+    let row = of(&store, "a").await.remove(0);
+    assert_eq!((row.state, row.submitted), (ExposureState::Open, false));
+    assert_eq!(row.permit, asked.exposures[0].0.permit);
+    assert!(holds(&store, asked).await.is_err(), "an owner decides once");
+}
+
+async fn what_is_used_counts_from_then_and_the_rest_is_held_on(store: Arc<dyn Store>) {
+    assert_eq!(holds(&store, hold("a", vec![exposure(3, 60, 100)])).await.unwrap(), None);
+    settle(&store, "a", true, None, 0).await;
+    let row = of(&store, "a").await.remove(0);
+    assert!(see(&store, vec![change(&row, 25, 5, false)], MINUTE).await);
+    assert_eq!(limit(&store, 1).await, (30, 30), "5 of the request, 25 that was taken");
+    let row = of(&store, "a").await.remove(0);
+    assert_eq!((row.remaining, row.seen_block), (Amount::from(30_u64), 10));
+    assert!(see(&store, vec![change(&row, 20, 0, true)], MINUTE + 1).await);
+    assert_eq!(limit(&store, 1).await, (0, 50));
+    let now = |millis| {
+        let store = store.clone();
+        async move { read!(store, [], |unit| unit.limits_now(at(millis)).await?)[0].spent }
+    };
+    assert_eq!(now(2 * MINUTE + 1).await, Amount::ZERO);
+    assert!(now(2 * MINUTE - 1).await >= Amount::from(45_u64));
+}
+
+async fn a_look_that_comes_late_changes_nothing(store: Arc<dyn Store>) {
+    assert_eq!(holds(&store, hold("a", vec![exposure(3, 60, 100)])).await.unwrap(), None);
+    let held = of(&store, "a").await.remove(0);
+    assert!(!see(&store, vec![change(&held, 0, 60, true)], 0).await, "it is not open yet");
+    settle(&store, "a", true, None, 0).await;
+    let row = of(&store, "a").await.remove(0);
+    assert!(see(&store, vec![change(&row, 10, 0, false)], 0).await);
+    assert!(!see(&store, vec![change(&row, 10, 0, false)], 0).await, "another was faster");
+    assert_eq!(limit(&store, 1).await, (50, 15));
+    let row = of(&store, "a").await.remove(0);
+    let change = change(&row, 51, 0, false);
+    let more = unit(&*store, "see", move |unit| {
+        let change = change.clone();
+        Box::pin(async move { Ok(End::Commit(unit.see_exposures(&[change], at(0)).await?)) })
+    });
+    assert!(matches!(more.await, Err(StoreError::Corrupt(_))));
+}
+
+async fn open_ones_are_found_with_those_beside_them(store: Arc<dyn Store>) {
+    commit!(store, [], |unit| unit.raise_anchor(CHAIN, 7, hash(7)).await?).unwrap();
+    for (owner, spender) in [("a", 3), ("b", 3), ("c", 4)] {
+        let asked = hold(owner, vec![exposure(spender, 10, 100)]);
+        assert_eq!(holds(&store, asked).await.unwrap(), None);
+    }
+    let due = async |block: u64, most: i64| -> Vec<Vec<String>> {
+        let groups = read!(store, [], |unit| unit.open_exposures(CHAIN, block, most).await?);
+        groups.iter().map(|all| all.iter().map(|row| row.owner.clone()).collect()).collect()
+    };
+    assert!(due(99, 9).await.is_empty(), "none is open");
+    for owner in ["a", "b", "c"] {
+        settle(&store, owner, true, None, 0).await;
+    }
+    assert!(due(6, 9).await.is_empty(), "the chain says nothing about them before block 7");
+    assert_eq!(due(7, 9).await, [vec!["a", "b"], vec!["c"]]);
+    assert_eq!(due(7, 1).await, [vec!["a", "b"]]);
+    let rows = read!(store, [], |unit| unit.open_exposures(OTHER_CHAIN, 99, 9).await?);
+    assert!(rows.is_empty());
+    let row = of(&store, "a").await.remove(0);
+    assert!(see(&store, vec![change(&row, 1, 0, false)], 0).await);
+    assert_eq!(due(10, 9).await, [vec!["a", "b"], vec!["c"]], "b was not looked at");
+    let row = of(&store, "b").await.remove(0);
+    assert!(see(&store, vec![change(&row, 1, 0, false)], 0).await);
+    assert_eq!(due(10, 9).await, [vec!["c"]]);
+    assert_eq!(due(11, 9).await.len(), 2);
+    commit!(store, [], |unit| unit.expose_from("c", 12).await?).unwrap();
+    assert_eq!(due(11, 9).await, [vec!["a", "b"]]);
+}

@@ -1,0 +1,164 @@
+//! What others may take is followed on a real chain, by the server's own job.
+
+use super::{Anvil, LIMIT, Postgres, SetUp, chain, payout_grants, poll_until};
+use crate::support::invariants::Invariants;
+use alloy::primitives::{Address, U256};
+use claviger::core::amount::Amount;
+use claviger::core::id::{ChainId, GrantId};
+use claviger::core::policy::effect::{ApprovalForm, PermitTerms};
+use claviger::core::policy::{Charge, ChargeKind, Exposure, LimitId, Period};
+use claviger::core::time::Timestamp;
+use claviger::ports::store::{
+    End, ExposureRow, ExposureState, Hold, Settlement, Store, look, unit,
+};
+use serde_json::Value;
+use std::sync::Arc;
+
+const CHAIN: ChainId = ChainId::new(31337);
+
+fn word(address: &str) -> String {
+    format!("{:0>64}", address.trim_start_matches("0x"))
+}
+
+struct Token {
+    anvil: Anvil,
+    at: String,
+}
+
+impl Token {
+    async fn deploy() -> Self {
+        let anvil = chain().await;
+        let artefact: Value =
+            serde_json::from_str(include_str!("../../contracts/build/TestToken.json")).unwrap();
+        let at = anvil.deploy(&artefact, "").await;
+        Self { anvil, at }
+    }
+
+    fn account(&self, n: usize) -> &str {
+        &self.anvil.accounts()[n]
+    }
+
+    async fn send(&self, from: usize, data: &str) {
+        let hash = self.anvil.send(self.account(from), &self.at, data, 0).await;
+        let receipt = self.anvil.wait_for_receipt(&hash, LIMIT).await;
+        assert_eq!(receipt["status"], "0x1", "{receipt}");
+        self.anvil.mine(4).await;
+    }
+
+    async fn mint(&self, to: usize, amount: u64) {
+        self.send(0, &format!("0x40c10f19{}{amount:064x}", word(self.account(to)))).await;
+    }
+
+    async fn approve(&self, owner: usize, spender: usize, amount: u64) {
+        self.send(owner, &format!("0x095ea7b3{}{amount:064x}", word(self.account(spender)))).await;
+    }
+
+    async fn take(&self, spender: usize, owner: usize, amount: u64) {
+        let (owner, to) = (word(self.account(owner)), word(self.account(spender)));
+        self.send(spender, &format!("0x23b872dd{owner}{to}{amount:064x}")).await;
+    }
+}
+
+fn charge(amount: u64) -> Charge {
+    Charge {
+        limit: LimitId([7; 32]),
+        label: "approvals".to_owned(),
+        grant: GrantId::new("approvals"),
+        kind: ChargeKind::Amount { value: Amount::from(amount), fee: Amount::ZERO },
+        max: Amount::from(1_000_u64),
+        period: Period::Rolling(86_400_000),
+    }
+}
+
+fn exposure(token: &Token, amount: u64, permit: Option<PermitTerms>) -> Exposure {
+    Exposure {
+        token: token.at.parse().unwrap(),
+        owner: token.account(1).parse().unwrap(),
+        spender: token.account(2).parse().unwrap(),
+        amount: Amount::from(amount),
+        permit,
+        charges: vec![charge(amount)],
+    }
+}
+
+async fn held(store: &Arc<dyn Store>, owner: &str, exposure: Exposure, form: ApprovalForm) {
+    let at_once = exposure.permit.is_some();
+    let chain = Some(CHAIN);
+    let (owner, exposures) = (owner.to_owned(), vec![(exposure, form)]);
+    let hold = Hold { owner, chain, charges: Vec::new(), exposures, at_once };
+    let done = unit(&**store, "hold", move |unit| {
+        let hold = hold.clone();
+        Box::pin(async move {
+            let now = Timestamp::from_millis(1_700_000_000_000);
+            assert_eq!(unit.hold(&hold, now).await?, None);
+            if !at_once {
+                let moved = Settlement { value_moved: true, fee_paid: None, fee_from_value: false };
+                unit.settle(&hold.owner, moved, now).await?;
+            }
+            Ok(End::Commit(()))
+        })
+    });
+    done.await.unwrap();
+}
+
+async fn row(store: &Arc<dyn Store>, owner: &str) -> ExposureRow {
+    let owner = owner.to_owned();
+    let found = look(&**store, "row", move |unit| {
+        let owner = owner.clone();
+        Box::pin(async move { unit.exposures_of(&owner).await })
+    });
+    found.await.unwrap().remove(0)
+}
+
+/// Held and spent of the limit.
+async fn limit(store: &Arc<dyn Store>) -> (u64, u64) {
+    let found = look(&**store, "limit", |unit| {
+        Box::pin(async move { unit.limits_now(Timestamp::from_millis(0)).await })
+    });
+    let limit = found.await.unwrap().remove(0);
+    (limit.held.units().to(), limit.spent.units().to())
+}
+
+async fn looked_at(store: &Arc<dyn Store>, owner: &str, left: u64) -> ExposureRow {
+    poll_until(LIMIT, &format!("{left} left of {owner}"), async || {
+        let row = row(store, owner).await;
+        (row.seen_block > 0 && row.remaining == Amount::from(left)).then_some(row)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_an_allowance_loses_is_spent_and_what_cannot_be_read_is_held() {
+    let token = Token::deploy().await;
+    token.mint(1, 1_000).await;
+    token.approve(1, 2, 100).await;
+    let url = Postgres::shared().await.create_database();
+    let setup = SetUp::new(&token.anvil.url(), Some(&url), &payout_grants("10"));
+    let server = setup.start(&[]).await;
+    let store = setup.store().await;
+    held(&store, "a", exposure(&token, 100, None), ApprovalForm::Approve).await;
+    // The token has no permits: nothing will ever be known of this one.
+    let terms = PermitTerms {
+        verifying_contract: token.at.parse::<Address>().unwrap(),
+        nonce: U256::ZERO,
+        deadline: Some(1),
+        expires: None,
+    };
+    held(&store, "b", exposure(&token, 50, Some(terms)), ApprovalForm::Permit).await;
+    let seen = looked_at(&store, "a", 100).await;
+    assert_eq!((seen.state, limit(&store).await), (ExposureState::Open, (150, 0)));
+    token.take(2, 1, 60).await;
+    looked_at(&store, "a", 40).await;
+    assert_eq!(limit(&store).await, (90, 60));
+    token.approve(1, 2, 0).await;
+    let over = looked_at(&store, "a", 0).await;
+    assert_eq!((over.state, limit(&store).await), (ExposureState::Ended, (50, 100)));
+    let unknown = row(&store, "b").await;
+    assert_eq!((unknown.state, unknown.submitted), (ExposureState::Open, false));
+    let invariants = Invariants::new(&token.anvil.url(), setup.store_url());
+    let told = invariants.leaves("SETTLED").await;
+    let used: Vec<&str> = told.iter().filter_map(|leaf| leaf["used"].as_str()).collect();
+    assert_eq!(used, ["60", "40"]);
+    invariants.check().await;
+    server.stop().await;
+}
