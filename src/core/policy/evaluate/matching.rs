@@ -11,7 +11,7 @@ use crate::core::policy::effect::{CallEffect, Effect};
 use crate::core::policy::{Bundle, PolicyRequest, Reason};
 use crate::core::time::Timestamp;
 use alloy::primitives::Address;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// A request with what was read from it.
 #[derive(Clone, Copy)]
@@ -285,26 +285,27 @@ pub(super) const fn effect_name(effect: &Effect) -> &'static str {
 /// and those in shadow mode.
 pub(super) fn matches<'a>(ask: &Ask<'a>) -> (Vec<Match<'a>>, Vec<Match<'a>>) {
     let (index, sub) = (ask.bundle.index(), &ask.request.principal.sub);
-    let mut found: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    // Each grant with the place of an effect, or with none where it may count the fee alone.
+    let mut found: Vec<(usize, Option<usize>)> = Vec::new();
     for (place, effect) in ask.effects.iter().enumerate() {
-        for number in index.matching(sub, ask.chain(), effect) {
-            found.entry(number).or_default().push(place);
-        }
+        let numbers = index.matching(sub, ask.chain(), effect);
+        found.extend(numbers.into_iter().map(|number| (number, Some(place))));
     }
-    for number in ask.chain().map_or(&[][..], |chain| index.native_windows(sub, chain)) {
-        found.entry(*number).or_default();
-    }
+    let natives = ask.chain().map_or(&[][..], |chain| index.native_windows(sub, chain));
+    found.extend(natives.iter().map(|number| (*number, None)));
+    found.sort_unstable();
     let (mut deciding, mut shadows) = (Vec::new(), Vec::new());
-    for (number, mut effects) in found {
-        let Some(grant) = ask.bundle.rules().get(number) else {
+    for one in found.chunk_by(|a, b| a.0 == b.0) {
+        let grant = one.first().and_then(|(number, _)| ask.bundle.rules().get(*number));
+        let Some((grant, rule)) = grant.and_then(|grant| Some((grant, rule_of(grant, ask).ok()?)))
+        else {
             continue;
         };
-        let Ok(rule) = rule_of(grant, ask) else {
-            continue;
-        };
-        effects.retain(|place| {
+        let selected = |place: &usize| {
             ask.effect(*place).is_some_and(|effect| selects(rule, effect, ask).is_ok())
-        });
+        };
+        let effects: Vec<usize> =
+            one.iter().filter_map(|(_, place)| *place).filter(selected).collect();
         match grant.mode {
             Mode::Enforce => deciding.push(Match { grant, rule, effects }),
             Mode::Shadow if effects.is_empty() => {}

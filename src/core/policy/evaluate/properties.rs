@@ -1,5 +1,7 @@
 //! What must hold of every bundle, request and effects.
 
+#![expect(clippy::arithmetic_side_effects, reason = "a test fails by panicking")]
+
 use super::fixtures::now;
 use super::judge;
 use super::universe::*;
@@ -83,8 +85,11 @@ fn not_looser(before: &World, after: &Verdict) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// A way to bound a grant: its name, and what does it, unless the grant has it already.
+type BoundKind = (&'static str, fn(&mut Spec) -> bool);
+
 /// Every way to bound a grant.
-fn bounds() -> Vec<(&'static str, fn(&mut Spec) -> bool)> {
+fn bounds() -> Vec<BoundKind> {
     fn window(spec: &mut Spec, window: &'static str) -> bool {
         let had = spec.windows.contains(&window);
         if !had {

@@ -1,6 +1,8 @@
 //! A small universe of grants and effects, in which they really overlap: for properties that must hold of
 //! every bundle and request.
 
+#![expect(clippy::arithmetic_side_effects, reason = "a test fails by panicking")]
+
 use super::fixtures::{GWEI, code, now, transaction};
 use super::judge;
 use crate::core::amount::Amount;

@@ -92,13 +92,12 @@ impl Drafts {
             let sum = asked.entry(charge.limit).or_insert((charge, Some(Amount::ZERO)));
             sum.1 = sum.1.zip(charge.asked()).and_then(|(sum, more)| sum.checked_add(more));
         }
-        let windows = asked.into_values().filter_map(|(charge, asked)| {
-            (!fits(asked, charge.max)).then(|| Reason {
-                grant: Some(charge.grant.clone()),
-                field: "windows".to_owned(),
-                expected: format!("at most {} of {}", charge.max, charge.label),
-                actual: in_words(asked),
-            })
+        let full = asked.into_values().filter(|(charge, asked)| !fits(*asked, charge.max));
+        let windows = full.map(|(charge, asked)| Reason {
+            grant: Some(charge.grant.clone()),
+            field: "windows".to_owned(),
+            expected: format!("at most {} of {}", charge.max, charge.label),
+            actual: in_words(asked),
         });
         let bounds = self.bounds.iter().filter_map(|bound| {
             let fee = if bound.fee { fee } else { Amount::ZERO };
