@@ -39,9 +39,10 @@ fn bypass_21_nobody_changes_the_policy_alone_or_by_its_files() {
             let status = admin(&it, who, Method::POST, "/admin/v1/policies", Some(&bundle)).await;
             assert_eq!(status, 403, "{who:?} proposes");
             let hash = "0".repeat(64);
-            for verb in ["activate", "replay"] {
+            for (verb, body) in [("activate", json!({ "reason": "a test" })), ("replay", json!({}))]
+            {
                 let path = format!("/admin/v1/policies/{hash}/{verb}");
-                let status = admin(&it, who, Method::POST, &path, Some(&json!({}))).await;
+                let status = admin(&it, who, Method::POST, &path, Some(&body)).await;
                 assert_eq!(status, 403, "{who:?} may not {verb}");
             }
         }

@@ -13,7 +13,7 @@ async fn waiting(it: &Actor, id: &str) -> Value {
     let token = it.server().token("dev:alice", Role::Approver);
     let listed = it.server().try_call(Method::GET, url, &token, None, None).await.unwrap().ok();
     let all = listed["approvals"].as_array().unwrap();
-    let one = all.iter().find(|one| one["id"] == id || one["transaction"] == id);
+    let one = all.iter().find(|one| one["id"] == id);
     one.unwrap_or_else(|| panic!("{id} in {listed:#}")).clone()
 }
 

@@ -2,7 +2,7 @@
 
 use crate::support::server::{Answer, ETHER, LIMIT, Server, SetUp, chain};
 use crate::support::services::{Anvil, poll_until, repository};
-use alloy::primitives::{Address, keccak256};
+use alloy::primitives::keccak256;
 use claviger::core::access::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -82,7 +82,7 @@ impl Stage {
     }
 
     /// Every decision and denial, and every signature: the log's leaves, those that wait for it too.
-    async fn leaves(&self) -> Leaves {
+    pub async fn leaves(&self) -> Leaves {
         let options = SqliteConnectOptions::new().filename(&self.database).read_only(true);
         let mut db = SqliteConnection::connect_with(&options).await.unwrap();
         let all = "SELECT kind, subject, leaf FROM audit_outbox UNION ALL \
@@ -95,8 +95,9 @@ impl Stage {
     }
 }
 
-struct Leaves {
-    rows: Vec<(String, String, Vec<u8>)>,
+pub struct Leaves {
+    /// Kind, subject, bytes.
+    pub rows: Vec<(String, String, Vec<u8>)>,
     blobs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -275,12 +276,6 @@ impl Actor {
         self.stage.leaves().await.about(&[&self.managed, &self.external])
     }
 
-    /// What was settled, by whose it was.
-    pub async fn settled(&self) -> BTreeSet<String> {
-        let rows = self.stage.leaves().await.rows.into_iter();
-        rows.filter(|(kind, ..)| kind == "SETTLED").map(|(_, subject, _)| subject).collect()
-    }
-
     async fn nonces(&self) -> (u64, u64) {
         (self.anvil().nonce(&self.managed).await, self.anvil().nonce(&self.external).await)
     }
@@ -439,12 +434,4 @@ pub fn check_bundle(file: &str, from: &str, to: &str) -> Result<String, String> 
 fn copy(from: &Path, to: &Path) {
     let copied = std::process::Command::new("cp").arg("-r").args([from, to]).status();
     assert!(copied.unwrap().success());
-}
-
-/// The address of a signature's maker, by another implementation.
-pub fn authority(signature: &Value, digest: [u8; 32]) -> Address {
-    let bytes = signature["bytes"].as_str().unwrap().trim_start_matches("0x");
-    let bytes = hex::decode(bytes).unwrap();
-    let signature = alloy_primitives::Signature::from_raw(&bytes).unwrap();
-    signature.recover_address_from_prehash(&digest.into()).unwrap()
 }
