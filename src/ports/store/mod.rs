@@ -4,6 +4,7 @@
 //! start (a serialisation failure), so the closure has no effects outside. Whatever fails inside it, the
 //! first error is kept and nothing is stored. Nobody can hold a unit across a wait for the network.
 
+mod approvals;
 mod ceremonies;
 mod many_keys;
 mod reconcile;
@@ -12,6 +13,7 @@ mod rows;
 mod run;
 mod work;
 
+pub use approvals::{Approvals, GivenApproval, UsedDestinations, WaitingRequest};
 pub use ceremonies::{KeyBook, OpenCeremony};
 pub use many_keys::*;
 pub use reconcile::*;
@@ -105,7 +107,7 @@ pub trait Store: Send + Sync {
 /// One open transaction. Every method is atomic with the rest of the unit. Locks are taken in one
 /// order: idempotency, lease, lane, limits by id.
 #[async_trait]
-pub trait Unit: KeyBook + ManyKeys + Send {
+pub trait Unit: Approvals + KeyBook + ManyKeys + Send {
     // -- requests -----------------------------------------------------------------------------------
 
     /// Binds an idempotency key to a request, or says to what it is bound already. Waits for another
@@ -494,7 +496,7 @@ pub trait Unit: KeyBook + ManyKeys + Send {
         address: Address,
     ) -> Result<Vec<(u64, RequestId)>, StoreError>;
 
-    /// Gives a queued transaction the nonce that its mined transaction has; it becomes submitted. `false`
+    /// Gives a transaction without a nonce the one that its mined transaction has; it becomes submitted. `false`
     /// if it changed meanwhile.
     async fn adopt_nonce(
         &mut self,
@@ -509,7 +511,8 @@ pub trait Unit: KeyBook + ManyKeys + Send {
     /// All managed lanes of all chains, each with its next nonce.
     async fn every_lane(&mut self) -> Result<Vec<(ChainId, Address, u64)>, StoreError>;
 
-    /// Transactions of an account that wait for a nonce, the oldest first: all of them.
+    /// Transactions of an account that have no nonce yet, the oldest first: all of them, also those that have
+    /// to wait or to be approved first.
     async fn queued_of(
         &mut self,
         chain: ChainId,

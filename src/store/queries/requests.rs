@@ -157,6 +157,15 @@ pub(super) async fn insert_transaction(
     tx: &mut Tx,
     row: &NewTransaction,
 ) -> Result<(), StoreError> {
+    insert_transaction_as(tx, row, Status::Queued).await
+}
+
+/// Stores a new transaction in its first status.
+pub(super) async fn insert_transaction_as(
+    tx: &mut Tx,
+    row: &NewTransaction,
+    status: Status,
+) -> Result<(), StoreError> {
     let intent = &row.intent;
     let source = intent.source;
     let values = values![
@@ -168,7 +177,7 @@ pub(super) async fn insert_transaction(
         row.signer.as_str(),
         row.key.to_string(),
         row.address.as_slice(),
-        Status::Queued.name(),
+        status.name(),
         intent.tx_type.name(),
         intent.to.map(|to| to.to_vec()),
         intent.value.to_be_bytes().as_slice(),
