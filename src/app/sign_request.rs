@@ -3,7 +3,7 @@
 
 use crate::app::accept::{admissible, bound_before, deny, event_used, facts, same_body, summary};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, finality, read, record, sign, suspension};
+use crate::app::{App, AppError, ask, destinations, finality, read, record, sign, suspension};
 use crate::core::evm::message::{message_bytes, typed_data_bytes};
 use crate::core::evm::transaction::UnsignedTransaction;
 use crate::core::id::RequestId;
@@ -74,7 +74,8 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
         judge(app, &command, Purpose::Accept, now).await?;
     let id = RequestId::new(app.entropy.uuid());
     if verdict.outcome != Outcome::Allow {
-        let reasons = verdict.reasons.clone();
+        // Nobody waits at this door: what would have to wait is refused.
+        let reasons = ask::cannot_wait(&verdict);
         return Err(deny(app, id, &request, &verdict, reasons, now).await);
     }
     if let Intent::Transaction(tx) = &request.intent {
@@ -147,7 +148,7 @@ pub(crate) async fn judge(
 ) -> Result<Judged, AppError> {
     let key = signers::first(app, &command.signer, &command.intent).await?;
     let payload = payload(&command.intent)?;
-    let request = PolicyRequest {
+    let mut request = PolicyRequest {
         principal: command.principal.clone(),
         group: key.group.clone(),
         key: key.id,
@@ -155,7 +156,9 @@ pub(crate) async fn judge(
         facts: facts_of(app, &command.intent, &key, purpose).await?,
         intent: command.intent.clone(),
     };
-    let verdict = evaluate(&app.bundle(), &request, now);
+    let bundle = app.bundle();
+    destinations::learn(app, &bundle, &mut request).await?;
+    let verdict = evaluate(&bundle, &request, now);
     Ok(Judged { key, payload, request, verdict })
 }
 

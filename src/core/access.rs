@@ -74,6 +74,12 @@ pub enum Action {
     ReadAudit,
     /// Read how full windows are: a client those of the grants that name it.
     ReadLimits,
+    /// Read what waits for approval, with all that there is to know of it.
+    ReadApprovals,
+    /// Approve or reject what waits, never the caller's own request.
+    Approve,
+    /// Be told in full why policy refused: who may ask for signatures could probe for limits.
+    ReadReasons,
 }
 
 /// Whether a bearer of this role may do this. The only table of its kind.
@@ -85,6 +91,11 @@ pub const fn may(role: Role, action: Action) -> bool {
         Action::CreateKey | Action::Intervene => matches!(role, Role::Operator),
         Action::ReadAudit => matches!(role, Role::Auditor),
         Action::ReadLimits => matches!(role, Role::Client | Role::Operator | Role::Auditor),
+        Action::ReadApprovals => matches!(role, Role::Approver | Role::Operator | Role::Auditor),
+        Action::Approve => matches!(role, Role::Approver),
+        Action::ReadReasons => {
+            matches!(role, Role::Approver | Role::Operator | Role::Auditor | Role::PolicyAdmin)
+        }
     }
 }
 
@@ -103,6 +114,9 @@ mod tests {
             Action::ReadKeys,
             Action::ReadAudit,
             Action::ReadLimits,
+            Action::ReadApprovals,
+            Action::Approve,
+            Action::ReadReasons,
         ];
         for role in Role::ALL {
             assert!(all.iter().any(|action| !may(role, *action)), "{role} is root");
@@ -110,5 +124,7 @@ mod tests {
         assert!(!may(Role::Auditor, Action::Request));
         assert!(!may(Role::Auditor, Action::CreateKey));
         assert!(!may(Role::Auditor, Action::Intervene));
+        assert!(!may(Role::Auditor, Action::Approve));
+        assert!(!may(Role::Client, Action::ReadReasons), "limits are not to be probed");
     }
 }

@@ -59,11 +59,20 @@ pub enum LeafKind {
     /// An operator compared a restored or halted database with the chain: what was found, what was made of
     /// it, and the signed checkpoint that the log does not continue, if there is one.
     Reconciled,
+    /// A request waits for people: the terms that they are asked to approve.
+    ApprovalRequested,
+    /// Somebody approved these terms.
+    Approved,
+    /// Somebody rejected a request that waited.
+    Rejected,
+    /// A request that waited goes on: enough people approved it, its delay is over, or policy asks for neither
+    /// any more.
+    Released,
 }
 
 impl LeafKind {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::Decided,
         Self::Signed,
         Self::Denied,
@@ -76,6 +85,10 @@ impl LeafKind {
         Self::HsmDown,
         Self::HsmUp,
         Self::Reconciled,
+        Self::ApprovalRequested,
+        Self::Approved,
+        Self::Rejected,
+        Self::Released,
     ];
 
     /// The kind of this name.
@@ -100,6 +113,10 @@ impl LeafKind {
             Self::HsmDown => "HSM_DOWN",
             Self::HsmUp => "HSM_UP",
             Self::Reconciled => "RECONCILED",
+            Self::ApprovalRequested => "APPROVAL_REQUESTED",
+            Self::Approved => "APPROVED",
+            Self::Rejected => "REJECTED",
+            Self::Released => "RELEASED",
         }
     }
 }
@@ -257,7 +274,11 @@ mod tests {
                 | LeafKind::Alarm
                 | LeafKind::HsmDown
                 | LeafKind::HsmUp
-                | LeafKind::Reconciled => {}
+                | LeafKind::Reconciled
+                | LeafKind::ApprovalRequested
+                | LeafKind::Approved
+                | LeafKind::Rejected
+                | LeafKind::Released => {}
             }
         }
     }

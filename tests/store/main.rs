@@ -20,6 +20,7 @@ mod support {
 mod fixtures;
 
 mod anchors;
+mod approvals;
 mod attempts;
 mod audit;
 mod ceremonies;

@@ -11,7 +11,7 @@ mod world;
 
 use clap::Parser;
 use claviger::cli::args::{Cli, Command, ConfigCommand, KeyCommand, PolicyCommand, TokenCommand};
-use claviger::cli::{Failure, config_check, key, policy, print, token, tx};
+use claviger::cli::{Failure, approval, config_check, key, policy, print, token, tx};
 use claviger::system::{SystemClock, SystemEntropy};
 use std::process::ExitCode;
 
@@ -39,6 +39,9 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Key(KeyCommand::CeremonyVerify(args)) => ceremony::verify(args),
         Command::Key(command) => block_on(1, key::run(command, &SystemClock, &SystemEntropy)),
         Command::Tx(command) => block_on(1, tx::run(command, &SystemClock, &SystemEntropy)),
+        Command::Approval(command) => {
+            block_on(1, approval::run(command, &SystemClock, &SystemEntropy))
+        }
         Command::Audit(command) => block_on(1, audit::run(command)),
         Command::Reconcile(args) => block_on(1, reconcile::run(args)),
         Command::Policy(PolicyCommand::Check { dir, json }) => policy::check(dir, *json),

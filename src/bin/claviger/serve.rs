@@ -2,7 +2,9 @@
 
 use crate::audit::Signing;
 use crate::{softhsm, world};
-use claviger::app::{App, PolicyInForce, create_key, hsm_events, lease, recover, suspension};
+use claviger::app::{
+    App, PolicyInForce, create_key, hsm_events, lease, recover, release, suspension,
+};
 use claviger::audit::sequencer;
 use claviger::cli::{Failure, load};
 use claviger::config::server::ServerConfig;
@@ -38,6 +40,9 @@ const SUSPENSION_MS: u64 = 5_000;
 const HSM_EVENTS_MS: u64 = 500;
 /// How often keys that were begun are looked for.
 const FINISH_KEYS_MS: u64 = 60_000;
+
+/// How often requests that wait for time or people are looked for, in milliseconds.
+const WAITING_MS: u64 = 1_000;
 
 /// Runs the server until SIGTERM or SIGINT.
 ///
@@ -88,6 +93,7 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     edges.push(watch_suspension(&app));
     edges.push(record_hsm_events(&app));
     edges.push(finish_keys(&app));
+    edges.push(release_waiting(&app));
     edges.extend(signing.iter().map(Signing::job));
     let periods = Periods { recover_ms: RECOVER_MS, gauges_ms: GAUGES_MS };
     let mut jobs = jobs::start(&app, polled(&config, &app), edges, periods, &stop);
@@ -199,6 +205,16 @@ fn finish_keys(app: &Arc<App>) -> EdgeJob {
             as BoxFuture<'static, _>
     };
     EdgeJob { name: "begun_keys", every_ms: FINISH_KEYS_MS, run: Box::new(run) }
+}
+
+/// Requests that wait for time or people go on, end, or are asked for anew.
+fn release_waiting(app: &Arc<App>) -> EdgeJob {
+    let app = Arc::clone(app);
+    let run = move || {
+        let app = Arc::clone(&app);
+        Box::pin(async move { release::due(&app).await }) as BoxFuture<'static, _>
+    };
+    EdgeJob { name: "waiting", every_ms: WAITING_MS, run: Box::new(run) }
 }
 
 async fn wait_for_signal() -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! The admin listener: `/admin/v1`.
 
+pub mod approvals;
 pub mod audit;
 pub mod keys;
 
@@ -15,6 +16,10 @@ pub fn router(state: HttpState) -> Router {
         .route("/admin/v1/keys", get(key_list::list).post(keys::create))
         .route("/admin/v1/keys/import", post(keys::import))
         .route("/admin/v1/audit/checkpoint", get(audit::checkpoint))
+        .route("/admin/v1/approvals", get(approvals::list))
+        .route("/admin/v1/approvals/{id}", get(approvals::read))
+        .route("/admin/v1/approvals/{id}/approve", post(approvals::approve))
+        .route("/admin/v1/approvals/{id}/reject", post(approvals::reject))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .with_state(state)

@@ -145,7 +145,7 @@ pub trait Unit: Approvals + KeyBook + ManyKeys + Send {
     /// reading exclude each other.
     async fn touch(&mut self, id: RequestId, version: i64) -> Result<bool, StoreError>;
 
-    /// Puts a second decision over a queued transaction in the place of the first.
+    /// Puts a second decision over a transaction without a nonce in the place of the first.
     async fn decide_again(
         &mut self,
         id: RequestId,

@@ -44,7 +44,8 @@ statements! {
         WHERE id = $1 AND version = $2";
     TOUCH = "UPDATE transactions SET version = version + 1 WHERE id = $1 AND version = $2";
     DECIDE_AGAIN = "UPDATE transactions SET cap_fee = $2, cap_tip = $3, outcome = $4, bundle = $5, \
-        grants = $6, decision = $7 WHERE id = $1 AND status = 'queued'";
+        grants = $6, decision = $7 WHERE id = $1 \
+        AND status IN ('queued', 'delayed', 'awaiting_approval')";
     APPEND_EVENT = "INSERT INTO events (id, kind, subject, data, created_at) \
         VALUES ($1, $2, $3, $4, $5)";
     EVENTS_OF = "SELECT id, kind, subject, data, created_at FROM events WHERE subject = $1 \
