@@ -428,6 +428,9 @@ pub fn window_reason(full: &LimitExceeded) -> Reason {
     }
 }
 
+/// What the chain says of an event, which anybody can read there: callers ask again once it is final.
+const OF_THE_CHAIN: [&str; 2] = ["event.canonical", "event.finalized"];
+
 /// The fields of reasons as anybody may see them: the first word of each, once. Which grant it was, what it says
 /// and how full a window is would tell a caller where the limits are.
 #[must_use]
@@ -435,7 +438,10 @@ pub fn reduced(reasons: &[Reason]) -> Vec<&str> {
     let is_word = |char: char| char.is_ascii_alphanumeric() || char == '_';
     let mut fields = Vec::new();
     for reason in reasons {
-        let field = reason.field.split(|char| !is_word(char)).next().unwrap_or_default();
+        let mut field = reason.field.as_str();
+        if !OF_THE_CHAIN.contains(&field) {
+            field = field.split(|char| !is_word(char)).next().unwrap_or_default();
+        }
         if !fields.contains(&field) {
             fields.push(field);
         }
@@ -498,12 +504,15 @@ mod tests {
             "args.to",
             "per_tx",
             "deny.x",
+            "event.finalized",
+            "event.args",
         ];
         let all = all.map(reason);
-        assert_eq!(reduced(&all), ["windows", "args", "per_tx", "deny"]);
+        let told = ["windows", "args", "per_tx", "deny", "event.finalized", "event"];
+        assert_eq!(reduced(&all), told);
         let detail = refusal_detail(&all);
         let (first, rest) = detail.split_once('\n').unwrap();
-        assert_eq!(first, "refused before a nonce was given: windows, args, per_tx, deny");
+        assert_eq!(first, format!("refused before a nonce was given: {}", told.join(", ")));
         assert!(!first.contains("secret-grant"));
         for told in ["secret-grant", "77", "55 used"] {
             assert!(rest.contains(told), "{told} in {rest}");

@@ -85,8 +85,7 @@ async fn what_waits_is_stored_with_what_it_waits_for_and_gets_no_nonce(store: Ar
     assert!(busy.is_empty(), "{busy:?}");
     let lane = lane(&store, 1).await;
     let row = stored(&store, request(1)).await;
-    let given =
-        commit!(store, [lane, row], |unit| { unit.take_nonce(&lane, &row, at(3000)).await? });
+    let given = commit!(store, [lane, row], |unit| unit.take_nonce(&lane, &row, at(3000)).await?);
     assert_eq!(given.unwrap(), None);
     assert_eq!(crate::fixtures::lane(&store, 1).await.next_nonce, 0);
     // Once it is queued, it is a transaction like others.

@@ -22,7 +22,7 @@ fn a_member_of_two_groups_takes_one_place() {
     let groups = groups();
     let both = quorum(&[("treasury", 1), ("security", 1)]);
     let by = |approved: &[&'static str]| {
-        Approvers::new(approved.to_vec(), "svc:x", &groups).meet(&[both.clone()])
+        Approvers::new(approved.to_vec(), "svc:x", &groups).meet(std::slice::from_ref(&both))
     };
     assert!(!by(&["cat"]));
     assert!(!by(&["ann", "bob"]));
@@ -142,7 +142,7 @@ proptest! {
             names.iter().map(|name| (*name).to_owned()).zip(members).collect();
         let quorum: Quorum = names.iter().map(|name| (*name).to_owned()).zip(counts).collect();
         let approved: Vec<&str> = approved.iter().map(String::as_str).collect();
-        let met = Approvers::new(approved.clone(), requester, &groups).meet(&[quorum.clone()]);
+        let met = Approvers::new(approved.clone(), requester, &groups).meet(std::slice::from_ref(&quorum));
         let places: Vec<&str> = quorum
             .iter()
             .flat_map(|(group, many)| vec![group.as_str(); *many as usize])
