@@ -151,6 +151,7 @@ pub(crate) async fn judge(
     let bundle = app.bundle();
     destinations::learn(app, &bundle, &mut request).await?;
     let verdict = evaluate(&bundle, &request, now);
+    let verdict = ask::settled(&bundle, &mut request, verdict, now);
     let sendable = match (estimate, verdict.outcome) {
         (Ok(()), Outcome::Allow) => mineable(chain, &request, &verdict, now).await,
         // The market and the balance may be others by then.

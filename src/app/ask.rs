@@ -3,8 +3,8 @@
 use crate::app::{App, AppError, record};
 use crate::core::audit::EncodedLeaf;
 use crate::core::id::{GrantId, RequestId};
-use crate::core::intent::Intent;
-use crate::core::policy::{Outcome, PolicyRequest, Reason, Verdict};
+use crate::core::intent::{FeeAsk, Intent};
+use crate::core::policy::{Bundle, Outcome, PolicyRequest, Reason, Verdict, evaluate};
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::ports::store::{StoreError, TransactionRow, Unit, WaitingRequest};
@@ -19,6 +19,27 @@ pub(crate) struct Asked {
     /// What is written into the log, where people are asked.
     leaf: Option<EncodedLeaf>,
     event_id: String,
+}
+
+/// The verdict over a request that waits as its row will say it: of the fees, the row keeps what may be offered
+/// at most. What people approve must be, to the letter, what the row gives when it is judged again.
+pub(crate) fn settled(
+    bundle: &Bundle,
+    request: &mut PolicyRequest,
+    verdict: Verdict,
+    now: Timestamp,
+) -> Verdict {
+    if !matches!(verdict.outcome, Outcome::Delay | Outcome::NeedApproval) {
+        return verdict;
+    }
+    if let (Intent::Transaction(tx), Some(cap)) = (&mut request.intent, verdict.fee_cap)
+        && let FeeAsk::UpTo(asked) = tx.fees
+        && asked.at_most(cap) != asked
+    {
+        tx.fees = FeeAsk::UpTo(asked.at_most(cap));
+        return evaluate(bundle, request, now);
+    }
+    verdict
 }
 
 /// What this verdict makes a request wait for; `None` if it makes it wait for nothing. A delay counts from

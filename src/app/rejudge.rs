@@ -4,7 +4,7 @@
 
 use crate::app::accept::facts;
 use crate::app::signers::Purpose;
-use crate::app::{App, AppError, ChainRuntime, destinations, record};
+use crate::app::{App, AppError, ChainRuntime, ask, destinations, record};
 use crate::core::audit::EncodedLeaf;
 use crate::core::intent::{Fees, Intent};
 use crate::core::policy::{Bundle, Outcome, PolicyRequest, Reason, Verdict, evaluate};
@@ -99,13 +99,14 @@ pub async fn judge_under(
     request.facts.waiting_since = Some(row.new.at);
     destinations::learn(app, bundle, &mut request).await?;
     let verdict = evaluate(bundle, &request, now);
+    let verdict = ask::settled(bundle, &mut request, verdict, now);
     let decision_json = record::decision_json(&request, &verdict);
     let is_approved = waited.is_some_and(|waited| is_approved(row, &waited, &request, &verdict));
     Ok(Rejudged { request, version: row.version, verdict, decision_json, is_approved })
 }
 
 /// Whether what the verdict wants to be approved is, to the letter, what was approved and has let the row go on.
-fn is_approved(
+pub(crate) fn is_approved(
     row: &TransactionRow,
     waited: &WaitingRequest,
     request: &PolicyRequest,

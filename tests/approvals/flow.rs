@@ -1,8 +1,8 @@
 //! What becomes of a request that waits, against bundles with approvals and delays.
 
 use crate::stage::{
-    SUB, answer, approval, approve, call, chain, command, events, grants, hash, large, leaves, list,
-    read, setup, write_bundle,
+    SUB, answer, approval, approve, call, chain, command, events, grants, hash, large, leaves,
+    list, read, setup, write_bundle,
 };
 use crate::support::server::{Answer, ETHER, LIMIT, PAYEE, STRANGER, Server, payout};
 use crate::support::services::{Anvil, Postgres, poll_until};
@@ -104,7 +104,10 @@ async fn a_payment_waits_for_its_people_and_is_paid_once(store_url: Option<Strin
     }
     // Bob is in both groups, and one person.
     let one = answer(&server, "dev:bob", &id, "approve", right).await.ok();
-    assert_eq!((&one["status"], &one["quorums"][0]["taken"]), (&json!("awaiting_approval"), &json!(1)));
+    assert_eq!(
+        (&one["status"], &one["quorums"][0]["taken"]),
+        (&json!("awaiting_approval"), &json!(1))
+    );
     let twice = answer(&server, "dev:bob", &id, "approve", right).await.ok();
     assert_eq!(twice["quorums"][0]["taken"], 1);
     let two = answer(&server, "dev:ann", &id, "approve", right).await.ok();
@@ -122,7 +125,8 @@ async fn a_payment_waits_for_its_people_and_is_paid_once(store_url: Option<Strin
     server.stop().await;
     let store = setup.store().await;
     let kinds = leaves(&store, &id).await;
-    let due = ["APPROVAL_REQUESTED", "APPROVED", "APPROVED", "RELEASED", "DECIDED", "SIGNED", "SETTLED"];
+    let due =
+        ["APPROVAL_REQUESTED", "APPROVED", "APPROVED", "RELEASED", "DECIDED", "SIGNED", "SETTLED"];
     assert_eq!(kinds, due);
     let told: Vec<String> = events(&store, &id).await.into_iter().map(|it| it.kind).collect();
     let due = [
@@ -204,7 +208,10 @@ async fn one_no_ends_it_and_a_cancellation_does_too() {
     let cancelled = asked(&server, "cancelled", &large()).await;
     let hash_of = hash(&server, &cancelled).await;
     assert_eq!(server.intervene(&cancelled, "cancel").await.ok()["status"], "cancelled");
-    assert_eq!(answer(&server, "dev:ann", &cancelled, "approve", &hash_of).await.code(), "conflict");
+    assert_eq!(
+        answer(&server, "dev:ann", &cancelled, "approve", &hash_of).await.code(),
+        "conflict"
+    );
 
     // Approved and cancelled at the same moment: one of them.
     let both = asked(&server, "both", &large()).await;
@@ -321,9 +328,12 @@ async fn a_new_destination_waits_once_and_is_known_then() {
     server.funded_key(&anvil, "op-1").await;
     let first = asked(&server, "first", &payout(1)).await;
     let told = as_requester(&server, &first).await;
-    assert_eq!((&told["status"], &told["approval"]["status"]), (&json!("delayed"), &json!("delayed")));
+    assert_eq!(
+        (&told["status"], &told["approval"]["status"]),
+        (&json!("delayed"), &json!("delayed"))
+    );
     assert_eq!(told["waiting"]["code"], "delay");
-    let until: Timestamp = told["approval"]["until"].as_str().unwrap().parse().unwrap();
+    let until = Timestamp::parse_rfc3339(told["approval"]["until"].as_str().unwrap()).unwrap();
     assert_eq!(held(&server).await, 0);
     // What waits does not make its own destination known.
     let second = asked(&server, "second", &payout(1)).await;
@@ -373,11 +383,16 @@ async fn a_signature_cannot_wait() {
     assert_eq!(refused.body["reasons"], json!([{ "field": "approval" }]));
     let token = server.token(SUB, Role::Client);
     let url = format!("{}/v1/policy/evaluate", server.client_url());
-    let told = server.try_call(Method::POST, url.clone(), &token, None, Some(&body(ETHER)));
+    let large_one = body(ETHER);
+    let told = server.try_call(Method::POST, url.clone(), &token, None, Some(&large_one));
     let told = told.await.unwrap().ok();
-    assert_eq!((&told["outcome"], &told["reasons"]), (&json!("deny"), &json!([{ "field": "approval" }])));
+    assert_eq!(
+        (&told["outcome"], &told["reasons"]),
+        (&json!("deny"), &json!([{ "field": "approval" }]))
+    );
     server.funded_key(&anvil, "op-1").await;
-    let waits = server.try_call(Method::POST, url, &token, None, Some(&large())).await.unwrap().ok();
+    let waits =
+        server.try_call(Method::POST, url, &token, None, Some(&large())).await.unwrap().ok();
     assert_eq!(waits["outcome"], "need_approval");
     assert_eq!(waits["approval"], json!({ "needed": 2 }));
     assert!(list(&server).await.is_empty(), "an evaluation leaves no trace");

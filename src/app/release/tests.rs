@@ -1,8 +1,9 @@
 use super::*;
 use crate::core::amount::Amount;
 use crate::core::id::{ChainId, ChainName, GrantId, KeyId};
-use crate::core::intent::{ChainRef, FeeAsk, TransactionIntent, TxType};
+use crate::core::intent::{ChainRef, FeeAsk, Intent, TransactionIntent, TxType};
 use crate::core::policy::verdict::{ApprovalNeed, DelayNeed};
+use crate::core::policy::{Effect, Facts, PolicyRequest};
 use crate::core::principal::Principal;
 use crate::ports::store::{DecisionSummary, NewTransaction};
 use alloy::primitives::{Address, Bytes};
@@ -216,4 +217,54 @@ fn no_quorum_is_not_a_quorum_that_is_met() {
     waits.wait.quorums.clear();
     assert!(!waits.is_approved(&groups()));
     assert_eq!(decided(&waits, &verdict(Outcome::NeedApproval), 1), Next::Stay);
+}
+
+fn request(row: &TransactionRow) -> PolicyRequest {
+    PolicyRequest {
+        principal: row.new.principal.clone(),
+        group: None,
+        key: row.new.key,
+        address: row.new.address,
+        intent: Intent::Transaction(Box::new(row.new.intent.clone())),
+        facts: Facts::default(),
+    }
+}
+
+#[test]
+fn a_nonce_is_given_only_for_the_very_terms_that_were_approved_and_let_it_go_on() {
+    let queued = row(Status::Queued);
+    let asked = request(&queued);
+    let need = verdict(Outcome::NeedApproval);
+    let mut waited = waiter(Status::AwaitingApproval, &APPROVED).wait;
+    waited.hash = record::terms(queued.new.id, &asked, &need, Some(waited.due_at)).1;
+    waited.released_at = Some(ACCEPTED);
+    let passes = |row: &TransactionRow, waited: &WaitingRequest, asked, verdict: &Verdict| {
+        rejudge::is_approved(row, waited, asked, verdict)
+    };
+    assert!(passes(&queued, &waited, &asked, &need));
+    // Facts are read at another block each time.
+    let mut later = asked.clone();
+    later.facts.waiting_since = Some(ACCEPTED);
+    assert!(passes(&queued, &waited, &later, &need));
+
+    let unreleased = WaitingRequest { released_at: None, ..waited.clone() };
+    assert!(!passes(&queued, &unreleased, &asked, &need), "approved by nobody");
+    let longer = WaitingRequest { due_at: waited.due_at.plus_millis(1), ..waited.clone() };
+    assert!(!passes(&queued, &longer, &asked, &need), "another expiry");
+    assert!(!passes(&row(Status::AwaitingApproval), &waited, &asked, &need), "it waits still");
+    let mut other = asked.clone();
+    if let Intent::Transaction(tx) = &mut other.intent {
+        tx.value = Amount::from(2_u64);
+    }
+    assert!(!passes(&queued, &waited, &other, &need), "one wei more");
+    for other in [
+        Verdict { bundle: hash(8), ..need.clone() },
+        Verdict { effects: vec![Effect::FeeMax { amount: Amount::ONE }], ..need.clone() },
+        Verdict { grants: vec![GrantId::new("other")], ..need.clone() },
+        Verdict { approval: None, ..need.clone() },
+        verdict(Outcome::Delay),
+        verdict(Outcome::Deny),
+    ] {
+        assert!(!passes(&queued, &waited, &asked, &other), "{other:?}");
+    }
 }
