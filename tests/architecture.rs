@@ -341,8 +341,13 @@ fn the_watcher_links_no_code_that_reaches_a_key_and_the_server_one_cryptography_
 /// What a worker of a lane does to it, and who may do so outside the fence.
 const LANE_WRITES: &[&str] = &[".take_nonce(", ".halt_lane(", ".advance(", ".touch("];
 const UNFENCED: &[(&str, &str)] = &[
+    ("src/app/approve.rs", "a person's word about what waits is written wherever it arrives"),
     ("src/app/cancel.rs", "an operator's word is written wherever it arrives"),
     ("src/app/finality.rs", "whoever sees a reorg below finality halts the chain for all"),
+    (
+        "src/app/release.rs",
+        "what waits is in no lane's order yet; its row's version keeps those apart who let it go on",
+    ),
     (
         "src/app/suspension.rs",
         "whoever sees a chain ahead of the database halts the lane, under its lock",

@@ -181,9 +181,7 @@ async fn an_evaluation_says_what_the_door_would_say() {
     assert_eq!(allowed["grants"], json!(["payouts"]));
     assert_eq!(allowed["address"], address.as_str());
     assert_eq!(allowed["effects"][0]["effect"], "native_out");
-    let limit = &allowed["limits"][0];
-    assert_eq!((&limit["used"], &limit["has_room"]), (&json!("0"), &json!(true)), "{limit:#}");
-    assert_eq!((&limit["max"], &limit["span"]), (&json!("2500000000000000000"), &json!("24h")));
+    assert_eq!(allowed["limits"], json!([]), "others spend from the window too: {allowed:#}");
 
     let mut stranger = payout(1);
     stranger["to"] = json!(STRANGER);
@@ -205,22 +203,80 @@ async fn an_evaluation_says_what_the_door_would_say() {
     let refused = server.ask(SUB, "order-3", &payout(ETHER)).await;
     assert_eq!((full["outcome"].as_str(), refused.status), (Some("deny"), 403), "{full:#}");
     assert_eq!(full["reasons"], refused.body["reasons"]);
-    assert_eq!(full["limits"][0]["has_room"], false);
+    assert_eq!(full["reasons"], json!([{ "field": "windows" }]), "not which, nor how full");
     // A key that a denial has not bound.
     assert_eq!(server.ask(SUB, "order-3", &payout(1)).await.status, 201);
 
     let hello = json!({ "signer": "payments", "message": { "text": "hello you" } });
     assert_eq!(evaluate(&server, &hello).await.ok()["outcome"], "allow");
-    assert_eq!(evaluate(&server, &hello).await.ok()["limits"][0]["used"], "0");
+    // Nobody else spends from this one.
+    let own = evaluate(&server, &hello).await.ok()["limits"][0].clone();
+    assert_eq!((&own["used"], &own["has_room"]), (&json!("0"), &json!(true)), "{own:#}");
+    assert_eq!((&own["max"], &own["span"]), (&json!("1"), &json!("1h")));
     assert_eq!(server.sign(SUB, None, &hello).await.status, 201);
     let again = evaluate(&server, &hello).await.ok();
     assert_eq!((&again["outcome"], &again["limits"][0]["used"]), (&json!("deny"), &json!("1")));
 }
 
 #[tokio::test]
+async fn why_policy_refuses_is_told_in_full_only_to_who_may_see_it() {
+    let anvil = chain().await;
+    let setup = SetUp::new(&anvil.url(), None, &grants());
+    let file = setup.dir().join("policies/bundle.toml");
+    let bundle = std::fs::read_to_string(&file).unwrap();
+    let both = bundle.replacen("roles = [\"client\"]", "roles = [\"client\", \"auditor\"]", 1);
+    assert_ne!(bundle, both);
+    std::fs::write(&file, both).unwrap();
+    let server = setup.start(&[]).await;
+    server.funded_key(&anvil, "op-1").await;
+    let url = format!("{}/v1/transactions", server.client_url());
+    let denied = async |roles: &[Role], key: &str, body: &Value| {
+        let token = server.token_of(SUB, roles);
+        let asked = server.try_call(Method::POST, url.clone(), &token, Some(key), Some(body));
+        let answer = asked.await.unwrap();
+        assert_eq!((answer.status, answer.code()), (403, "policy-denied"), "{:#}", answer.body);
+        answer.body["reasons"].clone()
+    };
+    let too_much = payout(2 * ETHER);
+    let reduced = denied(&[Role::Client], "one", &too_much).await;
+    let only_fields = |reasons: &Value| {
+        let all = reasons.as_array().unwrap();
+        assert!(
+            !all.is_empty() && all.iter().all(|it| it.as_object().unwrap().keys().eq(["field"]))
+        );
+    };
+    only_fields(&reduced);
+    assert_eq!(reduced[0], json!({ "field": "per_tx" }));
+    let full = denied(&[Role::Client, Role::Auditor], "two", &too_much).await;
+    assert_eq!((&full[0]["field"], &full[0]["grant"]), (&json!("per_tx"), &json!("payouts")));
+    assert!(full[0]["expected"].is_string() && full[0]["actual"].is_string(), "{full:#}");
+    // The same at the door for signatures.
+    let body = json!({ "signer": "payments", "message": { "text": "send money" } });
+    let told = server.sign(SUB, None, &body).await;
+    only_fields(&told.body["reasons"]);
+    assert_eq!(told.body["reasons"][0], json!({ "field": "text" }));
+    // The log has all of it, whoever asked.
+    server.stop().await;
+    let store = setup.store().await;
+    let leaves = look(&*store, "leaves", |unit| {
+        Box::pin(async move {
+            let log = unit.log_leaves(0, 100).await?.into_iter().map(|leaf| leaf.bytes);
+            let waiting = unit.waiting_leaves(100).await?.into_iter().map(|leaf| leaf.bytes);
+            Ok(log.chain(waiting).collect::<Vec<_>>())
+        })
+    });
+    let leaves = leaves.await.unwrap();
+    let text = |bytes: &Vec<u8>| String::from_utf8(bytes.clone()).unwrap();
+    let denied = leaves.iter().map(text).filter(|leaf| leaf.contains("\"kind\":\"DENIED\""));
+    let with_all = denied.filter(|leaf| leaf.contains("per_tx") && leaf.contains("expected"));
+    assert_eq!(with_all.count(), 2);
+}
+
+#[tokio::test]
 async fn versions_of_one_nonce_are_evaluated_as_one() {
     let anvil = chain().await;
-    let setup = SetUp::new(&anvil.url(), None, &payout_grants("1.5"));
+    let own = payout_grants("1.5").replace("\"group\"", "\"principal\"");
+    let setup = SetUp::new(&anvil.url(), None, &own);
     let server = setup.start(&[]).await;
     let external = server.key("ext-1", Some("payments"), "external").await;
     let ask = |nonce: u64| {
@@ -310,7 +366,7 @@ async fn windows_are_shown_as_of_now_to_whom_they_concern(store_url: Option<Stri
     server.funded_key(&anvil, "op-1").await;
 
     // What nothing was charged to is there, and free.
-    let shown = limits(&server, SUB, Role::Client).await.ok();
+    let shown = limits(&server, "dev:op", Role::Operator).await.ok();
     let day = window(&shown, "payouts", "24h", "value");
     assert_eq!((wei(&day, "held"), wei(&day, "spent")), (0, 0));
     assert_eq!((wei(&day, "max"), wei(&day, "free")), (ETHER * 5 / 2, ETHER * 5 / 2));
@@ -319,25 +375,25 @@ async fn windows_are_shown_as_of_now_to_whom_they_concern(store_url: Option<Stri
 
     let paid = server.ask(SUB, "order-1", &payout(ETHER)).await;
     assert_eq!(paid.status, 201, "{:#}", paid.body);
-    let held = limits(&server, SUB, Role::Client).await.ok();
+    let held = limits(&server, "dev:op", Role::Operator).await.ok();
     let day = window(&held, "payouts", "24h", "value");
     assert!(wei(&day, "held") > ETHER, "with the fee at its cap: {day:#}");
     assert_eq!(wei(&day, "free"), ETHER * 5 / 2 - wei(&day, "held"));
     server.wait_for(&paid.id(), &["mined", "finalized"]).await;
     anvil.mine(4).await;
     server.wait_for(&paid.id(), &["finalized"]).await;
-    let spent = limits(&server, SUB, Role::Client).await.ok();
+    let spent = limits(&server, "dev:op", Role::Operator).await.ok();
     let day = window(&spent, "payouts", "24h", "value");
     assert_eq!(wei(&day, "held"), 0);
     assert!(wei(&day, "spent") > ETHER, "{day:#}");
     // The short window forgets without being touched.
     poll_until(LIMIT, "the short window is free again", async || {
-        let shown = limits(&server, SUB, Role::Client).await.ok();
+        let shown = limits(&server, "dev:op", Role::Operator).await.ok();
         let short = window(&shown, "payouts", "4s", "value");
         (wei(&short, "spent") == 0 && wei(&short, "free") == 2 * ETHER).then_some(())
     })
     .await;
-    let later = limits(&server, SUB, Role::Client).await.ok();
+    let later = limits(&server, "dev:op", Role::Operator).await.ok();
     assert_eq!(window(&later, "payouts", "24h", "value"), day);
 
     // A client sees the windows of grants that name it.
@@ -348,9 +404,18 @@ async fn windows_are_shown_as_of_now_to_whom_they_concern(store_url: Option<Stri
         grants.dedup();
         grants
     };
-    assert_eq!(grants(&later), ["payouts"]);
+    let own = limits(&server, SUB, Role::Client).await.ok();
+    assert_eq!(grants(&own), ["payouts"]);
+    // How much a window holds that others spend from too is not for a client to know.
+    for span in ["24h", "4s"] {
+        let shared = window(&own, "payouts", span, "value");
+        for amount in ["held", "spent", "max", "free"] {
+            assert!(shared.get(amount).is_none(), "{amount} in {shared:#}");
+        }
+    }
     let others = limits(&server, "svc:watcher", Role::Client).await.ok();
     assert_eq!(grants(&others), ["others"]);
+    assert_eq!(wei(&window(&others, "others", "24h", "value"), "held"), 0, "its own");
     let approver = limits(&server, "dev:approver", Role::Approver).await;
     assert_eq!((approver.status, approver.code()), (403, "forbidden"));
     for (sub, role) in [("dev:op", Role::Operator), ("dev:auditor", Role::Auditor)] {

@@ -2,8 +2,9 @@
 //! row. What was answered 2xx is never lost.
 
 use crate::app::adopt::{self, OnChain};
+use crate::app::ask::{self, Asked};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, ChainRuntime, clock_watch, facts, record};
+use crate::app::{App, AppError, ChainRuntime, clock_watch, destinations, facts, record};
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::{DATA_BYTES_MAX, intrinsic_gas};
 use crate::core::id::RequestId;
@@ -71,7 +72,8 @@ pub enum Accepted {
     Before(RequestId),
 }
 
-/// Accepts a transaction, or says why not. On `Ok` it is committed, with its spend held.
+/// Accepts a transaction, or says why not. On `Ok` it is committed: with its spend held, or waiting for time or
+/// people with nothing held.
 ///
 /// # Errors
 /// An invalid field, a reused key, a denial (which is recorded), or something that is not available.
@@ -86,19 +88,23 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
     let Judged { key, request, verdict, sendable } =
         judge(app, judged, Purpose::Accept, now).await?;
     let id = RequestId::new(app.entropy.uuid());
-    if verdict.outcome != Outcome::Allow {
+    if verdict.outcome == Outcome::Deny {
         let reasons = verdict.reasons.clone();
         return Err(deny(app, id, &request, &verdict, reasons, now).await);
     }
-    // What is mined need not be sendable any more.
+    let mut asked = None;
+    // What is mined need not be sendable any more, and there is nothing left to wait for: nothing is signed.
     if repeated.is_none() {
         sendable?;
-        signers::must_be_up(app, &key)?;
+        asked = ask::wanted(app, id, (&request, &verdict), now, now)?;
+        if asked.is_none() {
+            signers::must_be_up(app, &key)?;
+        }
     }
     let row = new_transaction(id, &command, &key, &request, &verdict, now)?;
     let binding = KeyBinding { scope, key: command.key, body_hash: command.body_hash, request: id };
     let found = repeated.map(|repeated| repeated.found);
-    match store(app, (binding, row, found), &verdict, now).await? {
+    match store(app, (binding, row, found, asked), &verdict, now).await? {
         Stored::New => Ok(Accepted::New(id)),
         Stored::Before(before) => same_body(&before, command.body_hash).map(Accepted::Before),
         Stored::EventUsed(other) => Err(event_used(other)),
@@ -142,13 +148,18 @@ pub(crate) async fn judge(
     let key = signers::least_busy(app, chain, &command.signer, purpose).await?;
     let bundle = app.bundle();
     let judged = judged_request(app, (chain, &bundle), command, &key, purpose);
-    let (request, estimate) = judged.await?;
+    let (mut request, estimate) = judged.await?;
+    destinations::learn(app, &bundle, &mut request).await?;
     let verdict = evaluate(&bundle, &request, now);
-    let sendable = match estimate {
-        Ok(()) if verdict.outcome == Outcome::Allow => {
-            mineable(chain, &request, &verdict, now).await
-        }
-        estimate => estimate,
+    let verdict = ask::settled(&bundle, &mut request, verdict, now);
+    let sendable = match (estimate, verdict.outcome) {
+        (Ok(()), Outcome::Allow) => mineable(chain, &request, &verdict, now).await,
+        // The market and the balance may be others by then.
+        (Ok(()), Outcome::Delay | Outcome::NeedApproval) => match &request.intent {
+            Intent::Transaction(intent) => admissible(intent),
+            _ => Ok(()),
+        },
+        (estimate, _) => estimate,
     };
     Ok(Judged { key, request, verdict, sendable })
 }
@@ -410,13 +421,14 @@ struct Acceptance {
     event: Option<EventUse>,
     event_id: String,
     found: Option<(OnChain, String)>,
+    asked: Option<Asked>,
     now: Timestamp,
 }
 
 /// The one unit: all of it or nothing.
 async fn store(
     app: &App,
-    (binding, row, found): (KeyBinding, NewTransaction, Option<OnChain>),
+    (binding, row, found, asked): (KeyBinding, NewTransaction, Option<OnChain>, Option<Asked>),
     verdict: &Verdict,
     now: Timestamp,
 ) -> Result<Stored, AppError> {
@@ -428,6 +440,7 @@ async fn store(
         event: verdict.event_use.clone(),
         event_id: app.entropy.uuid().to_string(),
         found: found.map(|found| (found, app.entropy.uuid().to_string())),
+        asked,
         now,
     });
     clock_watch::check(app, &acceptance.hold).await?;
@@ -445,10 +458,17 @@ async fn store(
             {
                 return Ok(End::Rollback(Stored::EventUsed(other)));
             }
-            if let Some(full) = unit.hold(&it.hold, it.now).await? {
-                return Ok(End::Rollback(Stored::Full(full)));
+            match &it.asked {
+                None => {
+                    if let Some(full) = unit.hold(&it.hold, it.now).await? {
+                        return Ok(End::Rollback(Stored::Full(full)));
+                    }
+                    unit.insert_transaction(&it.row).await?;
+                }
+                Some(asked) => {
+                    unit.insert_waiting(&it.row, asked.status, &asked.wait).await?;
+                }
             }
-            unit.insert_transaction(&it.row).await?;
             let Some(row) = unit.transaction(it.row.id).await? else {
                 return Err(StoreError::Corrupt(
                     "a transaction was stored and is not there".to_owned(),
@@ -456,6 +476,9 @@ async fn store(
             };
             let event = queued_event(&row, it.event_id.clone(), it.now);
             unit.append_event(&event).await?;
+            if let Some(asked) = &it.asked {
+                asked.tell(unit, &row).await?;
+            }
             if it.found.is_none() && adopt::is_mined_for(unit, &row).await? {
                 // It was found since this request was looked at: whoever asks again is bound to it.
                 return Ok(End::Rollback(Stored::Claimed));
@@ -471,7 +494,8 @@ async fn store(
     .await?;
     crate::failpoint!("accept.after_commit");
     if matches!(stored, Stored::New) {
-        metrics::counter!("claviger_policy_decisions_total", "outcome" => "allow").increment(1);
+        let outcome = verdict.outcome.name();
+        metrics::counter!("claviger_policy_decisions_total", "outcome" => outcome).increment(1);
     }
     Ok(stored)
 }

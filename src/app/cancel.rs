@@ -75,16 +75,17 @@ async fn once(app: &App, row: TransactionRow, said: &Instruction) -> Result<Foun
     match row.status {
         Status::Cancelled => return Ok(Found::Before),
         Status::Cancelling if row.ending == Some(Ending::Cancelled) => return Ok(Found::Before),
-        Status::Queued | Status::Submitted => {}
+        Status::Delayed | Status::AwaitingApproval | Status::Queued | Status::Submitted => {}
         Status::Cancelling
         | Status::Mined
         | Status::Finalized
         | Status::Reverted
         | Status::Expired
-        | Status::Failed => return Err(conflict(&row, "cancelled")),
+        | Status::Failed
+        | Status::Rejected => return Err(conflict(&row, "cancelled")),
     }
     let now = app.clock.now();
-    let is_queued = row.status == Status::Queued;
+    let is_queued = row.status.is_before_nonce();
     let (mut change, mut event) = outbid::begin(app, &row, Ending::Cancelled, None, now);
     if is_queued {
         change.status = Status::Cancelled;

@@ -44,6 +44,9 @@ pub enum AppError {
         /// What there is, in wei.
         balance: Amount,
     },
+    /// The caller may not do this to this one.
+    #[error("{0}")]
+    Forbidden(String),
     /// Policy refuses.
     #[error("policy refuses the request")]
     Denied(Vec<Reason>),

@@ -4,7 +4,7 @@
 use crate::app::accept::{self, AcceptCommand, event_used};
 use crate::app::sign_request::{self, SignCommand, same_owner, shared_owner};
 use crate::app::signers::Purpose;
-use crate::app::{App, AppError, record};
+use crate::app::{App, AppError, ask, record};
 use crate::core::id::RequestId;
 use crate::core::intent::Intent;
 use crate::core::key::NonceMode;
@@ -49,7 +49,7 @@ pub async fn evaluate(app: &App, command: EvaluateCommand) -> Result<Evaluation,
     let (request, verdict) = match &command {
         EvaluateCommand::Transaction(command) => {
             let judged = accept::judge(app, command, Purpose::Tell, now).await?;
-            if judged.verdict.outcome == Outcome::Allow {
+            if judged.verdict.outcome != Outcome::Deny {
                 judged.sendable?;
             }
             (judged.request, judged.verdict)
@@ -66,7 +66,11 @@ pub async fn evaluate(app: &App, command: EvaluateCommand) -> Result<Evaluation,
     };
     let address = request.address;
     if verdict.outcome != Outcome::Allow {
-        let (outcome, reasons) = (verdict.outcome, verdict.reasons.clone());
+        // What waits is judged again when it goes on: how full the windows are now does not matter.
+        let (outcome, reasons) = match &command {
+            EvaluateCommand::Transaction(_) => (verdict.outcome, verdict.reasons.clone()),
+            EvaluateCommand::Signature(_) => (Outcome::Deny, ask::cannot_wait(&verdict)),
+        };
         return Ok(Evaluation { outcome, verdict, reasons, limits: Vec::new(), address });
     }
     let uses = room(app, &request, &verdict, now).await?;

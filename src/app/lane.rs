@@ -1,9 +1,10 @@
 //! Work a lane: give the next nonce to whoever waited longest, decide the exact bytes, sign, send.
 
 use crate::app::accept::summary;
-use crate::app::rejudge::{self, Rejudged};
+use crate::app::rejudge::{self, Again, Rejudged};
 use crate::app::{
-    App, AppError, ChainRuntime, chains, finality, lease, record, send, sign, suspension, waiting,
+    App, AppError, ChainRuntime, chains, destinations, finality, lease, record, release, send,
+    sign, suspension, waiting,
 };
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::UnsignedTransaction;
@@ -143,10 +144,13 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
     };
     let rejudged = if rejudge::is_stale(app, &waiting, now) {
         let again = rejudge::rejudge(app, chain, &waiting, now).await?;
-        if let Some(reasons) = again.refusal() {
-            return refuse(app, lease, (&waiting, &again), &reasons, now).await;
+        match again.again() {
+            Again::Goes => Some((waiting.new.id, Arc::new(again))),
+            Again::Refused(reasons) => {
+                return refuse(app, lease, (&waiting, &again), &reasons, now).await;
+            }
+            Again::Waits => return send_back(app, lease, (&waiting, &again), now).await,
         }
-        Some((waiting.new.id, Arc::new(again)))
     } else {
         None
     };
@@ -192,6 +196,33 @@ async fn refuse(
     Ok(match ended {
         Some(true) => {
             tracing::warn!(request = %row.new.id, "a queued transaction was refused");
+            Allocated::Ended(row.new.id)
+        }
+        Some(false) => Allocated::Idle(Idle::Contended),
+        None => Allocated::Idle(Idle::Elsewhere),
+    })
+}
+
+/// Sends a queued row back to where it waits for time or people: what is in force now asks for more than it
+/// had, or for it anew. It goes on by itself when it has that.
+async fn send_back(
+    app: &App,
+    lease: &Lease,
+    (row, again): (&TransactionRow, &Rejudged),
+    now: Timestamp,
+) -> Result<Allocated, AppError> {
+    let anew = Arc::new(release::anew(app, row, again, now)?);
+    let stored = lease::fenced(app, lease, "ask_queued", move |unit| {
+        let anew = Arc::clone(&anew);
+        Box::pin(async move {
+            let stored = anew.store(unit).await?;
+            Ok(if stored { End::Commit(true) } else { End::Rollback(false) })
+        })
+    })
+    .await?;
+    Ok(match stored {
+        Some(true) => {
+            tracing::warn!(request = %row.new.id, "a queued transaction has to wait again");
             Allocated::Ended(row.new.id)
         }
         Some(false) => Allocated::Idle(Idle::Contended),
@@ -299,7 +330,8 @@ async fn decide(
     now: Timestamp,
 ) -> Result<End<Allocated>, StoreError> {
     let intent = &row.new.intent;
-    let again = readings.rejudged.as_ref().filter(|(id, _)| *id == row.new.id);
+    let is_of = |id: RequestId, again: &Rejudged| id == row.new.id && again.version == row.version;
+    let again = readings.rejudged.as_ref().filter(|(id, again)| is_of(*id, again));
     let stale = row.new.decision.bundle != readings.bundle || rejudge::is_old(row, now);
     if stale && again.is_none() {
         // Another row than the one that was judged again: look once more.
@@ -338,6 +370,9 @@ async fn decide(
         return Err(StoreError::Corrupt("a queued transaction has an attempt".to_owned()));
     }
     unit.append_leaf(&record::decided(&attempt, decision_json)?).await?;
+    if let Some(used) = destinations::used(row, decision_json, now) {
+        unit.use_destinations(&used).await?;
+    }
     let submitted = TransactionRow { nonce: Some(nonce), ..row.clone() };
     unit.append_event(&record::status_event(&submitted, Status::Submitted, event_id, now)).await?;
     Ok(End::Commit(Allocated::Decided(row.new.id)))

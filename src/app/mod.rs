@@ -6,12 +6,15 @@
 
 pub mod accept;
 pub mod adopt;
+pub mod approve;
+mod ask;
 pub mod cancel;
 pub mod ceremony;
 pub mod chains;
 pub mod clock_watch;
 pub mod create_key;
 mod create_wrapped;
+mod destinations;
 pub mod error;
 pub mod evaluate;
 pub mod exposures;
@@ -33,6 +36,7 @@ pub mod reconcile;
 pub mod record;
 pub mod recover;
 pub mod rejudge;
+pub mod release;
 pub mod send;
 pub mod settle_external;
 pub mod sign;

@@ -5,7 +5,8 @@ use crate::core::id::RequestId;
 use crate::core::key::OperatorKey;
 use crate::core::principal::Principal;
 use crate::ports::store::{
-    AttemptRow, Filter, KeyFilter, LogHead, SignatureRow, TransactionRow, look,
+    AttemptRow, Filter, GivenApproval, KeyFilter, LogHead, SignatureRow, StoreError,
+    TransactionRow, Unit, WaitingRequest, look,
 };
 
 /// A transaction with its attempts.
@@ -15,6 +16,19 @@ pub struct FullTransaction {
     pub row: TransactionRow,
     /// Its attempts, in order.
     pub attempts: Vec<AttemptRow>,
+    /// What it waits for, and who approved it, while it waits for time or people.
+    pub waits: Option<(WaitingRequest, Vec<GivenApproval>)>,
+}
+
+async fn full(unit: &mut dyn Unit, row: TransactionRow) -> Result<FullTransaction, StoreError> {
+    let id = row.new.id;
+    let mut waits = None;
+    if row.status.is_waiting()
+        && let Some(wait) = unit.waiting_request(id).await?
+    {
+        waits = Some((wait, unit.approvals_of(id).await?));
+    }
+    Ok(FullTransaction { attempts: unit.attempts(id).await?, row, waits })
 }
 
 /// A transaction. With `only`, another principal's is not found.
@@ -31,8 +45,7 @@ pub async fn transaction(
             let Some(row) = unit.transaction(id).await? else {
                 return Ok(None);
             };
-            let attempts = unit.attempts(id).await?;
-            Ok(Some(FullTransaction { row, attempts }))
+            full(unit, row).await.map(Some)
         })
     })
     .await?;
@@ -51,8 +64,7 @@ pub async fn transactions(app: &App, filter: Filter) -> Result<Vec<FullTransacti
         Box::pin(async move {
             let mut found = Vec::new();
             for row in unit.transactions(&filter).await? {
-                let attempts = unit.attempts(row.new.id).await?;
-                found.push(FullTransaction { row, attempts });
+                found.push(full(unit, row).await?);
             }
             Ok(found)
         })

@@ -4,13 +4,17 @@ use crate::app::{App, AppError};
 use crate::core::amount::Amount;
 use crate::core::key::OperatorKey;
 use crate::core::policy::{
-    CountedKeys, Period, WindowInForce, counted_keys, destination_in, windows_in_force_to,
+    CountedKeys, LimitId, Period, WindowInForce, counted_keys, destination_in, windows_in_force,
+    windows_in_force_to,
 };
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::ports::store::{KeyFilter, StoreError, Unit, look};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+/// The scope of windows that count each principal alone.
+const OWN: &str = "principal";
 
 /// How many keys are read at once.
 const PAGE: i64 = 1_000;
@@ -33,6 +37,12 @@ pub struct LimitView {
 }
 
 impl LimitView {
+    /// Whether nobody else spends from it than who asks for its own windows.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.window.as_ref().is_some_and(|window| window.scope == OWN)
+    }
+
     /// What is left of it; 0 where a newer bundle has made it smaller than what it holds.
     #[must_use]
     pub fn free(&self) -> Option<Amount> {
@@ -78,6 +88,13 @@ pub async fn limits(
     found.extend(untouched(windows));
     found.sort_by(|a, b| a.label.cmp(&b.label));
     Ok((now, found))
+}
+
+/// The counters of windows that only this principal spends from.
+#[must_use]
+pub fn own_windows(app: &App, principal: &Principal) -> BTreeSet<LimitId> {
+    let windows = windows_in_force(&app.bundle(), Some(principal), &[]);
+    windows.into_values().filter(|window| window.scope == OWN).map(|window| window.limit).collect()
 }
 
 /// Where no window counts each key of a group alone, a group of any size costs nothing.

@@ -1,10 +1,15 @@
 //! What is written to the audit log and told as events: one place for the words.
 
+mod approval;
 mod bundle;
 mod effect;
 pub mod read;
 
 pub use bundle::{By, bundle_activated, bundle_proposed, bundle_voice};
+
+pub use approval::{
+    approval_requested, approved, decided_event, rejected, released, requested_event, terms,
+};
 
 use crate::app::reconcile::{Account, Lost, Standstill};
 use crate::core::audit::{DENIED_TEXT_MAX, EncodedLeaf, Leaf, LeafKind, Value};
@@ -120,6 +125,12 @@ pub fn effects(effects: &[Effect]) -> Value {
     list(effects, effect::show)
 }
 
+/// Where it goes: what is known once a nonce is given for it.
+fn destinations(effects: &[Effect]) -> Value {
+    let found = crate::app::destinations::of(effects);
+    Value::List(found.iter().map(|to| format!("{to:#x}").into()).collect())
+}
+
 fn charge(charge: &Charge) -> Value {
     let asked = match charge.kind {
         ChargeKind::Amount { value, fee } => map([("value", value.into()), ("fee", fee.into())]),
@@ -195,6 +206,7 @@ fn decision(request: &PolicyRequest, verdict: &Verdict, now: Timestamp) -> Field
         ("outcome", verdict.outcome.name().into()),
         ("grants", list(&verdict.grants, |grant| grant.into())),
         ("effects", effects(&verdict.effects)),
+        ("destinations", destinations(&verdict.effects)),
         ("charges", list(&verdict.charges, charge)),
     ])
 }
@@ -459,6 +471,40 @@ pub fn window_reason(full: &LimitExceeded) -> Reason {
     }
 }
 
+/// What the chain says of an event, which anybody can read there: callers ask again once it is final.
+const OF_THE_CHAIN: [&str; 2] = ["event.canonical", "event.finalized"];
+
+/// The fields of reasons as anybody may see them: the first word of each, once. Which grant it was, what it says
+/// and how full a window is would tell a caller where the limits are.
+#[must_use]
+pub fn reduced(reasons: &[Reason]) -> Vec<&str> {
+    let is_word = |char: char| char.is_ascii_alphanumeric() || char == '_';
+    let mut fields = Vec::new();
+    for reason in reasons {
+        let mut field = reason.field.as_str();
+        if !OF_THE_CHAIN.contains(&field) {
+            field = field.split(|char| !is_word(char)).next().unwrap_or_default();
+        }
+        if !fields.contains(&field) {
+            fields.push(field);
+        }
+    }
+    fields
+}
+
+/// Why an accepted request was refused: a line for everybody, then the reasons in full, for those who may see
+/// them.
+#[must_use]
+pub fn refusal_detail(reasons: &[Reason]) -> String {
+    let mut lines =
+        vec![format!("refused before a nonce was given: {}", reduced(reasons).join(", "))];
+    lines.extend(reasons.iter().map(|reason| {
+        let grant = reason.grant.as_ref().map_or_else(String::new, |grant| format!("{grant}: "));
+        format!("{grant}{}: expected {}, is {}", reason.field, reason.expected, reason.actual)
+    }));
+    lines.join("\n")
+}
+
 /// The event of a change of status.
 #[must_use]
 pub fn status_event(row: &TransactionRow, status: Status, id: String, at: Timestamp) -> NewEvent {
@@ -476,5 +522,43 @@ pub fn status_event(row: &TransactionRow, status: Status, id: String, at: Timest
         subject: row.new.id.to_string(),
         data_json: data.to_string(),
         at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::id::GrantId;
+
+    fn reason(field: &str) -> Reason {
+        Reason {
+            grant: Some(GrantId::new("secret-grant")),
+            field: field.to_owned(),
+            expected: "at most 77".to_owned(),
+            actual: "55 used, 33 more asked".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_caller_is_told_the_first_word_of_each_reason_once() {
+        let all = [
+            "windows: secret-grant: value in 24h",
+            "args.amount.max",
+            "args.to",
+            "per_tx",
+            "deny.x",
+            "event.finalized",
+            "event.args",
+        ];
+        let all = all.map(reason);
+        let told = ["windows", "args", "per_tx", "deny", "event.finalized", "event"];
+        assert_eq!(reduced(&all), told);
+        let detail = refusal_detail(&all);
+        let (first, rest) = detail.split_once('\n').unwrap();
+        assert_eq!(first, format!("refused before a nonce was given: {}", told.join(", ")));
+        assert!(!first.contains("secret-grant"));
+        for told in ["secret-grant", "77", "55 used"] {
+            assert!(rest.contains(told), "{told} in {rest}");
+        }
     }
 }

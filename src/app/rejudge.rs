@@ -1,28 +1,47 @@
-//! Judge a queued transaction again, where the policy in force is another than the one that accepted it,
-//! or where it has waited: a grant that was removed or has expired signs nothing.
+//! Judge a transaction without a nonce again, where the policy in force is another than the one that accepted
+//! it, or where it has waited: a grant that was removed or has expired signs nothing, and what people approved
+//! is signed only while it is, to the letter, what they approved.
 
 use crate::app::signers::Purpose;
-use crate::app::{App, AppError, ChainRuntime, clock_watch, facts, record};
+use crate::app::{App, AppError, ChainRuntime, ask, clock_watch, destinations, facts, record};
 use crate::core::audit::EncodedLeaf;
-use crate::core::intent::Intent;
-use crate::core::policy::{Outcome, PolicyRequest, Reason, Verdict, evaluate};
+use crate::core::intent::{Fees, Intent};
+use crate::core::policy::{Bundle, Outcome, PolicyRequest, Reason, Verdict, evaluate};
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::ports::store::{
-    Failure, Hold, NewEvent, StatusChange, StoreError, TransactionRow, Unit, look,
+    Failure, Hold, NewEvent, StatusChange, StoreError, TransactionRow, Unit, WaitingRequest, look,
 };
+
+/// The code of the failure of what policy refused after it was accepted.
+pub const POLICY_DENIED: &str = "policy-denied";
 
 /// A decision this old is made again before a nonce is given, in milliseconds.
 const DECISION_MS_MAX: i64 = 60_000;
 
-/// A second verdict over a queued transaction.
+/// A second verdict over a transaction without a nonce.
 #[derive(Debug, Clone)]
 pub struct Rejudged {
     request: PolicyRequest,
+    /// The version of the row that was judged.
+    pub version: i64,
     /// What policy says now.
     pub verdict: Verdict,
     /// The whole decision, for the `DECIDED` leaf.
     pub decision_json: String,
+    /// Whether the verdict wants approvals, and these very terms were approved and have let it go on.
+    is_approved: bool,
+}
+
+/// What a second verdict makes of a queued transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Again {
+    /// It may be signed.
+    Goes,
+    /// It is refused.
+    Refused(Vec<Reason>),
+    /// It has to wait, or to be approved, or to be approved anew: it goes back to where it does.
+    Waits,
 }
 
 /// Whether the verdict that accepted the row is too old to sign under.
@@ -47,15 +66,30 @@ pub async fn rejudge(
     row: &TransactionRow,
     now: Timestamp,
 ) -> Result<Rejudged, AppError> {
-    let id = row.new.key;
-    let key =
-        look(&*app.store, "key", move |unit| Box::pin(async move { unit.key(id).await })).await?;
+    judge_under(app, chain, &app.bundle(), row, now).await
+}
+
+/// As [`rejudge`], by this bundle.
+///
+/// # Errors
+/// When the store or the nodes do not answer.
+pub async fn judge_under(
+    app: &App,
+    chain: &ChainRuntime,
+    bundle: &Bundle,
+    row: &TransactionRow,
+    now: Timestamp,
+) -> Result<Rejudged, AppError> {
+    let (id, key) = (row.new.id, row.new.key);
+    let (key, waited) = look(&*app.store, "rejudge", move |unit| {
+        Box::pin(async move { Ok((unit.key(key).await?, unit.waiting_request(id).await?)) })
+    })
+    .await?;
     let key = key.ok_or_else(|| AppError::internal("a transaction's key is not there"))?;
     let intent = Intent::Transaction(Box::new(row.new.intent.clone()));
-    let bundle = app.bundle();
     let asked = (&intent, key.address);
-    let facts = facts::read(app, chain, &bundle, asked, Purpose::Accept).await?;
-    let request = PolicyRequest {
+    let facts = facts::read(app, chain, bundle, asked, Purpose::Accept).await?;
+    let mut request = PolicyRequest {
         principal: row.new.principal.clone(),
         group: key.group,
         key: key.id,
@@ -63,11 +97,28 @@ pub async fn rejudge(
         facts,
         intent,
     };
-    let verdict = evaluate(&bundle, &request, now);
-    let hold = Hold::of(row.new.id.to_string(), Some(chain.settings.id), &verdict, false);
+    request.facts.waiting_since = Some(row.new.at);
+    destinations::learn(app, bundle, &mut request).await?;
+    let verdict = evaluate(bundle, &request, now);
+    let verdict = ask::settled(bundle, &mut request, verdict, now);
+    let hold = Hold::of(id.to_string(), Some(chain.settings.id), &verdict, false);
     clock_watch::check(app, &hold).await?;
     let decision_json = record::decision_json(&request, &verdict, now);
-    Ok(Rejudged { request, verdict, decision_json })
+    let is_approved = waited.is_some_and(|waited| is_approved(row, &waited, &request, &verdict));
+    Ok(Rejudged { request, version: row.version, verdict, decision_json, is_approved })
+}
+
+/// Whether what the verdict wants to be approved is, to the letter, what was approved and has let the row go on.
+pub(crate) fn is_approved(
+    row: &TransactionRow,
+    waited: &WaitingRequest,
+    request: &PolicyRequest,
+    verdict: &Verdict,
+) -> bool {
+    verdict.outcome == Outcome::NeedApproval
+        && row.status == Status::Queued
+        && waited.released_at.is_some()
+        && record::terms(row.new.id, request, verdict, Some(waited.due_at)).1 == waited.hash
 }
 
 /// Everything that ending a refused row writes.
@@ -79,10 +130,26 @@ pub struct Refusal {
 }
 
 impl Rejudged {
-    /// Why it is refused now, if it is.
+    /// What becomes of a queued row.
     #[must_use]
-    pub fn refusal(&self) -> Option<Vec<Reason>> {
-        (self.verdict.outcome != Outcome::Allow).then(|| self.verdict.reasons.clone())
+    pub fn again(&self) -> Again {
+        match self.verdict.outcome {
+            Outcome::Allow => Again::Goes,
+            Outcome::NeedApproval if self.is_approved => Again::Goes,
+            Outcome::NeedApproval | Outcome::Delay => Again::Waits,
+            Outcome::Deny => Again::Refused(self.verdict.reasons.clone()),
+        }
+    }
+
+    /// The request with the facts it was judged with.
+    pub(crate) const fn request(&self) -> &PolicyRequest {
+        &self.request
+    }
+
+    /// The most that may be offered: no more than before.
+    pub(crate) fn fee_cap(&self, row: &TransactionRow) -> Fees {
+        let before = row.new.fee_cap;
+        self.verdict.fee_cap.map_or(before, |cap| before.at_most(cap))
     }
 
     /// Prepares the end of a row that is refused for these reasons.
@@ -96,11 +163,8 @@ impl Rejudged {
         event_id: String,
         now: Timestamp,
     ) -> Result<Refusal, StoreError> {
-        let fields: Vec<&str> = reasons.iter().map(|reason| reason.field.as_str()).collect();
-        let failure = Failure {
-            code: "policy-denied".to_owned(),
-            detail: format!("refused before a nonce was given: {}", fields.join(", ")),
-        };
+        let failure =
+            Failure { code: POLICY_DENIED.to_owned(), detail: record::refusal_detail(reasons) };
         Ok(Refusal {
             leaf: record::denied(row.new.id, &self.request, &self.verdict, reasons, now)?,
             event: record::status_event(row, Status::Failed, event_id, now),

@@ -3,7 +3,9 @@
 
 use crate::app::accept::{admissible, bound_before, deny, event_used, same_body, summary};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, clock_watch, facts, finality, read, record, sign, suspension};
+use crate::app::{
+    App, AppError, ask, clock_watch, destinations, facts, finality, read, record, sign, suspension,
+};
 use crate::core::evm::authorization::authorization_bytes;
 use crate::core::evm::message::{message_bytes, typed_data_bytes};
 use crate::core::evm::transaction::UnsignedTransaction;
@@ -75,7 +77,8 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
         judge(app, &command, Purpose::Accept, now).await?;
     let id = RequestId::new(app.entropy.uuid());
     if verdict.outcome != Outcome::Allow {
-        let reasons = verdict.reasons.clone();
+        // Nobody waits at this door: what would have to wait is refused.
+        let reasons = ask::cannot_wait(&verdict);
         return Err(deny(app, id, &request, &verdict, reasons, now).await);
     }
     if let Intent::Transaction(tx) = &request.intent {
@@ -155,7 +158,7 @@ pub(crate) async fn judge(
     let key = signers::first(app, &command.signer, &command.intent).await?;
     let payload = payload(&command.intent)?;
     let bundle = app.bundle();
-    let request = PolicyRequest {
+    let mut request = PolicyRequest {
         principal: command.principal.clone(),
         group: key.group.clone(),
         key: key.id,
@@ -163,6 +166,7 @@ pub(crate) async fn judge(
         facts: facts_of(app, &bundle, &command.intent, &key, purpose).await?,
         intent: command.intent.clone(),
     };
+    destinations::learn(app, &bundle, &mut request).await?;
     let verdict = evaluate(&bundle, &request, now);
     Ok(Judged { key, payload, request, verdict })
 }

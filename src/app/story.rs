@@ -27,6 +27,10 @@ pub enum WaitsFor {
     ChainHalted,
     /// The database may be older than the chain: nothing new is signed until an operator has looked.
     ReconcileRequired,
+    /// It has to wait for some time first.
+    Delay,
+    /// People have to approve it first.
+    Approval,
     /// No nonce is given on its account until an operator has looked.
     LaneHalted,
     /// As many of its account are not mined as may be.
@@ -59,10 +63,12 @@ pub enum WaitsFor {
 
 impl WaitsFor {
     /// Everything there is.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::ChainNotConfigured,
         Self::ChainHalted,
         Self::ReconcileRequired,
+        Self::Delay,
+        Self::Approval,
         Self::LaneHalted,
         Self::LaneFull,
         Self::BaseFee,
@@ -86,6 +92,8 @@ impl WaitsFor {
             Self::ChainNotConfigured => "chain-not-configured",
             Self::ChainHalted => "chain-halted",
             Self::ReconcileRequired => "reconcile-required",
+            Self::Delay => "delay",
+            Self::Approval => "approval",
             Self::LaneHalted => "lane-halted",
             Self::LaneFull => "lane-full",
             Self::BaseFee => "base-fee-above-cap",
@@ -237,6 +245,7 @@ fn told(
         return finality(row, chain);
     }
     match row.status {
+        Status::Delayed | Status::AwaitingApproval => before_queue(full),
         Status::Queued => queued(row, chain, lane, place, now),
         _ => in_flight(full, chain, place),
     }
@@ -252,6 +261,18 @@ fn finality(row: &TransactionRow, chain: &ChainRuntime) -> Waiting {
         }
     };
     Waiting { code: WaitsFor::Finality, detail, since: None }
+}
+
+/// It waits for time or people.
+fn before_queue(full: &FullTransaction) -> Waiting {
+    let wait = full.waits.as_ref().map(|(wait, _)| wait);
+    let until = wait.map_or_else(|| "?".to_owned(), |wait| wait.due_at.to_string());
+    let (code, detail) = if full.row.status == Status::Delayed {
+        (WaitsFor::Delay, format!("it goes on at {until}, if policy still allows it"))
+    } else {
+        (WaitsFor::Approval, format!("people have to approve it until {until}"))
+    };
+    Waiting { code, detail, since: wait.map(|wait| wait.asked_at) }
 }
 
 fn queued(

@@ -1,5 +1,6 @@
 //! The command line of `claviger`.
 
+use crate::cli::approval::ApprovalCommand;
 use crate::cli::audit::AuditCommand;
 use crate::cli::ceremony::{CeremonyArgs, CeremonyVerifyArgs};
 use crate::cli::reconcile::ReconcileArgs;
@@ -45,6 +46,9 @@ pub enum Command {
     /// Transactions, over the client API.
     #[command(subcommand)]
     Tx(TxCommand),
+    /// Requests that wait for time or people, over the admin API.
+    #[command(subcommand)]
+    Approval(ApprovalCommand),
     /// Policy bundles.
     #[command(subcommand)]
     Policy(PolicyCommand),

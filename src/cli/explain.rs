@@ -135,6 +135,15 @@ fn intent(body: &Map<String, Value>, chain_id: Option<u64>) -> Result<Value, Str
             json!({ "kind": "typed_data", "chain": chain, "chain_id": id()?, "data": data }),
         );
     }
+    if let Some(Value::Object(inner)) = body.get("authorization") {
+        return Ok(json!({
+            "kind": "authorization",
+            "chain": chain,
+            "chain_id": id()?,
+            "address": text(inner, "address")?,
+            "nonce": text(inner, "nonce")?,
+        }));
+    }
     let (fields, kind) = match body.get("transaction") {
         Some(Value::Object(inner)) => (inner, "exact"),
         Some(_) => return Err("transaction is no object".to_owned()),

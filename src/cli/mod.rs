@@ -1,6 +1,7 @@
 //! Operator commands: one file per command. They print results to standard output and everything else to
 //! standard error; 2 is bad usage, 1 is failure, 78 a failure that starting again makes worse.
 
+pub mod approval;
 pub mod args;
 pub mod audit;
 pub mod ceremony;

@@ -78,6 +78,12 @@ pub enum Action {
     ChangePolicy,
     /// Read policy bundles, compare them, replay decisions by them.
     ReadPolicy,
+    /// Read what waits for approval, with all that there is to know of it.
+    ReadApprovals,
+    /// Approve or reject what waits, never the caller's own request.
+    Approve,
+    /// Be told in full why policy refused: who may ask for signatures could probe for limits.
+    ReadReasons,
 }
 
 /// Whether a bearer of this role may do this. The only table of its kind.
@@ -91,6 +97,11 @@ pub const fn may(role: Role, action: Action) -> bool {
         Action::ReadLimits => matches!(role, Role::Client | Role::Operator | Role::Auditor),
         Action::ChangePolicy => matches!(role, Role::PolicyAdmin),
         Action::ReadPolicy => matches!(role, Role::PolicyAdmin | Role::Auditor),
+        Action::ReadApprovals => matches!(role, Role::Approver | Role::Operator | Role::Auditor),
+        Action::Approve => matches!(role, Role::Approver),
+        Action::ReadReasons => {
+            matches!(role, Role::Approver | Role::Operator | Role::Auditor | Role::PolicyAdmin)
+        }
     }
 }
 
@@ -111,6 +122,9 @@ mod tests {
             Action::ReadLimits,
             Action::ChangePolicy,
             Action::ReadPolicy,
+            Action::ReadApprovals,
+            Action::Approve,
+            Action::ReadReasons,
         ];
         for role in Role::ALL {
             assert!(all.iter().any(|action| !may(role, *action)), "{role} is root");
@@ -119,5 +133,7 @@ mod tests {
         assert!(!may(Role::Auditor, Action::CreateKey));
         assert!(!may(Role::Auditor, Action::Intervene));
         assert!(!may(Role::Auditor, Action::ChangePolicy));
+        assert!(!may(Role::Auditor, Action::Approve));
+        assert!(!may(Role::Client, Action::ReadReasons), "limits are not to be probed");
     }
 }

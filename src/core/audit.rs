@@ -65,11 +65,20 @@ pub enum LeafKind {
     BundleEndorsed,
     /// A bundle is in force from here on: what it newly permits and refuses.
     BundleActivated,
+    /// A request waits for people: the terms that they are asked to approve.
+    ApprovalRequested,
+    /// Somebody approved these terms.
+    Approved,
+    /// Somebody rejected a request that waited.
+    Rejected,
+    /// A request that waited goes on: enough people approved it, its delay is over, or policy asks for neither
+    /// any more.
+    Released,
 }
 
 impl LeafKind {
     /// All kinds.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 19] = [
         Self::Decided,
         Self::Signed,
         Self::Denied,
@@ -85,6 +94,10 @@ impl LeafKind {
         Self::BundleProposed,
         Self::BundleEndorsed,
         Self::BundleActivated,
+        Self::ApprovalRequested,
+        Self::Approved,
+        Self::Rejected,
+        Self::Released,
     ];
 
     /// The kind of this name.
@@ -112,6 +125,10 @@ impl LeafKind {
             Self::BundleProposed => "BUNDLE_PROPOSED",
             Self::BundleEndorsed => "BUNDLE_ENDORSED",
             Self::BundleActivated => "BUNDLE_ACTIVATED",
+            Self::ApprovalRequested => "APPROVAL_REQUESTED",
+            Self::Approved => "APPROVED",
+            Self::Rejected => "REJECTED",
+            Self::Released => "RELEASED",
         }
     }
 }
@@ -272,7 +289,11 @@ mod tests {
                 | LeafKind::Reconciled
                 | LeafKind::BundleProposed
                 | LeafKind::BundleEndorsed
-                | LeafKind::BundleActivated => {}
+                | LeafKind::BundleActivated
+                | LeafKind::ApprovalRequested
+                | LeafKind::Approved
+                | LeafKind::Rejected
+                | LeafKind::Released => {}
             }
         }
     }

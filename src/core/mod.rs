@@ -6,6 +6,7 @@
 pub mod access;
 pub mod agreement;
 pub mod amount;
+pub mod approval;
 pub mod audit;
 pub mod ceremony;
 pub mod chain_view;

@@ -1,9 +1,37 @@
 //! From the use cases' errors to problems: one match, no wildcard.
 
-use crate::app::AppError;
+use crate::app::{AppError, record};
+use crate::core::access::Action;
+use crate::core::policy::Reason;
+use crate::http::caller::Caller;
 use crate::http::problem::{Cause, Problem};
 use crate::ports::chain::ChainError;
 use crate::ports::signer::SignerError;
+use serde_json::{Value, json};
+
+/// Reasons as every caller may see them.
+#[must_use]
+pub fn reduced(reasons: &[Reason]) -> Vec<Value> {
+    record::reduced(reasons).into_iter().map(|field| json!({ "field": field })).collect()
+}
+
+/// Reasons as this caller may see them.
+#[must_use]
+pub fn reasons(caller: &Caller, reasons: &[Reason]) -> Vec<Value> {
+    if !caller.may(Action::ReadReasons) {
+        return reduced(reasons);
+    }
+    reasons.iter().filter_map(|reason| serde_json::to_value(reason).ok()).collect()
+}
+
+/// A refusal, with as much of its reasons as this caller may see.
+#[must_use]
+pub fn told(caller: &Caller, error: AppError) -> Problem {
+    match error {
+        AppError::Denied(found) => Problem::PolicyDenied { reasons: reasons(caller, &found) },
+        error => error.into(),
+    }
+}
 
 impl From<AppError> for Problem {
     fn from(error: AppError) -> Self {
@@ -22,12 +50,9 @@ impl From<AppError> for Problem {
             AppError::NonceManaged => Self::NonceManaged,
             AppError::ReconcileRequired(detail) => Self::ReconcileRequired { detail },
             AppError::ClockUnconfirmed(detail) => Self::ClockUnconfirmed { detail },
-            AppError::Denied(reasons) => Self::PolicyDenied {
-                reasons: reasons
-                    .iter()
-                    .filter_map(|reason| serde_json::to_value(reason).ok())
-                    .collect(),
-            },
+            AppError::Forbidden(detail) => Self::Forbidden { detail },
+            // Who may see more is told by `told`.
+            AppError::Denied(reasons) => Self::PolicyDenied { reasons: reduced(&reasons) },
             AppError::WouldRevert(detail) => Self::WouldRevert { detail },
             AppError::NotDecodable(detail) => Self::NotDecodable { detail },
             AppError::Signer(SignerError::Overloaded) => Self::Overloaded,

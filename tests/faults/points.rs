@@ -45,6 +45,7 @@ enum Reach {
 const POINTS: &[(&str, Reach)] = &[
     ("accept.after_commit", Reach::Payment),
     ("accept.after_denied", Reach::Denial),
+    ("approve.after_stored", Reach::Elsewhere),
     ("audit.after_append", Reach::Payment),
     ("audit.after_append:2", Reach::Payment),
     ("cancel.after_begun", Reach::Cancel),
@@ -76,6 +77,10 @@ const POINTS: &[(&str, Reach)] = &[
     ("reconcile.after_chain", Reach::Elsewhere),
     ("reconcile.after_declared", Reach::Elsewhere),
     ("reconcile.after_lifted", Reach::Elsewhere),
+    ("reject.after_rejected", Reach::Elsewhere),
+    ("release.after_asked", Reach::Elsewhere),
+    ("release.after_ended", Reach::Elsewhere),
+    ("release.after_released", Reach::Elsewhere),
     ("send.after_broadcast", Reach::Payment),
     ("send.after_broadcast:2", Reach::Replacement),
     ("send.after_recorded", Reach::Payment),

@@ -21,6 +21,7 @@ mod support {
 mod fixtures;
 
 mod anchors;
+mod approvals;
 mod attempts;
 mod audit;
 mod bundles;

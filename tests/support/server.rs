@@ -194,11 +194,14 @@ impl Answer {
 }
 
 pub fn token(key: &Path, sub: &str, role: Role) -> String {
+    token_of(key, sub, &[role])
+}
+
+pub fn token_of(key: &Path, sub: &str, roles: &[Role]) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let jti = format!("test-{}", COUNT.fetch_add(1, Ordering::Relaxed));
     let (iss, aud) = ("claviger-dev", "claviger");
-    let roles = [role];
-    let grant = Grant { iss, aud, sub, roles: &roles, ttl_s: 900, jti: &jti };
+    let grant = Grant { iss, aud, sub, roles, ttl_s: 900, jti: &jti };
     issue(key, &grant, SystemClock.now()).unwrap()
 }
 
@@ -239,6 +242,10 @@ impl Server {
 
     pub fn token(&self, sub: &str, role: Role) -> String {
         token(&self.key, sub, role)
+    }
+
+    pub fn token_of(&self, sub: &str, roles: &[Role]) -> String {
+        token_of(&self.key, sub, roles)
     }
 
     /// What Prometheus would read.

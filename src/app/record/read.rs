@@ -63,6 +63,7 @@ enum WrittenIntent {
     Transaction(Box<WrittenTransaction>),
     Message { text: String },
     TypedData { chain: String, chain_id: String, data: String },
+    Authorization { chain: String, chain_id: String, address: String, nonce: String },
 }
 
 #[derive(Deserialize)]
@@ -217,6 +218,13 @@ fn intent(it: WrittenIntent) -> Result<Intent, Unreadable> {
         WrittenIntent::TypedData { chain: name, chain_id, data } => {
             let read = serde_json::from_str(&data).map_err(|_| wrong("typed data", &data))?;
             Ok(Intent::TypedData { chain: chain(name, &chain_id)?, data: Box::new(read) })
+        }
+        WrittenIntent::Authorization { chain: name, chain_id, address, nonce } => {
+            Ok(Intent::Authorization {
+                chain: chain(name, &chain_id)?,
+                address: parsed("address", &address)?,
+                nonce: parsed("nonce", &nonce)?,
+            })
         }
         WrittenIntent::Transaction(tx) => transaction(*tx).map(Box::new).map(Intent::Transaction),
     }
@@ -416,6 +424,16 @@ mod tests {
         let read = recorded(&decision_json(&request, &verdict, now()), now()).unwrap();
         assert_ne!(read.request.facts.codes, request.facts.codes);
         assert_eq!(read.request.facts.code_hash_at(PROCESSOR), expected);
+    }
+
+    #[test]
+    fn an_authorization_is_read_back() {
+        let mut request = asks(PAYEE, 0, vec![]);
+        let chain = request.intent.chain().unwrap().clone();
+        request.intent = Intent::Authorization { chain, address: PROCESSOR, nonce: 7 };
+        let verdict = evaluate(&bundle(&grants()), &request, now());
+        let read = recorded(&decision_json(&request, &verdict, now()), now()).unwrap();
+        assert_eq!(read.request.intent, request.intent);
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod world;
 use clap::Parser;
 use claviger::cli::args::{Cli, Command, ConfigCommand, KeyCommand, PolicyCommand, TokenCommand};
 use claviger::cli::{
-    Failure, clock, config_check, explain, key, policy as bundles, print, token, tx,
+    Failure, approval, clock, config_check, explain, key, policy as bundles, print, token, tx,
 };
 use claviger::system::{SystemClock, SystemEntropy};
 use std::process::ExitCode;
@@ -43,6 +43,9 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Key(command) => block_on(1, key::run(command, &SystemClock, &SystemEntropy)),
         Command::Clock(command) => block_on(1, clock::run(command, &SystemClock, &SystemEntropy)),
         Command::Tx(command) => block_on(1, tx::run(command, &SystemClock, &SystemEntropy)),
+        Command::Approval(command) => {
+            block_on(1, approval::run(command, &SystemClock, &SystemEntropy))
+        }
         Command::Audit(command) => block_on(1, audit::run(command)),
         Command::Reconcile(args) => block_on(1, reconcile::run(args)),
         Command::Policy(PolicyCommand::Check { dir, json }) => bundles::check(dir, *json),

@@ -3,7 +3,9 @@
 use crate::audit::Signing;
 use crate::{softhsm, world};
 use claviger::app::policies::{self, Begun};
-use claviger::app::{App, PolicyInForce, create_key, hsm_events, lease, recover, suspension};
+use claviger::app::{
+    App, PolicyInForce, create_key, hsm_events, lease, recover, release, suspension,
+};
 use claviger::audit::sequencer;
 use claviger::cli::{Failure, load};
 use claviger::config::server::ServerConfig;
@@ -41,6 +43,9 @@ const HSM_EVENTS_MS: u64 = 500;
 const POLICY_MS: u64 = 1_000;
 /// How often keys that were begun are looked for.
 const FINISH_KEYS_MS: u64 = 60_000;
+
+/// How often requests that wait for time or people are looked for, in milliseconds.
+const WAITING_MS: u64 = 1_000;
 
 /// Runs the server until SIGTERM or SIGINT.
 ///
@@ -93,6 +98,7 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     edges.push(record_hsm_events(&app));
     edges.push(finish_keys(&app));
     edges.push(follow_policy(&app));
+    edges.push(release_waiting(&app));
     edges.extend(signing.iter().map(Signing::job));
     let periods = Periods { recover_ms: RECOVER_MS, gauges_ms: GAUGES_MS };
     let mut jobs = jobs::start(&app, polled(&config, &app), edges, periods, &stop);
@@ -232,6 +238,16 @@ fn follow_policy(app: &Arc<App>) -> EdgeJob {
         Box::pin(async move { policies::follow(&app).await }) as BoxFuture<'static, _>
     };
     EdgeJob { name: "policy", every_ms: POLICY_MS, run: Box::new(run) }
+}
+
+/// Requests that wait for time or people go on, end, or are asked for anew.
+fn release_waiting(app: &Arc<App>) -> EdgeJob {
+    let app = Arc::clone(app);
+    let run = move || {
+        let app = Arc::clone(&app);
+        Box::pin(async move { release::due(&app).await }) as BoxFuture<'static, _>
+    };
+    EdgeJob { name: "waiting", every_ms: WAITING_MS, run: Box::new(run) }
 }
 
 async fn wait_for_signal() -> Result<(), Failure> {

@@ -7,6 +7,10 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
+    /// Accepted, and it has to wait first; nothing is reserved.
+    Delayed,
+    /// Accepted, and people have to approve it; nothing is reserved.
+    AwaitingApproval,
     /// Accepted; spend is reserved; no nonce yet.
     Queued,
     /// A nonce was allocated to it, for ever; from here on it may be on the chain.
@@ -26,11 +30,15 @@ pub enum Status {
     Expired,
     /// End: it will not happen, and `failure` says why.
     Failed,
+    /// End: somebody who could have approved it said no.
+    Rejected,
 }
 
 impl Status {
     /// Every status.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
+        Self::Delayed,
+        Self::AwaitingApproval,
         Self::Queued,
         Self::Submitted,
         Self::Cancelling,
@@ -40,12 +48,15 @@ impl Status {
         Self::Cancelled,
         Self::Expired,
         Self::Failed,
+        Self::Rejected,
     ];
 
     /// The name in the API and the database.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Delayed => "delayed",
+            Self::AwaitingApproval => "awaiting_approval",
             Self::Queued => "queued",
             Self::Submitted => "submitted",
             Self::Cancelling => "cancelling",
@@ -55,6 +66,7 @@ impl Status {
             Self::Cancelled => "cancelled",
             Self::Expired => "expired",
             Self::Failed => "failed",
+            Self::Rejected => "rejected",
         }
     }
 
@@ -69,18 +81,54 @@ impl Status {
     pub const fn is_end(self) -> bool {
         matches!(
             self,
-            Self::Finalized | Self::Reverted | Self::Cancelled | Self::Expired | Self::Failed
+            Self::Finalized
+                | Self::Reverted
+                | Self::Cancelled
+                | Self::Expired
+                | Self::Failed
+                | Self::Rejected
         )
     }
 
+    /// Whether it waits for time or people: it holds nothing, and no nonce is given to it.
+    #[must_use]
+    pub const fn is_waiting(self) -> bool {
+        matches!(self, Self::Delayed | Self::AwaitingApproval)
+    }
+
+    /// Whether it has no nonce yet.
+    #[must_use]
+    pub const fn is_before_nonce(self) -> bool {
+        matches!(self, Self::Delayed | Self::AwaitingApproval | Self::Queued)
+    }
+
     /// Whether `next` may follow. A nonce that was given is never taken back, so nothing leads from
-    /// `submitted` to an end but the final chain. `mined` goes back to where it was after a reorg.
+    /// `submitted` to an end but the final chain. `mined` goes back to where it was after a reorg. What has
+    /// no nonce goes back to waiting where another bundle asks for more; and from there straight to
+    /// `submitted` where a restored database finds it on the chain.
     #[must_use]
     pub const fn may_become(self, next: Self) -> bool {
         match self {
-            Self::Queued => {
-                matches!(next, Self::Submitted | Self::Cancelled | Self::Expired | Self::Failed)
-            }
+            Self::Delayed | Self::AwaitingApproval => matches!(
+                next,
+                Self::Delayed
+                    | Self::AwaitingApproval
+                    | Self::Queued
+                    | Self::Submitted
+                    | Self::Rejected
+                    | Self::Cancelled
+                    | Self::Expired
+                    | Self::Failed
+            ),
+            Self::Queued => matches!(
+                next,
+                Self::Delayed
+                    | Self::AwaitingApproval
+                    | Self::Submitted
+                    | Self::Cancelled
+                    | Self::Expired
+                    | Self::Failed
+            ),
             Self::Submitted => matches!(next, Self::Mined | Self::Cancelling),
             Self::Cancelling => matches!(
                 next,
@@ -90,9 +138,12 @@ impl Status {
                 next,
                 Self::Mined | Self::Submitted | Self::Cancelling | Self::Finalized | Self::Reverted
             ),
-            Self::Finalized | Self::Reverted | Self::Cancelled | Self::Expired | Self::Failed => {
-                false
-            }
+            Self::Finalized
+            | Self::Reverted
+            | Self::Cancelled
+            | Self::Expired
+            | Self::Failed
+            | Self::Rejected => false,
         }
     }
 }
@@ -171,6 +222,20 @@ mod tests {
             assert!(Status::Cancelling.may_become(ending.status()));
             assert!(!Status::Mined.may_become(ending.status()), "a payload is mined");
         }
+    }
+
+    #[test]
+    fn what_waits_has_no_nonce_and_nothing_with_a_nonce_waits_again() {
+        for waits in Status::ALL.into_iter().filter(|status| status.is_waiting()) {
+            assert!(waits.is_before_nonce());
+            assert!(!waits.may_become(Status::Mined) && !waits.may_become(Status::Cancelling));
+            for status in Status::ALL {
+                let may = status.may_become(waits);
+                assert!(!may || status.is_before_nonce(), "{status} must not become {waits}");
+            }
+        }
+        let rejected = Status::ALL.into_iter().filter(|it| it.may_become(Status::Rejected));
+        assert!(rejected.eq([Status::Delayed, Status::AwaitingApproval]), "only what waits");
     }
 
     #[test]

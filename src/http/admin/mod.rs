@@ -1,5 +1,6 @@
 //! The admin listener: `/admin/v1`.
 
+pub mod approvals;
 pub mod audit;
 pub mod clock;
 pub mod keys;
@@ -23,6 +24,10 @@ pub fn router(state: HttpState) -> Router {
         .route("/admin/v1/policies/{hash}/activate", post(policies::activate))
         .route("/admin/v1/policies/{hash}/replay", post(policies::replayed))
         .route("/admin/v1/clock/confirm", post(clock::confirm))
+        .route("/admin/v1/approvals", get(approvals::list))
+        .route("/admin/v1/approvals/{id}", get(approvals::read))
+        .route("/admin/v1/approvals/{id}/approve", post(approvals::approve))
+        .route("/admin/v1/approvals/{id}/reject", post(approvals::reject))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .with_state(state)

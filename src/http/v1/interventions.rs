@@ -72,11 +72,12 @@ where
     if reason.as_ref().is_some_and(|reason| reason.chars().count() > REASON_CHARS_MAX) {
         return Err(Problem::invalid("reason", "is longer than 500 characters"));
     }
+    let sees_all = caller.may(Action::ReadReasons);
     let said = Instruction { who: caller.principal, reason };
     let app = Arc::clone(&state.app);
     // A caller that hangs up must not stop half-way through.
     let done = tokio::spawn(async move { work(&app, &said).await });
     done.await.map_err(Problem::internal)??;
     let found = reading::transaction(&state.app, id, None).await?;
-    Ok(Json(show::story(&state.app, &found).await))
+    Ok(Json(show::story(&state.app, &found, sees_all).await))
 }

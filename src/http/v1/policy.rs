@@ -1,12 +1,15 @@
 //! `/v1/policy/evaluate`
 
 use crate::app::evaluate::{EvaluateCommand, Evaluation, evaluate};
-use crate::app::record;
+use crate::app::read_limits::own_windows;
+use crate::app::{App, record};
 use crate::core::access::Action;
+use crate::core::time::duration_text;
 use crate::http::body::JsonBody;
 use crate::http::caller::Caller;
 use crate::http::json;
 use crate::http::problem::Problem;
+use crate::http::refusal;
 use crate::http::state::HttpState;
 use crate::http::v1::{signatures, transactions};
 use axum::Json;
@@ -37,13 +40,18 @@ pub async fn create(
         let command = transactions::command(principal, String::new(), parsed, &body.sha256)?;
         EvaluateCommand::Transaction(Box::new(command))
     };
-    Ok(Json(shown(&evaluate(&state.app, command).await?)?))
+    let found = evaluate(&state.app, command).await?;
+    Ok(Json(shown(&state.app, &caller, &found)?))
 }
 
-fn shown(found: &Evaluation) -> Result<Value, Problem> {
+/// Of windows that others spend from too, a caller who might probe for them is told nothing.
+fn shown(app: &App, caller: &Caller, found: &Evaluation) -> Result<Value, Problem> {
+    let sees_all = caller.may(Action::ReadReasons);
+    let own = own_windows(app, &caller.principal);
     let limits: Vec<Value> = found
         .limits
         .iter()
+        .filter(|(charge, _)| sees_all || own.contains(&charge.limit))
         .map(|(charge, found)| {
             json!({
                 "label": charge.label,
@@ -56,14 +64,27 @@ fn shown(found: &Evaluation) -> Result<Value, Problem> {
             })
         })
         .collect();
+    let approval = found.verdict.approval.as_ref().map(|need| {
+        let people = need.quorums.iter().map(|quorum| quorum.values().map(|n| u64::from(*n)).sum());
+        let mut shown = json!({ "needed": people.max().unwrap_or(0_u64) });
+        if let (true, Value::Object(fields)) = (sees_all, &mut shown) {
+            fields.insert("quorums".to_owned(), json!(need.quorums));
+            fields.insert("grants".to_owned(), json!(need.grants));
+        }
+        shown
+    });
+    let delay = found.verdict.delay.as_ref();
+    let delay = delay.map(|delay| json!({ "for": duration_text(delay.ms) }));
     let effects = serde_json::to_value(record::effects(&found.verdict.effects));
     Ok(json!({
         "outcome": found.outcome.name(),
         "bundle": format!("{:#x}", found.verdict.bundle),
         "grants": found.verdict.grants,
         "effects": effects.map_err(Problem::internal)?,
-        "reasons": found.reasons,
+        "reasons": refusal::reasons(caller, &found.reasons),
         "limits": limits,
         "address": format!("{:#x}", found.address),
+        "approval": approval,
+        "delay": delay,
     }))
 }

@@ -1,6 +1,7 @@
 //! Resources as the API shows them.
 
 use crate::app::read::FullTransaction;
+use crate::app::rejudge::POLICY_DENIED;
 use crate::app::{App, story};
 use crate::core::key::OperatorKey;
 use crate::core::tx::state::Status;
@@ -8,8 +9,8 @@ use crate::ports::store::{ADOPTED, AttemptRow, DecisionSummary, MinedRow, Signat
 use serde_json::{Map, Value, json};
 
 /// A transaction with what it waits for. Where that cannot be read, it is not told.
-pub async fn story(app: &App, full: &FullTransaction) -> Value {
-    let mut shown = transaction(full);
+pub async fn story(app: &App, full: &FullTransaction, sees_all: bool) -> Value {
+    let mut shown = transaction(full, sees_all);
     let waiting = story::waiting(app, full).await;
     if let (Ok(Some(waiting)), Value::Object(fields)) = (waiting, &mut shown) {
         let told = json!({
@@ -22,9 +23,26 @@ pub async fn story(app: &App, full: &FullTransaction) -> Value {
     shown
 }
 
-/// A transaction.
+/// What its requester may know of the people it waits for: how many, and until when.
+fn approval(full: &FullTransaction) -> Option<Value> {
+    let (wait, given) = full.waits.as_ref()?;
+    let status = full.row.status.name();
+    if full.row.status == Status::Delayed {
+        return Some(json!({ "status": status, "until": wait.due_at.to_string() }));
+    }
+    let people = wait.quorums.iter().map(|quorum| quorum.values().map(|n| u64::from(*n)).sum());
+    Some(json!({
+        "status": status,
+        "needed": people.max().unwrap_or(0_u64),
+        "given": given.iter().filter(|given| given.hash == wait.hash).count(),
+        "expires_at": wait.due_at.to_string(),
+    }))
+}
+
+/// A transaction. Why policy refused it after it was accepted has a line for everybody, and more for those who
+/// may see all reasons.
 #[must_use]
-pub fn transaction(full: &FullTransaction) -> Value {
+pub fn transaction(full: &FullTransaction, sees_all: bool) -> Value {
     let row = &full.row;
     let intent = &row.new.intent;
     let attempts: Vec<Value> = full.attempts.iter().map(|it| attempt(full, it)).collect();
@@ -61,8 +79,14 @@ pub fn transaction(full: &FullTransaction) -> Value {
     }
     let tells_failure = matches!(row.status, Status::Failed | Status::Cancelling);
     if let Some(failure) = row.failure.as_ref().filter(|_| tells_failure) {
-        let shown = json!({ "code": failure.code, "detail": failure.detail });
+        let is_told = sees_all || failure.code != POLICY_DENIED;
+        let line = failure.detail.lines().next().unwrap_or_default();
+        let detail = if is_told { failure.detail.as_str() } else { line };
+        let shown = json!({ "code": failure.code, "detail": detail });
         optional.insert("failure".to_owned(), shown);
+    }
+    if let Some(approval) = approval(full) {
+        optional.insert("approval".to_owned(), approval);
     }
     if full.attempts.iter().any(|attempt| attempt.reason == ADOPTED) {
         optional.insert("adopted".to_owned(), json!(true));

@@ -11,6 +11,7 @@ use crate::http::caller::Caller;
 use crate::http::idempotency::IdempotencyKey;
 use crate::http::problem::Problem;
 use crate::http::query::PathId;
+use crate::http::refusal;
 use crate::http::state::HttpState;
 use crate::http::v1::{parse, show};
 use crate::ports::store::SignatureRow;
@@ -198,7 +199,8 @@ pub async fn create(
     let app = Arc::clone(&state.app);
     let outcome = tokio::spawn(async move { sign_for(&app, command).await })
         .await
-        .map_err(Problem::internal)??;
+        .map_err(Problem::internal)?
+        .map_err(|error| refusal::told(&caller, error))?;
     let (id, code) = match outcome {
         SignOutcome::Signed(row) => return Ok(shown(StatusCode::CREATED, &row)),
         SignOutcome::Before(id) => (id, StatusCode::CREATED),

@@ -13,6 +13,7 @@ use crate::http::caller::Caller;
 use crate::http::idempotency::IdempotencyKey;
 use crate::http::problem::Problem;
 use crate::http::query::{PathId, QueryParams};
+use crate::http::refusal;
 use crate::http::state::HttpState;
 use crate::http::v1::{parse, show};
 use crate::ports::store::Filter;
@@ -154,8 +155,9 @@ pub async fn create(
     // A caller that hangs up must not stop half-way through.
     let accepted = tokio::spawn(async move { accept(&app, command).await })
         .await
-        .map_err(Problem::internal)??;
-    let (id, code) = match accepted {
+        .map_err(Problem::internal)?
+        .map_err(|error| refusal::told(&caller, error))?;
+    let (id, mut code) = match accepted {
         Accepted::New(id) => (id, StatusCode::CREATED),
         Accepted::Before(id) => (id, StatusCode::OK),
     };
@@ -172,10 +174,17 @@ pub async fn create(
     };
     start_lane(&state.app, &found);
     let found = wait_until(&state.app, found, wait, |full| {
-        full.row.status.is_end() || full.attempts.iter().any(|attempt| attempt.hash.is_some())
+        full.row.status.is_end()
+            || full.row.status.is_waiting()
+            || full.attempts.iter().any(|attempt| attempt.hash.is_some())
     })
     .await;
-    Ok((code, [(LOCATION, location)], Json(show::story(&state.app, &found).await)).into_response())
+    if found.row.status.is_waiting() && code == StatusCode::CREATED {
+        // It was accepted, and nothing is done until time has passed or people have approved it.
+        code = StatusCode::ACCEPTED;
+    }
+    let shown = show::story(&state.app, &found, caller.may(Action::ReadReasons)).await;
+    Ok((code, [(LOCATION, location)], Json(shown)).into_response())
 }
 
 /// Works the transaction's lane in a task of its own, whatever becomes of the caller.
@@ -251,7 +260,7 @@ pub async fn read(
         full.row.status.is_end() || until == Some(full.row.status)
     })
     .await;
-    Ok(Json(show::story(&state.app, &found).await))
+    Ok(Json(show::story(&state.app, &found, caller.may(Action::ReadReasons)).await))
 }
 
 /// `GET /v1/transactions`
@@ -298,6 +307,7 @@ pub async fn list(
     let found = reading::transactions(&state.app, filter).await?;
     let full = i64::try_from(found.len()).is_ok_and(|count| count == limit);
     let cursor = found.last().filter(|_| full).map(|last| last.row.seq.to_string());
-    let shown: Vec<Value> = found.iter().map(show::transaction).collect();
+    let sees_all = caller.may(Action::ReadReasons);
+    let shown: Vec<Value> = found.iter().map(|full| show::transaction(full, sees_all)).collect();
     Ok(Json(json!({ "transactions": shown, "next_cursor": cursor })))
 }

@@ -4,6 +4,7 @@
 //! start (a serialisation failure), so the closure has no effects outside. Whatever fails inside it, the
 //! first error is kept and nothing is stored. Nobody can hold a unit across a wait for the network.
 
+mod approvals;
 mod bundles;
 mod ceremonies;
 mod many_keys;
@@ -14,6 +15,7 @@ mod run;
 mod windows;
 mod work;
 
+pub use approvals::{Approvals, GivenApproval, UsedDestinations, WaitingRequest};
 pub use bundles::*;
 pub use ceremonies::{KeyBook, OpenCeremony};
 pub use many_keys::*;
@@ -109,7 +111,7 @@ pub trait Store: Send + Sync {
 /// One open transaction. Every method is atomic with the rest of the unit. Locks are taken in one
 /// order: idempotency, lease, lane, limits by id.
 #[async_trait]
-pub trait Unit: BundleBook + KeyBook + ManyKeys + Windows + Send {
+pub trait Unit: Approvals + BundleBook + KeyBook + ManyKeys + Windows + Send {
     // -- requests -----------------------------------------------------------------------------------
 
     /// Binds an idempotency key to a request, or says to what it is bound already. Waits for another
@@ -147,7 +149,7 @@ pub trait Unit: BundleBook + KeyBook + ManyKeys + Windows + Send {
     /// reading exclude each other.
     async fn touch(&mut self, id: RequestId, version: i64) -> Result<bool, StoreError>;
 
-    /// Puts a second decision over a queued transaction in the place of the first.
+    /// Puts a second decision over a transaction without a nonce in the place of the first.
     async fn decide_again(
         &mut self,
         id: RequestId,
@@ -498,7 +500,7 @@ pub trait Unit: BundleBook + KeyBook + ManyKeys + Windows + Send {
         address: Address,
     ) -> Result<Vec<(u64, RequestId)>, StoreError>;
 
-    /// Gives a queued transaction the nonce that its mined transaction has; it becomes submitted. `false`
+    /// Gives a transaction without a nonce the one that its mined transaction has; it becomes submitted. `false`
     /// if it changed meanwhile.
     async fn adopt_nonce(
         &mut self,
@@ -513,7 +515,8 @@ pub trait Unit: BundleBook + KeyBook + ManyKeys + Windows + Send {
     /// All managed lanes of all chains, each with its next nonce.
     async fn every_lane(&mut self) -> Result<Vec<(ChainId, Address, u64)>, StoreError>;
 
-    /// Transactions of an account that wait for a nonce, the oldest first: all of them.
+    /// Transactions of an account that have no nonce yet, the oldest first: all of them, also those that have
+    /// to wait or to be approved first.
     async fn queued_of(
         &mut self,
         chain: ChainId,

@@ -4,6 +4,7 @@
 //! on amounts in Rust. Every statement has a name, and a test prepares them all on both databases.
 
 mod anchors;
+mod approvals;
 mod attempts;
 mod audit;
 mod buckets;
@@ -34,6 +35,7 @@ use crate::ports::store::{Store, StoreError, look};
 pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
     [
         anchors::ALL,
+        approvals::ALL,
         attempts::ALL,
         audit::ALL,
         buckets::ALL,

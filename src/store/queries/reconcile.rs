@@ -31,13 +31,14 @@ statements! {
     GIVEN_NONCES = "SELECT nonce, id FROM transactions WHERE chain_id = $1 AND address = $2 \
         AND nonce IS NOT NULL ORDER BY nonce";
     ADOPT_NONCE = "UPDATE transactions SET nonce = $3, status = 'submitted', updated_at = $4, \
-        version = version + 1 WHERE id = $1 AND version = $2 AND status = 'queued' \
-        AND nonce IS NULL";
+        version = version + 1 WHERE id = $1 AND version = $2 \
+        AND status IN ('queued', 'delayed', 'awaiting_approval') AND nonce IS NULL";
     RELEASE_LANE = "UPDATE lanes SET halted = NULL, next_nonce = $3, version = version + 1 \
         WHERE chain_id = $1 AND address = $2 AND next_nonce <= $3";
     EVERY_LANE = "SELECT chain_id, address, next_nonce FROM lanes WHERE mode = 'managed' \
         ORDER BY chain_id, address";
-    QUEUED_OF = "SELECT * FROM transactions WHERE chain_id = $1 AND status = 'queued' \
+    QUEUED_OF = "SELECT * FROM transactions WHERE chain_id = $1 \
+        AND status IN ('queued', 'delayed', 'awaiting_approval') \
         AND address = $2 ORDER BY seq";
     LIVE_LEASES = "SELECT COUNT(*) AS n FROM leases WHERE until > $1 AND until <= $2";
     SAME_ORPHANS = "SELECT * FROM orphans WHERE chain_id = $1 AND value = $2 AND recipient = $3 \

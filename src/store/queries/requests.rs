@@ -44,7 +44,8 @@ statements! {
         WHERE id = $1 AND version = $2";
     TOUCH = "UPDATE transactions SET version = version + 1 WHERE id = $1 AND version = $2";
     DECIDE_AGAIN = "UPDATE transactions SET cap_fee = $2, cap_tip = $3, outcome = $4, bundle = $5, \
-        grants = $6, decision = $7 WHERE id = $1 AND status = 'queued'";
+        grants = $6, decision = $7 WHERE id = $1 \
+        AND status IN ('queued', 'delayed', 'awaiting_approval')";
     APPEND_EVENT = "INSERT INTO events (id, kind, subject, data, created_at) \
         VALUES ($1, $2, $3, $4, $5)";
     EVENTS_OF = "SELECT id, kind, subject, data, created_at FROM events WHERE subject = $1 \
@@ -157,6 +158,15 @@ pub(super) async fn insert_transaction(
     tx: &mut Tx,
     row: &NewTransaction,
 ) -> Result<(), StoreError> {
+    insert_transaction_as(tx, row, Status::Queued).await
+}
+
+/// Stores a new transaction in its first status.
+pub(super) async fn insert_transaction_as(
+    tx: &mut Tx,
+    row: &NewTransaction,
+    status: Status,
+) -> Result<(), StoreError> {
     let intent = &row.intent;
     let source = intent.source;
     let values = values![
@@ -168,7 +178,7 @@ pub(super) async fn insert_transaction(
         row.signer.as_str(),
         row.key.to_string(),
         row.address.as_slice(),
-        Status::Queued.name(),
+        status.name(),
         intent.tx_type.name(),
         intent.to.map(|to| to.to_vec()),
         intent.value.to_be_bytes().as_slice(),

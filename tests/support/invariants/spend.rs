@@ -135,6 +135,12 @@ fn owed(spend: &Spend<'_>, row: &TransactionRow, charge: &Charge, found: &mut Fo
         say(format!("charged {} and {}, for fees up to {fee_max}", charge.value, charge.fee));
     }
     let entry = entries(spend, &charge.limit).find(|entry| entry.owner == row.id);
+    if ["delayed", "awaiting_approval"].contains(&row.status.as_str()) {
+        if entry.is_some() {
+            say(format!("waits for time or people and holds {entry:?}"));
+        }
+        return;
+    }
     let ended = ["finalized", "reverted", "failed", "rejected", "cancelled", "expired"];
     if !ended.contains(&row.status.as_str()) {
         let holds = entry.is_some_and(|entry| {

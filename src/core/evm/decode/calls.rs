@@ -258,8 +258,8 @@ impl<'a> Reader<'a> {
     }
 
     fn opaque_call(&self, call: &Call) -> OpaqueCall {
-        let code = match &self.codes {
-            Codes::Known(facts) => facts.code_at(call.to),
+        let code_hash = match &self.codes {
+            Codes::Known(facts) => facts.code_hash_at(call.to),
             Codes::Wanted(_) => None,
         };
         OpaqueCall {
@@ -267,7 +267,7 @@ impl<'a> Reader<'a> {
             to: call.to,
             selector: call.data.first_chunk::<4>().copied(),
             value: call.value,
-            code_hash: code.map(|fact| keccak256(&fact.code)),
+            code_hash,
         }
     }
 

@@ -1,0 +1,134 @@
+//! What delays, approvals and the first use of a destination read and write.
+
+use super::{NewTransaction, StoreError, TransactionRow};
+use crate::core::approval::Quorum;
+use crate::core::id::{ChainId, RequestId};
+use crate::core::principal::Principal;
+use crate::core::time::Timestamp;
+use crate::core::tx::state::Status;
+use alloy::primitives::{Address, B256};
+use async_trait::async_trait;
+use std::collections::BTreeSet;
+
+/// The part of a unit that delays and approvals use. Whoever changes what a transaction waits for has moved
+/// its version on in the same unit, and so holds its row.
+#[async_trait]
+pub trait Approvals: Send {
+    /// Stores a new transaction in a waiting status, with what it waits for.
+    async fn insert_waiting(
+        &mut self,
+        row: &NewTransaction,
+        status: Status,
+        wait: &WaitingRequest,
+    ) -> Result<(), StoreError>;
+
+    /// Puts what a transaction waits for in the place of what it waited for before. Approvals of the terms
+    /// before stay in the record, and count for nothing.
+    async fn put_waiting(&mut self, wait: &WaitingRequest) -> Result<(), StoreError>;
+
+    /// What a transaction waits for, or waited for last.
+    async fn waiting_request(
+        &mut self,
+        id: RequestId,
+    ) -> Result<Option<WaitingRequest>, StoreError>;
+
+    /// Has a waiting transaction looked at from then on.
+    async fn wake(&mut self, id: RequestId, at: Timestamp) -> Result<(), StoreError>;
+
+    /// Notes that these very terms have let the transaction go on. `false` if it waits for others, or they
+    /// have done so already: terms are used once.
+    async fn release_terms(
+        &mut self,
+        id: RequestId,
+        hash: B256,
+        at: Timestamp,
+    ) -> Result<bool, StoreError>;
+
+    /// Waiting transactions that are to be looked at: their time has come, or another bundle than this one
+    /// decided. By id, after that one, at most so many.
+    async fn due_requests(
+        &mut self,
+        now: Timestamp,
+        bundle: B256,
+        after: Option<RequestId>,
+        most: i64,
+    ) -> Result<Vec<RequestId>, StoreError>;
+
+    /// Waiting transactions, newest first: in this status or in both, older than this order number.
+    async fn waiting_page(
+        &mut self,
+        status: Option<Status>,
+        before_seq: Option<i64>,
+        most: i64,
+    ) -> Result<Vec<TransactionRow>, StoreError>;
+
+    /// Records an approval. `false` if this person has approved these terms already.
+    async fn insert_approval(&mut self, approval: &GivenApproval) -> Result<bool, StoreError>;
+
+    /// All approvals that were given to a transaction, of whichever terms, oldest first.
+    async fn approvals_of(&mut self, id: RequestId) -> Result<Vec<GivenApproval>, StoreError>;
+
+    /// Notes that these destinations are used. What was used before stays as it was noted.
+    async fn use_destinations(&mut self, used: &UsedDestinations) -> Result<(), StoreError>;
+
+    /// Which of these destinations were used before on this chain, in this scope.
+    async fn used_among(
+        &mut self,
+        chain: ChainId,
+        scope: &str,
+        destinations: &BTreeSet<Address>,
+    ) -> Result<BTreeSet<Address>, StoreError>;
+}
+
+/// What a transaction waits for before it is queued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitingRequest {
+    /// The transaction.
+    pub request: RequestId,
+    /// SHA-256 of `terms`: what an approval names.
+    pub hash: B256,
+    /// The text that people approve; see [`crate::core::approval::Terms`].
+    pub terms: String,
+    /// Who must approve; empty where it only has to wait.
+    pub quorums: Vec<Quorum>,
+    /// The bundle that says so.
+    pub bundle: B256,
+    /// When it was asked.
+    pub asked_at: Timestamp,
+    /// When the delay is over, or until when it may be approved.
+    pub due_at: Timestamp,
+    /// When it is to be looked at next.
+    pub wake_at: Timestamp,
+    /// When these terms let it go on.
+    pub released_at: Option<Timestamp>,
+}
+
+/// An approval.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenApproval {
+    /// Of which transaction.
+    pub request: RequestId,
+    /// Of which terms.
+    pub hash: B256,
+    /// Who.
+    pub who: Principal,
+    /// Why, in their words; may be empty.
+    pub reason: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Destinations that a transaction uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsedDestinations {
+    /// On which chain.
+    pub chain: ChainId,
+    /// For whom they are known from now on: a group, or a key without one.
+    pub scope: String,
+    /// Which.
+    pub destinations: BTreeSet<Address>,
+    /// By which transaction.
+    pub request: RequestId,
+    /// Now.
+    pub at: Timestamp,
+}

@@ -1,0 +1,20 @@
+//! What waits for time or people, seen from outside: who may read and answer, and (`flow`) what becomes of it.
+
+#![cfg(feature = "server")]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "../support"]
+mod support {
+    pub mod server;
+    pub mod services;
+}
+
+mod doors;
+mod stage;
