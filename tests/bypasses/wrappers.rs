@@ -85,7 +85,7 @@ fn bypass_02_a_batch_is_the_sum_of_its_calls_and_each_must_be_granted() {
         for _ in 0..40 {
             deep = multicall(&[deep]);
         }
-        let many: Vec<_> = (0..100).map(|_| set(1)).collect();
+        let many: Vec<_> = (0..70).map(|_| set(1)).collect();
         for (what, call) in [
             ("two that are too much together", to(MULTICALL3, &two(500, 501))),
             (
