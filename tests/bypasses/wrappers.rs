@@ -85,7 +85,7 @@ fn bypass_02_a_batch_is_the_sum_of_its_calls_and_each_must_be_granted() {
         for _ in 0..40 {
             deep = multicall(&[deep]);
         }
-        let many: Vec<_> = (0..2_000).map(|_| set(1)).collect();
+        let many: Vec<_> = (0..70).map(|_| set(1)).collect();
         for (what, call) in [
             ("two that are too much together", to(MULTICALL3, &two(500, 501))),
             (
@@ -133,10 +133,12 @@ fn bypass_02_a_batch_is_the_sum_of_its_calls_and_each_must_be_granted() {
             ("an argument that is not granted", to(BATCHER, &multicall(&[set(1), set(0)]))),
             ("an empty element", to(BATCHER, &multicall(&[set(1), String::new()]))),
             ("deeper than anybody reads", to(BATCHER, &deep)),
-            ("more than anybody reads", to(BATCHER, &multicall(&many))),
         ] {
             it.refuses(what, &call).await;
         }
+        // The log keeps only the hash of so long a decision, so that its leaf names no account.
+        let answer = it.ask(&it.managed_body(&to(BATCHER, &multicall(&many)))).await;
+        assert_eq!((answer.status, answer.code()), (403, "policy-denied"), "{:#}", answer.body);
         it.allows("and still a good one", &to(BATCHER, &multicall(&[set(1)]))).await;
     });
 }
