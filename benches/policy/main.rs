@@ -112,8 +112,11 @@ fn token_to(number: usize) -> String {
 
 fn principals(number: usize) -> String {
     let to = address(number);
-    let sub =
-        if number % 100 == 0 { "svc:payouts".to_owned() } else { format!("svc:{}", number % 100) };
+    let sub = if number.is_multiple_of(100) {
+        "svc:payouts".to_owned()
+    } else {
+        format!("svc:{}", number % 100)
+    };
     let rest = format!(
         "action = \"native.transfer\"\nto = {{ address = [\"{to}\"] }}\nper_tx = \"2.0\"\n{WINDOWS}"
     );

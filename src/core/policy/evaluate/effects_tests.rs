@@ -112,6 +112,10 @@ fn the_fee_is_what_all_grants_of_a_batch_allow() {
         verdict.effects.last(),
         Some(&Effect::FeeMax { amount: Amount::from(50_000 * 30 * GWEI) })
     );
+    // Of what fits, the highest.
+    let two = [Spec { fee: (30, 2), ..native("2") }, native("2")];
+    let highest = decide(&bundle(&two, ""), &[pay(OWN, ANN, 1)]).fee_cap;
+    assert_eq!(highest, Some(Fees { max_fee: 50 * GWEI, max_priority_fee: GWEI }));
     // A fee that does not fit a window is lowered to one that another grant has.
     let window = r#"{ span = "24h", max = "0.002", scope = "chain" }"#;
     let tight = Spec { windows: vec![window], ..native("2") };
