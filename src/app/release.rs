@@ -7,7 +7,7 @@
 use crate::app::accept::summary;
 use crate::app::ask::{self, Asked};
 use crate::app::rejudge::{self, Rejudged};
-use crate::app::{App, AppError, record, suspension};
+use crate::app::{App, AppError, clock_watch, record, suspension};
 use crate::core::approval::Approvers;
 use crate::core::audit::EncodedLeaf;
 use crate::core::id::RequestId;
@@ -17,8 +17,8 @@ use crate::core::policy::{Outcome, Reason, Verdict};
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::ports::store::{
-    End, GivenApproval, Hold, LaneKey, LimitExceeded, NewEvent, StatusChange, StoreError, TransactionRow,
-    Unit, WaitingRequest, look, unit,
+    End, GivenApproval, Hold, LaneKey, LimitExceeded, NewEvent, StatusChange, StoreError,
+    TransactionRow, Unit, WaitingRequest, look, unit,
 };
 use alloy::primitives::B256;
 use std::collections::{BTreeMap, BTreeSet};
@@ -348,6 +348,7 @@ struct Release {
     change: StatusChange,
     fee_cap: Fees,
     again: Rejudged,
+    hold: Hold,
     terms: Option<B256>,
     leaf: EncodedLeaf,
     events: Vec<NewEvent>,
@@ -386,11 +387,14 @@ async fn release(
         change: change(row, Status::Queued, now),
         fee_cap: again.fee_cap(row),
         again: again.clone(),
+        hold: Hold::of(id.to_string(), Some(row.new.intent.chain.id), &again.verdict, false),
         terms,
         leaf: record::released(id, terms, &by, &again.decision_json, now)?,
         events,
         now,
     });
+    // A clock that jumped must end no delay, and free no window.
+    clock_watch::believed(app).await?;
     let released = unit(&*app.store, "release", move |unit| {
         let work = Arc::clone(&work);
         Box::pin(async move {
@@ -445,8 +449,7 @@ async fn release_in(unit: &mut dyn Unit, work: &Release) -> Result<Released, Sto
     {
         return Ok(Released::EventUsed(other));
     }
-    let hold = Hold::of(id.to_string(), Some(work.lane.chain), verdict, false);
-    if let Some(full) = unit.hold(&hold, work.now).await? {
+    if let Some(full) = unit.hold(&work.hold, work.now).await? {
         return Ok(Released::Full(full));
     }
     unit.decide_again(id, work.fee_cap, &summary(verdict), &work.again.decision_json).await?;

@@ -93,7 +93,7 @@ async fn a_payment_waits_for_its_people_and_is_paid_once(store_url: Option<Strin
     assert_eq!(shown["effects"][0]["effect"], "native_out");
     assert_eq!(shown["grants"], json!(["payouts"]));
     assert_eq!(shown["quorums"][0]["needed"], 2);
-    assert_eq!(list(&server).await, [shown.clone()]);
+    assert_eq!(list(&server).await, std::slice::from_ref(&shown));
 
     let right = of_terms.as_str();
     let wrong = format!("0x{}", "ab".repeat(32));

@@ -17,4 +17,5 @@ mod support {
 }
 
 mod doors;
+mod flow;
 mod stage;

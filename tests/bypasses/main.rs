@@ -21,17 +21,19 @@ mod support {
     pub mod services;
 }
 
+mod administration;
 mod amounts;
+mod approvals;
+mod calendar;
 mod calldata;
 mod callers;
 mod chains;
 mod delegation;
+mod delegation_granted;
 mod events;
+mod exposures;
 mod limits;
 mod signatures;
 mod stage;
 mod universal;
-
-// Beside these, in this folder and not mounted, are tests of what policy cannot say yet; each needs its part of
-// `later/` in `stage::PARTS`: `delegation_granted`, `wrappers`, `exposures`, `calendar`, `approvals`. And
-// `administration`, which needs no part but the calls of the admin listener.
+mod wrappers;

@@ -27,7 +27,15 @@ pub const STRANGER: &str = "0x9000000000000000000000000000000000000009";
 pub const SUB: &str = "svc:rows";
 
 /// What is appended to which file of the bundle. Each part belongs to a module of `main.rs`.
-const PARTS: &[(&str, &str)] = &[];
+const PARTS: &[(&str, &str)] = &[
+    ("bundle.toml", "approvals.bundle.toml"),
+    ("book.toml", "wrappers.book.toml"),
+    ("grants.toml", "approvals.grants.toml"),
+    ("grants.toml", "calendar.grants.toml"),
+    ("grants.toml", "delegation.grants.toml"),
+    ("grants.toml", "exposures.grants.toml"),
+    ("grants.toml", "wrappers.grants.toml"),
+];
 
 /// All tests of this crate run on one runtime, because they share the server's connections.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
@@ -64,7 +72,7 @@ impl Stage {
         let setup = SetUp::with_bundle(&anvil.url(), &bundle());
         for (file, part) in PARTS {
             let part =
-                std::fs::read_to_string(bundle().with_file_name("later").join(part)).unwrap();
+                std::fs::read_to_string(bundle().with_file_name("parts").join(part)).unwrap();
             let file = setup.dir().join("policies").join(file);
             let text = std::fs::read_to_string(&file).unwrap();
             std::fs::write(file, text + &part).unwrap();

@@ -11,7 +11,7 @@ use crate::core::policy::bundle::registry::{Contract, Registry, Wrapper};
 use crate::core::policy::effect::{CallArgument, CallEffect, Effect, OpaqueCall};
 use crate::core::policy::{Bundle, Facts};
 use alloy::dyn_abi::DynSolValue;
-use alloy::primitives::{Address, keccak256};
+use alloy::primitives::Address;
 
 /// Calls are inside calls no deeper than this, …
 pub(super) const DEPTH_MAX: usize = 6;

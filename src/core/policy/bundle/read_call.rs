@@ -1,7 +1,7 @@
 //! From a grant as written to a grant as checked: calls, with their conditions and events, and typed data.
 
 use super::Bundle;
-use super::abi::{AbiFunction, read_event};
+use super::abi::{AbiFunction, FunctionClass, read_event};
 use super::condition::{ArgRule, read_hex};
 use super::grant::{Action, CallRule, EventInput, EventRule, TypedRule};
 use super::read_grant::need;
@@ -214,7 +214,7 @@ impl Bundle {
 
 /// Whether a function changes who rules its contract, or its code.
 fn is_admin(function: &AbiFunction) -> bool {
-    function.refused.as_ref().is_some_and(|why| why.contains(": it changes "))
+    function.class == FunctionClass::Admin
 }
 
 /// Reads 32 bytes.
