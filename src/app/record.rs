@@ -134,7 +134,7 @@ fn destinations(effects: &[Effect]) -> Value {
 fn charge(charge: &Charge) -> Value {
     let asked = match charge.kind {
         ChargeKind::Amount { value, fee } => map([("value", value.into()), ("fee", fee.into())]),
-        ChargeKind::Count => map([("count", "1".into())]),
+        ChargeKind::Count(count) => map([("count", count.into())]),
     };
     map([
         ("limit", hex::encode(charge.limit.0).into()),

@@ -41,6 +41,10 @@ fn bypass_21_nobody_changes_the_policy_alone_or_by_its_files() {
             let hash = "0".repeat(64);
             for (verb, body) in [("activate", json!({ "reason": "a test" })), ("replay", json!({}))]
             {
+                // To look is an auditor's work.
+                if (verb, who.1) == ("replay", Role::Auditor) {
+                    continue;
+                }
                 let path = format!("/admin/v1/policies/{hash}/{verb}");
                 let status = admin(&it, who, Method::POST, &path, Some(&body)).await;
                 assert_eq!(status, 403, "{who:?} may not {verb}");

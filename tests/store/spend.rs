@@ -51,7 +51,7 @@ pub fn amount(n: u8, value: u64, fee: u64, max: u64) -> Charge {
 }
 
 fn count(n: u8, max: u64) -> Charge {
-    charge(n, ChargeKind::Count, max, MINUTE)
+    charge(n, ChargeKind::Count(1), max, MINUTE)
 }
 
 /// Held and spent of limit `n`, as it is stored: at moment 0 nothing has left its span.

@@ -173,7 +173,7 @@ impl Play {
     fn charge(&self, limit: usize, value: u64, fee: u64) -> Charge {
         let (period, max) = LIMITS[limit];
         let kind = if limit == COUNT {
-            ChargeKind::Count
+            ChargeKind::Count(1)
         } else {
             ChargeKind::Amount { value: Amount::from(value), fee: Amount::from(fee) }
         };

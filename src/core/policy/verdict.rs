@@ -72,8 +72,9 @@ pub enum ChargeKind {
         /// The part that is paid in any case, at its cap (native windows only).
         fee: Amount,
     },
-    /// One more request. Kept whatever becomes of it.
-    Count,
+    /// How many of the request's effects the window's selectors match; of a message or typed data, one. Kept
+    /// whatever becomes of it.
+    Count(u64),
 }
 
 /// What must be reserved before this may be signed.
@@ -194,7 +195,7 @@ impl Charge {
     pub fn asked(&self) -> Option<Amount> {
         match self.kind {
             ChargeKind::Amount { value, fee } => value.checked_add(fee),
-            ChargeKind::Count => Some(Amount::ONE),
+            ChargeKind::Count(count) => Some(Amount::from(count)),
         }
     }
 }

@@ -112,7 +112,7 @@ impl EntryColumns {
 fn parts_of(charge: &Charge) -> (&'static str, Amount, Amount) {
     match charge.kind {
         ChargeKind::Amount { value, fee } => (AMOUNT, value, fee),
-        ChargeKind::Count => (COUNT, Amount::ONE, Amount::ZERO),
+        ChargeKind::Count(count) => (COUNT, Amount::from(count), Amount::ZERO),
     }
 }
 

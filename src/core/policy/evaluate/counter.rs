@@ -52,9 +52,9 @@ impl<'a> Slot<'a> {
         Self { whose: Whose { destination, ..self.whose }, ..self }
     }
 
-    /// A charge of one request.
-    pub(super) fn count(&self, window: &Window) -> Charge {
-        self.charge(window, "count", "count", ChargeKind::Count)
+    /// A charge of so many effects.
+    pub(super) fn count(&self, window: &Window, count: u64) -> Charge {
+        self.charge(window, "count", "count", ChargeKind::Count(count))
     }
 
     /// A charge of an amount; `what` is `value` or `fee`.

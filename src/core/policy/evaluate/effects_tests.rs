@@ -156,7 +156,7 @@ fn windows_count_each_destination_and_the_chain() {
         format!("g0: value (native:local) in day per destination {ann} {}", 12 * ETHER / 10 + fee),
         format!("g0: value (native:local) in day per destination {bob} {}", ETHER / 10 + fee),
         format!("g0: value (native:local) in 24h per chain local {}", 13 * ETHER / 10 + fee),
-        format!("g0: count (count) in week per destination {ann} 1"),
+        format!("g0: count (count) in week per destination {ann} 2"),
         format!("g0: count (count) in week per destination {bob} 1"),
     ];
     expected.sort();

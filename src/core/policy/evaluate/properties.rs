@@ -254,7 +254,7 @@ fn grants_in_any_order_and_under_any_ids_decide_the_same() {
 fn parts(charge: &Charge) -> (Amount, Amount) {
     match charge.kind {
         ChargeKind::Amount { value, fee } => (value, fee),
-        ChargeKind::Count => (Amount::ZERO, Amount::ZERO),
+        ChargeKind::Count(_) => (Amount::ZERO, Amount::ZERO),
     }
 }
 

@@ -55,7 +55,7 @@ fn a_payout_is_allowed_with_the_lower_fee_and_charged_at_its_cap() {
     assert!(verdict.effects.contains(&Effect::FeeMax { amount: fee }));
     let kinds: Vec<ChargeKind> = verdict.charges.iter().map(|charge| charge.kind).collect();
     assert_eq!(kinds.len(), 2);
-    assert!(kinds.contains(&ChargeKind::Count));
+    assert!(kinds.contains(&ChargeKind::Count(1)));
     assert!(kinds.contains(&ChargeKind::Amount { value: Amount::from(10_u64), fee }));
     assert!(verdict.charges.is_sorted_by_key(|charge| charge.limit));
 }

@@ -121,7 +121,7 @@ impl Drafts {
         let (chain, rule) = match found.rule {
             Rule::Message { windows, .. } => {
                 for window in windows {
-                    self.add(slot.count(window), false);
+                    self.add(slot.count(window, 1), false);
                 }
                 return;
             }
@@ -149,19 +149,26 @@ impl Drafts {
         }
     }
 
-    /// One for the request; by destination, one for each.
+    /// One for each effect: a batch is as many as it has calls.
     fn add_counts<'e>(
         &mut self,
         slot: Slot<'_>,
         window: &Window,
         matched: impl Iterator<Item = &'e Effect>,
     ) {
+        let mut counts: BTreeMap<Option<Address>, u64> = BTreeMap::new();
         for effect in matched {
-            match (window.scope, effect.destination()) {
-                (Scope::Destination, None) => {}
-                (Scope::Destination, to) => self.add(slot.to(to).count(window), false),
-                _ => return self.add(slot.count(window), false),
-            }
+            let to = match (window.scope, effect.destination()) {
+                (Scope::Destination, None) => continue,
+                (Scope::Destination, to) => to,
+                _ => None,
+            };
+            let count = counts.entry(to).or_default();
+            *count = count.saturating_add(1);
+        }
+        for (to, count) in counts {
+            let slot = if to.is_some() { slot.to(to) } else { slot };
+            self.add(slot.count(window, count), false);
         }
     }
 
@@ -252,7 +259,8 @@ impl Drafts {
         for window in &rule.windows {
             match window.holds {
                 Holds::Count(_) if window.scope != Scope::Destination => {
-                    self.add(slot.count(window), false);
+                    let count = u64::try_from(concerned.len()).unwrap_or(u64::MAX).max(1);
+                    self.add(slot.count(window, count), false);
                 }
                 Holds::Count(_) => {
                     self.add_counts(slot, window, concerned.iter().map(|(_, effect)| *effect));
