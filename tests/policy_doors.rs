@@ -42,6 +42,24 @@ fn policy_test(dir: &Path, more: &[&str]) -> (bool, String, String) {
 }
 
 #[test]
+fn every_example_bundle_holds_its_own_cases() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies");
+    let mut seen = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let dir = entry.unwrap().path();
+        if dir.is_dir() {
+            let (passed, out, err) = policy_test(&dir, &[]);
+            assert!(passed, "{}: {out}{err}", dir.display());
+            // Each shows what it allows and what it does not.
+            assert!(out.contains(" allow ") && out.contains(" deny "), "{out}");
+            seen.push(dir.file_name().unwrap().to_string_lossy().into_owned());
+        }
+    }
+    seen.sort();
+    assert_eq!(seen, ["bridge", "exchange", "payments", "treasury"]);
+}
+
+#[test]
 fn each_case_of_a_bundle_is_told_and_one_that_fails_fails_the_command() {
     let folder = tempfile::tempdir().unwrap();
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/payments");
@@ -71,7 +89,7 @@ fn each_case_of_a_bundle_is_told_and_one_that_fails_fails_the_command() {
     let failed = out.lines().filter(|line| line.starts_with("FAILED ")).collect::<Vec<_>>();
     assert_eq!(failed.len(), 1, "{out}");
     assert!(failed[0].contains("expected deny, but it is allow"), "{}", failed[0]);
-    assert_eq!(out.lines().filter(|line| line.starts_with("ok ")).count(), 13, "{out}");
+    assert_eq!(out.lines().filter(|line| line.starts_with("ok ")).count(), 16, "{out}");
     let (_, out, _) = policy_test(&dir, &["--json"]);
     let report: Value = serde_json::from_str(&out).unwrap();
     let case = report["cases"].as_array().unwrap().iter().find(|case| case["holds"] == false);
@@ -309,7 +327,7 @@ async fn an_evaluation_is_of_the_callers_own_requests_and_read_as_strictly() {
     let other = evaluate_as(&server, "svc:watcher", Role::Client, &payout(1)).await.ok();
     assert_eq!(
         (&other["outcome"], &other["reasons"][0]["field"]),
-        (&json!("deny"), &json!("principals"))
+        (&json!("deny"), &json!("effects"))
     );
     for (field, value) in [
         ("principal", json!("svc:payouts")),
