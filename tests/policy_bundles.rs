@@ -240,6 +240,65 @@ async fn a_bundle_is_put_in_force_by_somebody_else_than_its_author() {
     );
 }
 
+/// As the folder's, with people who change it: two of three, and what loosens waits.
+const CHANGE: &str = r#"
+[[quorum]]
+name = "security"
+members = ["dev:ann", "dev:bob", "dev:cid"]
+
+[change]
+quorum = { security = 2 }
+delay = "2s"
+"#;
+
+#[tokio::test]
+async fn what_the_bundle_in_force_says_about_its_change_holds_also_against_the_folder() {
+    let anvil = chain().await;
+    let setup = SetUp::new(&anvil.url(), None, &grants("hello "));
+    let dir = setup.dir().join("policies");
+    let head = dir.join("bundle.toml");
+    let plain = std::fs::read_to_string(&head).unwrap();
+    std::fs::write(&head, format!("{plain}{CHANGE}")).unwrap();
+    let server = setup.start(&[]).await;
+    server.funded_key(&anvil, "op-1").await;
+    let first = in_force(&server).await;
+
+    // It loosens: two people who are not its author, and then time.
+    let looser = files(&dir, "v2", &first, &grants("h"));
+    let second = text(&propose(&server, AUTHOR, &looser).await.body["hash"]);
+    assert_eq!(activate(&server, AUTHOR, &second).await.status, 409, "the author has no voice");
+    for sub in [OTHER, OTHER, "dev:stranger"] {
+        let waits = activate(&server, sub, &second).await;
+        assert_eq!((waits.status, &waits.body["active"]), (202, &json!(false)), "{sub}");
+        assert!(text(&waits.body["waits_for"]).contains("2 of security"), "{}", waits.body);
+    }
+    let waits = activate(&server, "dev:cid", &second).await;
+    assert_eq!(waits.status, 202, "{}", waits.body);
+    assert!(text(&waits.body["waits_for"]).contains("it loosens"), "{}", waits.body);
+    assert_eq!(sign(&server, "hi world").await.status, 403, "not before its time");
+    poll_until(LIMIT, "its time has come", async || {
+        (in_force(&server).await == second).then_some(())
+    })
+    .await;
+    assert_eq!(sign(&server, "hi world").await.status, 201);
+
+    // What only tightens needs the people and no time.
+    let tighter = files(&dir, "v3", &second, &grants("hello you "));
+    let third = text(&propose(&server, "dev:cid", &tighter).await.body["hash"]);
+    assert_eq!(activate(&server, OTHER, &third).await.status, 202);
+    assert_eq!(activate(&server, AUTHOR, &third).await.status, 200);
+    assert_eq!(sign(&server, "hello world").await.status, 403);
+    server.stop().await;
+
+    // Whoever can write the folder changes nothing: neither by an old bundle, nor by one without the rule.
+    for head_text in [format!("{plain}{CHANGE}"), plain] {
+        std::fs::write(&head, head_text).unwrap();
+        let server = setup.start(&[]).await;
+        assert_eq!(in_force(&server).await, third);
+        server.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn another_server_over_the_database_follows() {
     let anvil = chain().await;

@@ -9,7 +9,7 @@ mod start;
 pub use start::{Begun, begin, follow};
 
 use crate::app::record::{self, By};
-use crate::app::{App, AppError};
+use crate::app::{App, AppError, clock_watch};
 use crate::core::policy::Bundle;
 use crate::core::policy::change::{Standing, Voice, standing};
 use crate::core::policy::diff::{Diff, diff};
@@ -290,6 +290,11 @@ async fn put(
     change: Change,
     voice: Option<NewVoice>,
 ) -> Result<Option<Standing>, AppError> {
+    let waits = change.in_force.guardrails().change.as_ref().is_some_and(|it| it.delay_ms > 0);
+    if waits && change.diff.is_looser() {
+        // A clock that jumped must not end the wait. What tightens needs no clock.
+        clock_watch::believed(app).await?;
+    }
     let bundle = Arc::clone(&change.bundle);
     let next = change.serial.checked_add(1).ok_or_else(|| AppError::internal("serial"))?;
     let work = Arc::new((change, voice));

@@ -1,6 +1,7 @@
 //! Who may put a bundle in force, and when: the bundle that is in force says so.
 
 use super::bundle::guardrail::Guardrails;
+use crate::core::approval::Approvers;
 use crate::core::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,7 +55,7 @@ pub fn standing(
     let mut met_at = None;
     for voice in voices {
         people.insert(voice.sub.as_str());
-        if is_met(in_force, quorum, &people) {
+        if is_met(in_force, quorum, (author, &people)) {
             met_at = Some(voice.at);
             break;
         }
@@ -82,54 +83,13 @@ fn in_words(quorum: &BTreeMap<String, u32>) -> String {
 fn is_met(
     in_force: &Guardrails,
     quorum: Option<&BTreeMap<String, u32>>,
-    people: &BTreeSet<&str>,
+    (author, people): (&str, &BTreeSet<&str>),
 ) -> bool {
     let Some(quorum) = quorum else {
         return !people.is_empty();
     };
-    // One seat for each person that is asked for. A person sits on one seat only, also as a member of two
-    // groups: seats are filled by augmenting paths.
-    let mut seats: Vec<&BTreeSet<String>> = Vec::new();
-    for (group, count) in quorum {
-        let Some(members) = in_force.quorums.get(group) else {
-            return false;
-        };
-        for _ in 0..*count {
-            if seats.len() >= people.len() {
-                return false;
-            }
-            seats.push(members);
-        }
-    }
-    let mut seated: BTreeMap<&str, usize> = BTreeMap::new();
-    (0..seats.len()).all(|seat| fill(seat, &seats, people, &mut seated, &mut BTreeSet::new()))
-}
-
-/// Finds somebody for the seat; who sits elsewhere moves if there is another for that seat.
-fn fill<'p>(
-    seat: usize,
-    seats: &[&BTreeSet<String>],
-    people: &BTreeSet<&'p str>,
-    seated: &mut BTreeMap<&'p str, usize>,
-    tried: &mut BTreeSet<&'p str>,
-) -> bool {
-    let Some(members) = seats.get(seat) else {
-        return false;
-    };
-    for person in people {
-        if !members.contains(*person) || !tried.insert(*person) {
-            continue;
-        }
-        let free = match seated.get(person).copied() {
-            None => true,
-            Some(other) => fill(other, seats, people, seated, tried),
-        };
-        if free {
-            seated.insert(*person, seat);
-            return true;
-        }
-    }
-    false
+    let approvers = Approvers::new(people.iter().copied(), author, &in_force.quorums);
+    approvers.progress(quorum).is_met()
 }
 
 /// What keeps a bundle from being put in force, in words.
