@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 
 /// Signed often, so that the history has many checkpoints.
 const OFTEN: (&str, &str) = ("CLAVIGER__AUDIT__CHECKPOINT_EVERY", "50ms");
+/// Neither indices nor checkpoints come by themselves.
+const NEVER: [(&str, &str); 2] =
+    [("CLAVIGER__AUDIT__CHECKPOINT_EVERY", "24h"), ("CLAVIGER__AUDIT__SEQUENCE_EVERY", "24h")];
 
 pub async fn chain() -> Anvil {
     let slots_in_an_epoch = Some(1);
@@ -127,16 +130,19 @@ async fn a_log_of_payouts_is_exported_while_the_server_runs_and_verified_on_post
 async fn the_checkpoint_is_told_with_the_note_and_as_the_bare_note() {
     let anvil = chain().await;
     let setup = SetUp::new(&anvil.url(), None, &payout_grants("100.0"));
-    let server = setup.start(&[OFTEN]).await;
+    // The bundle's leaves are there from the start: they are signed only when the server stops.
+    let server = setup.start(&NEVER).await;
     let (status, _, body) = ask(&server, "application/json").await;
     let told: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!((status, &told["size"], &told["note"]), (200, &"0".into(), &Value::Null));
+    assert_eq!((status, &told["size"], &told["note"]), (200, &"2".into(), &Value::Null));
     let (status, kind, _) = ask(&server, "text/plain").await;
     assert_eq!((status, kind.as_str()), (404, "application/problem+json"));
     let nothing = export(&setup.config(), &out(&setup, "empty"), None);
     assert_eq!(nothing.code, 1);
     assert!(nothing.err.contains("no signed checkpoint"), "{nothing:#?}");
+    server.stop().await;
 
+    let server = setup.start(&[OFTEN]).await;
     server.funded_key(&anvil, "op-1").await;
     let (size, note) = signed(&server).await;
     let (status, kind, body) = ask(&server, "text/plain").await;
@@ -180,6 +186,10 @@ async fn killed_the_server_goes_on_signing_what_continues_the_log() {
 async fn killed_between_the_record_and_the_release_the_checkpoint_is_released_at_the_next_start() {
     let anvil = chain().await;
     let setup = SetUp::new(&anvil.url(), None, &payout_grants("100.0"));
+    // What a first start writes is signed before: the next leaf is the one of the key.
+    let server = setup.start(&[OFTEN]).await;
+    let before = signed(&server).await.0;
+    server.stop().await;
     let server = setup.start(&[OFTEN, ("CLAVIGER_FAILPOINT", "checkpoint.after_record")]).await;
     let token = server.token("dev:op", Role::Operator);
     let body = serde_json::json!({ "label": "op-1", "group": "payments", "mode": "managed" });
@@ -188,12 +198,13 @@ async fn killed_between_the_record_and_the_release_the_checkpoint_is_released_at
     server.crashed().await;
 
     let recorded = std::fs::read_to_string(setup.dir().join("audit.record")).unwrap();
-    assert_eq!(recorded.lines().nth(1), Some("1"));
+    let size = before + 1;
+    assert_eq!(recorded.lines().nth(1), Some(size.to_string().as_str()));
     let mut intruder = Intruder::at(&setup.dir().join("claviger.db")).await;
-    assert_eq!(intruder.checkpoint_sizes().await, Vec::<i64>::new());
+    assert_eq!(intruder.checkpoint_sizes().await, [i64::try_from(before).unwrap()]);
     drop(intruder);
     let server = setup.start(&[OFTEN]).await;
-    assert_eq!(signed(&server).await, (1, recorded));
+    assert_eq!(signed(&server).await, (size, recorded));
 }
 
 #[tokio::test]
@@ -348,22 +359,20 @@ async fn a_set_up_without_a_key_serves_unsigned_until_it_is_given_one() {
     assert_eq!(claviger(&init, &[]).code, 1, "a key is never made twice");
     let server = setup.start(&[OFTEN]).await;
     let (size, note) = signed(&server).await;
-    assert!(size == 1 && note.starts_with("audit.example.com/test\n1\n"), "{note}");
+    // The bundle was proposed and put in force, and a key made.
+    assert!(size == 3 && note.starts_with("audit.example.com/test\n3\n"), "{note}");
 }
 
 #[tokio::test]
 async fn what_was_done_until_the_server_stopped_is_signed() {
     let anvil = chain().await;
     let setup = SetUp::new(&anvil.url(), None, &payout_grants("100.0"));
-    // Neither would come by itself.
-    let never =
-        [("CLAVIGER__AUDIT__CHECKPOINT_EVERY", "24h"), ("CLAVIGER__AUDIT__SEQUENCE_EVERY", "24h")];
-    let server = setup.start(&never).await;
+    let server = setup.start(&NEVER).await;
     server.funded_key(&anvil, "op-1").await;
     let denied = server.ask("svc:payouts", "too-much", &payout(3 * ETHER)).await;
     assert_eq!(denied.code(), "policy-denied");
     server.stop().await;
     let (export, told) = exported(&setup, "log");
-    assert_eq!(told["size"], 2);
+    assert_eq!(told["size"], 4);
     assert_eq!(verify(&export, &vkey(&setup), &[]).ok()["kinds"]["DENIED"], 1);
 }
