@@ -87,7 +87,12 @@ impl Stage {
 
     /// Asks for a transaction. What is answered 2xx is remembered for the invariants.
     pub async fn ask(&self, server: &Server, key: &str, body: &Value) -> Value {
-        let answer = server.ask(SUB, key, body).await;
+        // A node that has just failed is left alone for a moment: callers are told, and ask again.
+        let answer = poll_until(LIMIT, "its nodes are asked again", async || {
+            let answer = server.ask(SUB, key, body).await;
+            (answer.status != 503 || answer.code() != "chain-unavailable").then_some(answer)
+        })
+        .await;
         assert!((200..300).contains(&answer.status), "{} {:#}", answer.status, answer.body);
         self.was_answered(&answer.id());
         answer.body
