@@ -155,7 +155,9 @@ fn every_seed_ends_as_the_final_chain_says_and_nothing_is_stuck() {
     }
     met.print(started);
     if seeds.end - seeds.start >= 1000 {
-        for status in Status::ALL.into_iter().filter(|status| status.is_end()) {
+        // Nobody is asked here whether a request may go on, so nobody rejects one.
+        let ends = Status::ALL.into_iter().filter(|it| it.is_end() && *it != Status::Rejected);
+        for status in ends {
             assert!(met.ends.contains_key(status.name()), "no seed met {status}");
         }
         for what in EXPECTED {
