@@ -14,6 +14,7 @@ use std::sync::Arc;
 on_both!(
     an_exposure_is_held_beside_the_charges_until_it_ends,
     a_revert_and_what_was_never_signed_expose_nothing,
+    what_was_sent_back_is_asked_for_once_more,
     versions_of_a_nonce_hold_the_largest_of_each_exposure,
     the_same_approval_twice_in_one_request_is_two,
     a_full_window_keeps_nothing_of_an_exposure,
@@ -128,9 +129,28 @@ async fn a_revert_and_what_was_never_signed_expose_nothing(store: Arc<dyn Store>
     release(&store, "b").await;
     release(&store, "b").await;
     assert_eq!(limit(&store, 1).await, (0, 0));
-    for owner in ["a", "b"] {
-        assert!(of(&store, owner).await.iter().all(|row| row.state == ExposureState::Ended));
+    let over = of(&store, "a").await;
+    assert_eq!(over.len(), 2);
+    assert!(over.iter().all(|row| row.state == ExposureState::Ended));
+    let again = holds(&store, hold("a", vec![exposure(3, 20, 100)])).await;
+    assert!(matches!(again, Err(StoreError::Corrupt(_))), "its nonce is final: {again:?}");
+    assert!(of(&store, "b").await.is_empty());
+}
+
+async fn what_was_sent_back_is_asked_for_once_more(store: Arc<dyn Store>) {
+    let asked = |value| hold("a", vec![exposure(3, value, 100), exposure(4, 10, 100)]);
+    for value in [20, 30] {
+        assert_eq!(holds(&store, asked(value)).await.unwrap(), None);
+        assert_eq!(limit(&store, 1).await, (15 + value, 0));
+        release(&store, "a").await;
+        assert_eq!(limit(&store, 1).await, (0, 0));
     }
+    assert_eq!(holds(&store, asked(25)).await.unwrap(), None);
+    let given: Vec<u64> = of(&store, "a").await.iter().map(|row| row.amount.units().to()).collect();
+    assert_eq!(given, [25, 10], "nothing is left of what was asked before");
+    settle(&store, "a", true, None, 0).await;
+    assert_eq!(limit(&store, 1).await, (35, 5));
+    assert!(of(&store, "a").await.iter().all(|row| row.state == ExposureState::Open));
 }
 
 async fn versions_of_a_nonce_hold_the_largest_of_each_exposure(store: Arc<dyn Store>) {

@@ -26,8 +26,9 @@ statements! {
     OPEN_EXPOSURES_OF_OWNER = "UPDATE exposures SET state = 'open', submitted = 1, uses = uses + 1, \
         updated_at = $2, from_block = COALESCE((SELECT anchors.number FROM anchors \
         WHERE anchors.chain_id = exposures.chain_id), 0) WHERE owner = $1 AND state = 'held'";
-    END_EXPOSURES_OF_OWNER = "UPDATE exposures SET state = 'ended', ended_by = $2, \
-        uses = uses + 1 WHERE owner = $1 AND state = 'held'";
+    DROP_EXPOSURES_OF_OWNER = "DELETE FROM exposures WHERE owner = $1 AND state = 'held'";
+    END_EXPOSURES_OF_OWNER = "UPDATE exposures SET state = 'ended', \
+        ended_by = 'not_executed', uses = uses + 1 WHERE owner = $1 AND state = 'held'";
     EXPOSE_FROM = "UPDATE exposures SET from_block = $2 WHERE owner = $1 AND from_block < $2";
     OPEN_TO_LOOK_AT = "SELECT * FROM exposures WHERE chain_id = $1 AND state = 'open' \
         AND seen_block < $2 AND from_block <= $2 ORDER BY seen_block, owner, n LIMIT $3";
@@ -220,17 +221,24 @@ pub(super) async fn settled(
     if moved {
         return tx.execute(OPEN_EXPOSURES_OF_OWNER, values![owner, now.millis()]).await.map(|_| ());
     }
-    give_back(tx, owner, "not_executed").await
+    give_back(tx, owner).await?;
+    tx.execute(END_EXPOSURES_OF_OWNER, values![owner]).await.map(|_| ())
+}
+
+/// Nothing of the owner was signed, and it may be decided once more: nothing stays of what was not open.
+pub(super) async fn released(tx: &mut Tx, owner: &str) -> Result<(), StoreError> {
+    give_back(tx, owner).await?;
+    tx.execute(DROP_EXPOSURES_OF_OWNER, values![owner]).await.map(|_| ())
 }
 
 /// Gives back what the exposures of an owner hold that are not open yet.
-pub(super) async fn give_back(tx: &mut Tx, owner: &str, why: &str) -> Result<(), StoreError> {
+async fn give_back(tx: &mut Tx, owner: &str) -> Result<(), StoreError> {
     for row in of(tx, owner).await? {
         if row.state == ExposureState::Held {
             spend::release_one(tx, &held_as(owner, row.n)).await?;
         }
     }
-    tx.execute(END_EXPOSURES_OF_OWNER, values![owner, why]).await.map(|_| ())
+    Ok(())
 }
 
 /// The names under which an owner's exposures hold, for whoever locks their limits.
