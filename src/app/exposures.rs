@@ -25,12 +25,33 @@ pub async fn follow(app: &App, chain: &ChainRuntime) -> Result<(), AppError> {
     let Some(block) = chain.port.block(BlockAt::Final).await? else {
         return Ok(());
     };
-    for rows in due(app, chain, block.number, MOST).await? {
+    let groups = due(app, chain, block.number, MOST).await?;
+    take_turns(app, &groups).await?;
+    for rows in groups {
         if let Err(error) = follow_one(app, chain, &block, rows).await {
             // One token that cannot be read now must not keep the others waiting.
             tracing::warn!(chain = %chain.settings.name, %error, "could not follow an exposure");
         }
     }
+    Ok(())
+}
+
+/// Where there are more than one run looks at, those of this run are behind the others in the next one, also
+/// if nothing comes of the look: what cannot be read must not keep its place before what can.
+async fn take_turns(app: &App, groups: &[Vec<ExposureRow>]) -> Result<(), AppError> {
+    let rows: Vec<ExposureRow> = groups.iter().flatten().cloned().collect();
+    if i64::try_from(rows.len()).is_ok_and(|found| found < MOST) {
+        return Ok(());
+    }
+    let (now, rows) = (app.clock.now(), Arc::new(rows));
+    unit(&*app.store, "look_at_exposures", move |unit| {
+        let rows = rows.clone();
+        Box::pin(async move {
+            unit.look_at_exposures(&rows, now).await?;
+            Ok(End::Commit(()))
+        })
+    })
+    .await?;
     Ok(())
 }
 

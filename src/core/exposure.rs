@@ -93,6 +93,7 @@ impl View {
             (ApprovalForm::Permit2, Some(permit)) => {
                 Some(Kept::ByPermit2(permit.verifying_contract))
             }
+            (ApprovalForm::Permit2Approve(contract), _) => Some(Kept::ByPermit2(contract)),
             _ => None,
         }
     }
@@ -105,24 +106,27 @@ impl View {
         }
     }
 
-    fn permit_reads(&self) -> Vec<Read> {
-        let Some(permit) = self.permit.as_ref().filter(|_| !self.submitted) else {
-            return Vec::new();
-        };
+    /// What the nonce of a permit is read by; that of an allowance of Permit2 is beside the allowance.
+    fn permit_read(&self) -> Option<Read> {
+        let permit = self.permit.as_ref().filter(|_| !self.submitted)?;
         let at = permit.verifying_contract;
         match self.form {
             ApprovalForm::Permit | ApprovalForm::DaiPermit => {
-                vec![read(at, &abi::Token::noncesCall { owner: self.account })]
+                Some(read(at, &abi::Token::noncesCall { owner: self.account }))
             }
             ApprovalForm::TransferAuthorization => {
                 let (authorizer, nonce) = (self.account, permit.nonce.into());
-                vec![read(at, &abi::Token::authorizationStateCall { authorizer, nonce })]
+                Some(read(at, &abi::Token::authorizationStateCall { authorizer, nonce }))
             }
-            ApprovalForm::Permit2 => {
+            ApprovalForm::Permit2Transfer => {
                 let word = permit.nonce.wrapping_shr(8);
-                vec![read(at, &abi::Permit2::nonceBitmapCall { owner: self.account, word })]
+                Some(read(at, &abi::Permit2::nonceBitmapCall { owner: self.account, word }))
             }
-            ApprovalForm::Approve | ApprovalForm::Increase | ApprovalForm::Seaport => Vec::new(),
+            ApprovalForm::Permit2 => Some(self.allowance(Kept::ByPermit2(at))),
+            ApprovalForm::Approve
+            | ApprovalForm::Increase
+            | ApprovalForm::Permit2Approve(_)
+            | ApprovalForm::Seaport => None,
         }
     }
 
@@ -147,7 +151,7 @@ pub fn reads(views: &[View]) -> Vec<Read> {
     let mut all = Vec::new();
     for view in views {
         all.extend(view.kept().map(|kept| view.allowance(kept)));
-        all.extend(view.permit_reads());
+        all.extend(view.permit_read());
     }
     all.sort();
     all.dedup();
@@ -178,57 +182,40 @@ fn by_permit(view: &View, answers: &Answers, time_s: u64) -> Change {
     let Some(permit) = view.permit.as_ref().filter(|_| !view.submitted) else {
         return match view.form {
             // Its transaction has carried it out.
-            ApprovalForm::TransferAuthorization => view.used("used"),
+            ApprovalForm::TransferAuthorization | ApprovalForm::Permit2Transfer => {
+                view.used("used")
+            }
             _ => view.change(),
         };
     };
     let past = permit.deadline.is_some_and(|deadline| time_s > deadline);
-    let first = view.permit_reads().first().and_then(|read| word(answers, read));
-    match (view.form, first) {
+    let read = view.permit_read();
+    let said = read.and_then(|read| match view.form {
+        ApprovalForm::Permit2 => permit2(answers, &read).map(|(_, _, next)| next),
+        _ => word(answers, &read),
+    });
+    match (view.form, said) {
         // An order may have been filled: whatever it was, no more comes of it.
         (ApprovalForm::Seaport, _) if past => view.used("expired"),
-        (ApprovalForm::Permit | ApprovalForm::DaiPermit, Some(next)) => match next > permit.nonce {
-            true => Change { submitted: true, ..view.change() },
-            false if past => view.free("expired"),
-            false => view.change(),
-        },
+        (ApprovalForm::Permit | ApprovalForm::DaiPermit | ApprovalForm::Permit2, Some(next)) => {
+            match next > permit.nonce {
+                true => Change { submitted: true, ..view.change() },
+                false if past => view.free("expired"),
+                false => view.change(),
+            }
+        }
         (ApprovalForm::TransferAuthorization, Some(state)) => match state.is_zero() {
             false => view.used("used"),
             true if past => view.free("expired"),
             true => view.change(),
         },
-        (ApprovalForm::Permit2, Some(bits)) => {
-            let is_set = bits.bit(usize::from(permit.nonce.byte(0)));
-            by_permit2(view, permit, answers, (is_set, past))
+        (ApprovalForm::Permit2Transfer, Some(bits)) => {
+            match bits.bit(usize::from(permit.nonce.byte(0))) {
+                true => view.used("used"),
+                false if past => view.free("expired"),
+                false => view.change(),
+            }
         }
-        _ => view.change(),
-    }
-}
-
-/// A permit that ends with its deadline may be a single transfer, whose nonce is a bit, or an allowance, whose
-/// nonce is a number: it is free only if neither was used.
-fn by_permit2(
-    view: &View,
-    permit: &PermitTerms,
-    answers: &Answers,
-    (is_set, past): (bool, bool),
-) -> Change {
-    let read = view.allowance(Kept::ByPermit2(permit.verifying_contract));
-    let Some((_, _, next)) = permit2(answers, &read) else {
-        return view.change();
-    };
-    let numbered = next > permit.nonce;
-    if permit.expires != permit.deadline {
-        return match numbered {
-            true => Change { submitted: true, ..view.change() },
-            false if past => view.free("expired"),
-            false => view.change(),
-        };
-    }
-    match (is_set, numbered) {
-        (true, false) => view.used("used"),
-        (false, false) if past => view.free("expired"),
-        _ if past => view.used("expired"),
         _ => view.change(),
     }
 }
@@ -304,7 +291,10 @@ mod tests {
     fn view(form: ApprovalForm, remaining: u64, permit: Option<(u64, u64, Option<u64>)>) -> View {
         let submitted = permit.is_none();
         let permit = permit.map(|(nonce, deadline, expires)| PermitTerms {
-            verifying_contract: if form == ApprovalForm::Permit2 { at(9) } else { at(1) },
+            verifying_contract: match form {
+                ApprovalForm::Permit2 | ApprovalForm::Permit2Transfer => at(9),
+                _ => at(1),
+            },
             nonce: U256::from(nonce),
             deadline: Some(deadline),
             expires,
@@ -318,7 +308,7 @@ mod tests {
     fn answers(views: &[View], token: u64, two: (u64, u64, u64), permit: u64) -> Answers {
         let mut all = Answers::new();
         for view in views {
-            for read in view.permit_reads() {
+            if let Some(read) = view.permit_read() {
                 all.insert(read, U256::from(permit).abi_encode().into());
             }
             match view.kept() {
@@ -373,7 +363,8 @@ mod tests {
             view(ApprovalForm::Permit, 100, Some((4, 1, None))),
             view(ApprovalForm::TransferAuthorization, 100, Some((4, 1, Some(1)))),
             view(ApprovalForm::Permit2, 100, Some((4, 1, Some(2)))),
-            view(ApprovalForm::Permit2, 100, None),
+            view(ApprovalForm::Permit2Transfer, 100, Some((4, 1, Some(1)))),
+            view(ApprovalForm::Permit2Approve(at(9)), 100, None),
         ];
         for view in forms {
             let changes = judge(std::slice::from_ref(&view), &Answers::new(), TIME);
@@ -424,17 +415,51 @@ mod tests {
     }
 
     #[test]
+    fn an_allowance_of_permit2_that_expires_with_its_deadline_is_no_transfer() {
+        // Every bit of the word of its nonce is set, by transfers that are others.
+        for until in [TIME + 9, TIME - 1] {
+            let terms = Some((4, until, Some(until)));
+            let all = U256::MAX;
+            let views = [view(ApprovalForm::Permit2, 100, terms)];
+            let mut known = answers(&views, 0, (100, until, 5), 0);
+            let word = abi::Permit2::nonceBitmapCall { owner: at(2), word: U256::ZERO };
+            known.insert(read(at(9), &word), all.abi_encode().into());
+            let change = judge(&views, &known, TIME).remove(0);
+            let freed = if until > TIME { (0, 0, None) } else { (0, 100, Some("expired")) };
+            assert_eq!((told(&change), change.submitted), (freed, true));
+        }
+    }
+
+    #[test]
+    fn an_approve_of_permit2_is_followed_by_what_it_keeps() {
+        let of = |two| told(&one(view(ApprovalForm::Permit2Approve(at(9)), 100, None), 0, two, 0));
+        assert_eq!(of((100, TIME, 0)), (0, 0, None), "the token says nothing about it");
+        assert_eq!(of((40, TIME, 7)), (60, 0, None));
+        assert_eq!(of((40, TIME - 1, 0)), (60, 40, Some("expired")));
+        assert_eq!(of((0, TIME, 0)), (100, 0, Some("used")));
+    }
+
+    #[test]
+    fn an_allowance_of_the_token_says_nothing_about_one_that_permit2_keeps() {
+        let views = [
+            view(ApprovalForm::Approve, 1, None),
+            view(ApprovalForm::Permit2Approve(at(9)), 999, None),
+        ];
+        let changes = judge(&views, &answers(&views, 1, (900, TIME, 0), 0), TIME);
+        let all: Vec<_> = changes.iter().map(told).collect();
+        assert_eq!(all, [(0, 0, None), (99, 0, None)]);
+    }
+
+    #[test]
     fn a_single_transfer_by_permit2_is_a_bit() {
-        let of = |deadline: u64, bits, two| {
+        let of = |deadline: u64, bits| {
             let terms = Some((4, deadline, Some(deadline)));
-            told(&one(view(ApprovalForm::Permit2, 100, terms), 0, two, bits))
+            told(&one(view(ApprovalForm::Permit2Transfer, 100, terms), 0, (0, 0, 9), bits))
         };
-        assert_eq!(of(TIME, 0, (0, 0, 0)), (0, 0, None));
-        assert_eq!(of(TIME, 1 << 4, (0, 0, 0)), (100, 0, Some("used")));
-        assert_eq!(of(TIME, 1 << 3, (0, 0, 0)), (0, 0, None), "another's bit");
-        assert_eq!(of(TIME - 1, 0, (0, 0, 0)), (0, 100, Some("expired")));
-        // It may have been an allowance that was submitted: nothing is given back.
-        assert_eq!(of(TIME - 1, 0, (0, 0, 9)), (100, 0, Some("expired")));
+        assert_eq!(of(TIME, 0), (0, 0, None));
+        assert_eq!(of(TIME, 1 << 4), (100, 0, Some("used")));
+        assert_eq!(of(TIME, 1 << 3), (0, 0, None), "another's bit");
+        assert_eq!(of(TIME - 1, 0), (0, 100, Some("expired")));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::sync::Arc;
 on_both!(
     an_exposure_is_held_beside_the_charges_until_it_ends,
     a_revert_and_what_was_never_signed_expose_nothing,
+    what_was_sent_back_is_asked_for_once_more,
     versions_of_a_nonce_hold_the_largest_of_each_exposure,
     the_same_approval_twice_in_one_request_is_two,
     a_full_window_keeps_nothing_of_an_exposure,
@@ -21,6 +22,8 @@ on_both!(
     what_is_used_counts_from_then_and_the_rest_is_held_on,
     a_look_that_comes_late_changes_nothing,
     open_ones_are_found_with_those_beside_them,
+    what_was_looked_at_in_vain_has_its_turn_after_the_others,
+    an_exposure_is_of_the_form_in_which_it_is_given,
 );
 
 fn exposure(spender: u8, value: u64, max: u64) -> Exposure {
@@ -29,6 +32,7 @@ fn exposure(spender: u8, value: u64, max: u64) -> Exposure {
         owner: Address::repeat_byte(2),
         spender: Address::repeat_byte(spender),
         amount: Amount::from(value),
+        form: ApprovalForm::Approve,
         permit: None,
         charges: vec![amount(1, value, 0, max)],
     }
@@ -41,7 +45,7 @@ fn permit(spender: u8, value: u64) -> Exposure {
         deadline: Some(1_000),
         expires: None,
     };
-    Exposure { permit: Some(terms), ..exposure(spender, value, 100) }
+    Exposure { form: ApprovalForm::Permit, permit: Some(terms), ..exposure(spender, value, 100) }
 }
 
 fn hold(owner: &str, exposures: Vec<Exposure>) -> Hold {
@@ -49,7 +53,7 @@ fn hold(owner: &str, exposures: Vec<Exposure>) -> Hold {
         owner: owner.to_owned(),
         chain: Some(CHAIN),
         charges: vec![amount(1, 5, 0, 100)],
-        exposures: exposures.into_iter().map(|it| (it, ApprovalForm::Approve)).collect(),
+        exposures,
         at_once: false,
     }
 }
@@ -128,9 +132,28 @@ async fn a_revert_and_what_was_never_signed_expose_nothing(store: Arc<dyn Store>
     release(&store, "b").await;
     release(&store, "b").await;
     assert_eq!(limit(&store, 1).await, (0, 0));
-    for owner in ["a", "b"] {
-        assert!(of(&store, owner).await.iter().all(|row| row.state == ExposureState::Ended));
+    let over = of(&store, "a").await;
+    assert_eq!(over.len(), 2);
+    assert!(over.iter().all(|row| row.state == ExposureState::Ended));
+    let again = holds(&store, hold("a", vec![exposure(3, 20, 100)])).await;
+    assert!(matches!(again, Err(StoreError::Corrupt(_))), "its nonce is final: {again:?}");
+    assert!(of(&store, "b").await.is_empty());
+}
+
+async fn what_was_sent_back_is_asked_for_once_more(store: Arc<dyn Store>) {
+    let asked = |value| hold("a", vec![exposure(3, value, 100), exposure(4, 10, 100)]);
+    for value in [20, 30] {
+        assert_eq!(holds(&store, asked(value)).await.unwrap(), None);
+        assert_eq!(limit(&store, 1).await, (15 + value, 0));
+        release(&store, "a").await;
+        assert_eq!(limit(&store, 1).await, (0, 0));
     }
+    assert_eq!(holds(&store, asked(25)).await.unwrap(), None);
+    let given: Vec<u64> = of(&store, "a").await.iter().map(|row| row.amount.units().to()).collect();
+    assert_eq!(given, [25, 10], "nothing is left of what was asked before");
+    settle(&store, "a", true, None, 0).await;
+    assert_eq!(limit(&store, 1).await, (35, 5));
+    assert!(of(&store, "a").await.iter().all(|row| row.state == ExposureState::Open));
 }
 
 async fn versions_of_a_nonce_hold_the_largest_of_each_exposure(store: Arc<dyn Store>) {
@@ -173,7 +196,7 @@ async fn a_permit_is_open_from_its_decision_on(store: Arc<dyn Store>) {
     assert_eq!(limit(&store, 1).await, (60, 5));
     let row = of(&store, "a").await.remove(0);
     assert_eq!((row.state, row.submitted), (ExposureState::Open, false));
-    assert_eq!(row.permit, asked.exposures[0].0.permit);
+    assert_eq!((row.form, row.permit), (ApprovalForm::Permit, asked.exposures[0].permit.clone()));
     assert!(holds(&store, asked).await.is_err(), "an owner decides once");
 }
 
@@ -241,4 +264,41 @@ async fn open_ones_are_found_with_those_beside_them(store: Arc<dyn Store>) {
     assert_eq!(due(11, 9).await.len(), 2);
     commit!(store, [], |unit| unit.expose_from("c", 12).await?).unwrap();
     assert_eq!(due(11, 9).await, [vec!["a", "b"]]);
+}
+
+async fn what_was_looked_at_in_vain_has_its_turn_after_the_others(store: Arc<dyn Store>) {
+    for (owner, spender) in [("a", 3), ("b", 4), ("c", 5)] {
+        let asked = hold(owner, vec![exposure(spender, 10, 100)]);
+        assert_eq!(holds(&store, asked).await.unwrap(), None);
+        settle(&store, owner, true, None, 0).await;
+    }
+    let first = async || -> Vec<ExposureRow> {
+        read!(store, [], |unit| unit.open_exposures(CHAIN, 9, 1).await?).remove(0)
+    };
+    for (now, owner) in ["a", "b", "c", "a"].into_iter().enumerate() {
+        let rows = first().await;
+        assert_eq!(rows[0].owner, owner);
+        let now = at(i64::try_from(now).unwrap());
+        commit!(store, [rows], |unit| unit.look_at_exposures(&rows, now).await?).unwrap();
+        let after = of(&store, owner).await;
+        assert_eq!(after, rows, "nothing else is noted");
+    }
+}
+
+async fn an_exposure_is_of_the_form_in_which_it_is_given(store: Arc<dyn Store>) {
+    let by_permit2 = |contract, value| Exposure {
+        form: ApprovalForm::Permit2Approve(Address::repeat_byte(contract)),
+        ..exposure(3, value, 100)
+    };
+    // The token, the account and the spender are the same; what is left is kept in three places.
+    let asked = hold("a", vec![exposure(3, 1, 100), by_permit2(8, 20), by_permit2(9, 30)]);
+    assert_eq!(holds(&store, asked.clone()).await.unwrap(), None);
+    let backwards = hold("a", asked.exposures.iter().rev().cloned().collect());
+    assert_eq!(holds(&store, backwards).await.unwrap(), None, "another version of the nonce");
+    assert_eq!(limit(&store, 1).await, (56, 0));
+    let rows = of(&store, "a").await;
+    let given: Vec<_> = rows.iter().map(|row| (row.form, row.amount, row.permit.clone())).collect();
+    let expected = asked.exposures.iter().map(|it| (it.form, it.amount, None));
+    assert_eq!(given, expected.collect::<Vec<_>>());
+    assert!(rows.iter().all(|row| row.submitted));
 }

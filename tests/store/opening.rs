@@ -141,3 +141,24 @@ async fn a_reader_makes_no_database_and_does_not_keep_a_server_from_its_file() {
     commit!(server, [], |unit| unit.set_meta("kept", "still").await?).unwrap();
     assert_eq!(read!(reader, [], |unit| unit.meta("kept").await?).as_deref(), Some("still"));
 }
+
+/// As an older program finds it after an upgrade: it would not know what the newer one keeps in it.
+#[tokio::test]
+async fn a_database_that_a_newer_version_has_migrated_is_refused() {
+    const NEWER: &str = "INSERT INTO _sqlx_migrations \
+        (version, description, success, checksum, execution_time) \
+        SELECT 9999, 'newer', success, checksum, 0 FROM _sqlx_migrations WHERE version = 1";
+    for database in [Database::sqlite().await, Database::postgres().await] {
+        let Database { store, url, _folder } = database;
+        drop(store);
+        if url.starts_with("sqlite:") {
+            let mut raw = sqlx::SqliteConnection::connect(&url).await.unwrap();
+            sqlx::query(NEWER).execute(&mut raw).await.unwrap();
+        } else {
+            let mut raw = sqlx::PgConnection::connect(&url).await.unwrap();
+            sqlx::query(NEWER).execute(&mut raw).await.unwrap();
+        }
+        let told = refused(&url, OpenMode::Existing).await;
+        assert!(told.contains("9999"), "{told}");
+    }
+}

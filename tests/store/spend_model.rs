@@ -256,10 +256,11 @@ impl Play {
                 owner: Address::repeat_byte(2),
                 spender: Address::repeat_byte(owner),
                 amount: Amount::from(amount),
+                form: ApprovalForm::Approve,
                 permit: None,
                 charges: amounts.iter().map(|limit| self.charge(*limit, amount, 0)).collect(),
             };
-            hold.exposures.push((exposure, ApprovalForm::Approve));
+            hold.exposures.push(exposure);
         }
         let mut next = self.model.clone();
         let over = next.hold(&asked, self.now);
@@ -271,7 +272,7 @@ impl Play {
         }
         if full.is_none() {
             self.model = next;
-            if let Some((exposure, _)) = hold.exposures.first() {
+            if let Some(exposure) = hold.exposures.first() {
                 let given = self.exposed.entry(name).or_default();
                 *given = (*given).max(exposure.amount.units().to());
             }

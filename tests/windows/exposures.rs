@@ -76,15 +76,16 @@ fn exposure(token: &Token, amount: u64, permit: Option<PermitTerms>) -> Exposure
         owner: token.account(1).parse().unwrap(),
         spender: token.account(2).parse().unwrap(),
         amount: Amount::from(amount),
+        form: if permit.is_some() { ApprovalForm::Permit } else { ApprovalForm::Approve },
         permit,
         charges: vec![charge(amount)],
     }
 }
 
-async fn held(store: &Arc<dyn Store>, owner: &str, exposure: Exposure, form: ApprovalForm) {
+async fn held(store: &Arc<dyn Store>, owner: &str, exposure: Exposure) {
     let at_once = exposure.permit.is_some();
     let chain = Some(CHAIN);
-    let (owner, exposures) = (owner.to_owned(), vec![(exposure, form)]);
+    let (owner, exposures) = (owner.to_owned(), vec![exposure]);
     let hold = Hold { owner, chain, charges: Vec::new(), exposures, at_once };
     let done = unit(&**store, "hold", move |unit| {
         let hold = hold.clone();
@@ -136,7 +137,7 @@ async fn what_an_allowance_loses_is_spent_and_what_cannot_be_read_is_held() {
     let setup = SetUp::new(&token.anvil.url(), Some(&url), &payout_grants("10"));
     let server = setup.start(&[]).await;
     let store = setup.store().await;
-    held(&store, "a", exposure(&token, 100, None), ApprovalForm::Approve).await;
+    held(&store, "a", exposure(&token, 100, None)).await;
     // The token has no permits: nothing will ever be known of this one.
     let terms = PermitTerms {
         verifying_contract: token.at.parse::<Address>().unwrap(),
@@ -144,7 +145,7 @@ async fn what_an_allowance_loses_is_spent_and_what_cannot_be_read_is_held() {
         deadline: Some(1),
         expires: None,
     };
-    held(&store, "b", exposure(&token, 50, Some(terms)), ApprovalForm::Permit).await;
+    held(&store, "b", exposure(&token, 50, Some(terms))).await;
     let seen = looked_at(&store, "a", 100).await;
     assert_eq!((seen.state, limit(&store).await), (ExposureState::Open, (150, 0)));
     token.take(2, 1, 60).await;

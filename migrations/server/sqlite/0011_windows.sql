@@ -22,8 +22,9 @@ INSERT INTO limit_buckets (limit_id, bucket, last_at, spent)
 ALTER TABLE limits ADD COLUMN seen_at INTEGER NOT NULL DEFAULT 0;
 
 -- What others may take later. held: the nonce of the transaction is not final; open: it may be taken; ended.
--- from_block: the chain's state says nothing about it before this block. permit_nonce is NULL where there is
--- no permit, or it was submitted: then the allowance alone counts.
+-- from_block: the chain's state says nothing about it before this block. looked_at: when a look was begun
+-- last, whatever came of it. permit_nonce is NULL where there is no permit; permit_contract is then the Permit2
+-- contract, where its own approve gave it.
 CREATE TABLE exposures (
     owner           TEXT NOT NULL,
     n               INTEGER NOT NULL,
@@ -43,9 +44,10 @@ CREATE TABLE exposures (
     ended_by        TEXT,
     from_block      INTEGER NOT NULL,
     seen_block      INTEGER NOT NULL,
+    looked_at       INTEGER NOT NULL,
     uses            INTEGER NOT NULL,
     created_at      INTEGER NOT NULL,
     updated_at      INTEGER NOT NULL,
     PRIMARY KEY (owner, n)
 ) STRICT;
-CREATE INDEX exposures_open ON exposures (chain_id, seen_block) WHERE state = 'open';
+CREATE INDEX exposures_open ON exposures (chain_id, looked_at) WHERE state = 'open';

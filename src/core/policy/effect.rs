@@ -176,8 +176,12 @@ pub enum ApprovalForm {
     Permit,
     /// DAI's permit: all or nothing.
     DaiPermit,
-    /// Permit2, by typed data or by its `approve`.
+    /// Signed for Permit2 (`PermitSingle`, `PermitBatch`): an allowance that it keeps, whose nonce is a number.
     Permit2,
+    /// Signed for Permit2 (`PermitTransferFrom` and its kin): one transfer, whose nonce is a bit.
+    Permit2Transfer,
+    /// `approve` or `lockdown` of this Permit2 contract: an allowance that it keeps.
+    Permit2Approve(Address),
     /// EIP-3009: a signed transfer, which somebody else submits.
     TransferAuthorization,
     /// An offer of a Seaport order.
@@ -194,6 +198,8 @@ impl ApprovalForm {
             Self::Permit => "permit",
             Self::DaiPermit => "dai_permit",
             Self::Permit2 => "permit2",
+            Self::Permit2Transfer => "permit2_transfer",
+            Self::Permit2Approve(_) => "permit2_approve",
             Self::TransferAuthorization => "transfer_authorization",
             Self::Seaport => "seaport",
         }

@@ -3,7 +3,7 @@
 use crate::core::amount::Amount;
 use crate::core::id::{ChainName, GrantId};
 use crate::core::intent::Fees;
-use crate::core::policy::effect::{Effect, PermitTerms};
+use crate::core::policy::effect::{ApprovalForm, Effect, PermitTerms};
 use crate::core::time::Timestamp;
 use alloy::primitives::{Address, B256};
 use serde::Serialize;
@@ -258,6 +258,8 @@ pub struct Exposure {
     pub spender: Address,
     /// How much, in smallest units.
     pub amount: Amount,
+    /// How it is given: where what is left of it is kept.
+    pub form: ApprovalForm,
     /// Bounds of a signed permit; `None` for an allowance set by the transaction.
     pub permit: Option<PermitTerms>,
     /// What it holds of each window, in the order of limit ids, each limit once.

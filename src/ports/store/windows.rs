@@ -3,7 +3,7 @@
 use super::{LimitExceeded, StoreError};
 use crate::core::amount::Amount;
 use crate::core::id::ChainId;
-use crate::core::policy::effect::{ApprovalForm, Effect, PermitTerms};
+use crate::core::policy::effect::{ApprovalForm, PermitTerms};
 use crate::core::policy::{Charge, ChargeKind, Exposure, LimitId, Verdict};
 use crate::core::time::Timestamp;
 use alloy::primitives::Address;
@@ -19,8 +19,8 @@ pub struct Hold {
     pub chain: Option<ChainId>,
     /// What the request itself asks of each limit.
     pub charges: Vec<Charge>,
-    /// What others may take later, with how it is given.
-    pub exposures: Vec<(Exposure, ApprovalForm)>,
+    /// What others may take later.
+    pub exposures: Vec<Exposure>,
     /// Nothing to wait for: the charges are spent at once, and the exposures are open.
     pub at_once: bool,
 }
@@ -30,7 +30,7 @@ impl Hold {
     #[must_use]
     pub fn of(owner: String, chain: Option<ChainId>, verdict: &Verdict, at_once: bool) -> Self {
         let holding = verdict.exposures.iter().filter(|exposure| !exposure.charges.is_empty());
-        let exposures = holding.map(|it| (it.clone(), form_of(&verdict.effects, it))).collect();
+        let exposures = holding.cloned().collect();
         Self { owner, chain, charges: verdict.charges.clone(), exposures, at_once }
     }
 
@@ -45,7 +45,7 @@ impl Hold {
     #[must_use]
     pub fn all_charges(&self) -> Vec<Charge> {
         let mut all: BTreeMap<LimitId, Charge> = BTreeMap::new();
-        let of_exposures = self.exposures.iter().flat_map(|(exposure, _)| &exposure.charges);
+        let of_exposures = self.exposures.iter().flat_map(|exposure| &exposure.charges);
         for charge in self.charges.iter().chain(of_exposures) {
             let Some(before) = all.get_mut(&charge.limit) else {
                 all.insert(charge.limit, charge.clone());
@@ -62,22 +62,6 @@ impl Hold {
         }
         all.into_values().collect()
     }
-}
-
-/// How an exposure is given, from the effect that it comes of.
-fn form_of(effects: &[Effect], exposure: &Exposure) -> ApprovalForm {
-    let mut forms = effects.iter().filter_map(|effect| match effect {
-        Effect::Approve { owner, spender, form, permit, .. }
-            if *owner == exposure.owner
-                && *spender == exposure.spender
-                && *permit == exposure.permit =>
-        {
-            Some(*form)
-        }
-        _ => None,
-    });
-    // What is not understood is not followed, and so never freed early.
-    forms.next().unwrap_or(ApprovalForm::Seaport)
 }
 
 /// Where an exposure stands.
@@ -159,7 +143,7 @@ pub trait Windows {
     async fn exposures_of(&mut self, owner: &str) -> Result<Vec<ExposureRow>, StoreError>;
 
     /// Open exposures of a chain that were not looked at since this block and about which its state says
-    /// something, those first that were not looked at the longest; each with all others that are open of the
+    /// something, those first that no look was begun at the longest; each with all others that are open of the
     /// same token, account and spender.
     async fn open_exposures(
         &mut self,
@@ -167,6 +151,13 @@ pub trait Windows {
         block: u64,
         most: i64,
     ) -> Result<Vec<Vec<ExposureRow>>, StoreError>;
+
+    /// Notes that these are looked at, whatever comes of it: others that are open have their turn first then.
+    async fn look_at_exposures(
+        &mut self,
+        rows: &[ExposureRow],
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
 
     /// The chain's state says nothing about an owner's exposures before this block.
     async fn expose_from(&mut self, owner: &str, block: u64) -> Result<(), StoreError>;

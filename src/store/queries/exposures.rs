@@ -19,18 +19,20 @@ statements! {
     EXPOSURES_OF = "SELECT * FROM exposures WHERE owner = $1 ORDER BY n";
     PUT_EXPOSURE = "INSERT INTO exposures (owner, n, chain_id, token, account, spender, form, \
         amount, remaining, permit_contract, permit_nonce, deadline, expires, submitted, state, \
-        from_block, seen_block, uses, created_at, updated_at) \
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8, $9, $10, $11, $12, $13, $14, 0, 0, 0, $15, $15) \
+        from_block, seen_block, looked_at, uses, created_at, updated_at) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8, $9, $10, $11, $12, $13, $14, 0, 0, 0, 0, $15, $15) \
         ON CONFLICT (owner, n) DO UPDATE SET amount = excluded.amount, \
         remaining = excluded.remaining, updated_at = excluded.updated_at";
     OPEN_EXPOSURES_OF_OWNER = "UPDATE exposures SET state = 'open', submitted = 1, uses = uses + 1, \
         updated_at = $2, from_block = COALESCE((SELECT anchors.number FROM anchors \
         WHERE anchors.chain_id = exposures.chain_id), 0) WHERE owner = $1 AND state = 'held'";
-    END_EXPOSURES_OF_OWNER = "UPDATE exposures SET state = 'ended', ended_by = $2, \
-        uses = uses + 1 WHERE owner = $1 AND state = 'held'";
+    DROP_EXPOSURES_OF_OWNER = "DELETE FROM exposures WHERE owner = $1 AND state = 'held'";
+    END_EXPOSURES_OF_OWNER = "UPDATE exposures SET state = 'ended', \
+        ended_by = 'not_executed', uses = uses + 1 WHERE owner = $1 AND state = 'held'";
     EXPOSE_FROM = "UPDATE exposures SET from_block = $2 WHERE owner = $1 AND from_block < $2";
     OPEN_TO_LOOK_AT = "SELECT * FROM exposures WHERE chain_id = $1 AND state = 'open' \
-        AND seen_block < $2 AND from_block <= $2 ORDER BY seen_block, owner, n LIMIT $3";
+        AND seen_block < $2 AND from_block <= $2 ORDER BY looked_at, owner, n LIMIT $3";
+    LOOK_AT_EXPOSURE = "UPDATE exposures SET looked_at = $3 WHERE owner = $1 AND n = $2";
     OPEN_BESIDE = "SELECT * FROM exposures WHERE chain_id = $1 AND state = 'open' \
         AND token = $2 AND account = $3 AND spender = $4 ORDER BY created_at, owner, n";
     SEE_EXPOSURE = "UPDATE exposures SET remaining = $4, submitted = $5, state = $6, ended_by = $7, \
@@ -42,12 +44,14 @@ const HELD: &str = "held";
 const OPEN: &str = "open";
 const ENDED: &str = "ended";
 
-const FORMS: [ApprovalForm; 7] = [
+/// The forms that a name alone says.
+const FORMS: [ApprovalForm; 8] = [
     ApprovalForm::Approve,
     ApprovalForm::Increase,
     ApprovalForm::Permit,
     ApprovalForm::DaiPermit,
     ApprovalForm::Permit2,
+    ApprovalForm::Permit2Transfer,
     ApprovalForm::TransferAuthorization,
     ApprovalForm::Seaport,
 ];
@@ -76,10 +80,12 @@ struct ExposureColumns {
 
 impl ExposureColumns {
     fn row(&self) -> Result<ExposureRow, StoreError> {
-        let form = FORMS.into_iter().find(|form| form.name() == self.form);
-        let permit = match (&self.permit_contract, &self.permit_nonce) {
-            (Some(contract), Some(nonce)) => Some(PermitTerms {
-                verifying_contract: address(contract)?,
+        let contract = self.permit_contract.as_deref().map(address).transpose()?;
+        let by_permit2 = contract.map(ApprovalForm::Permit2Approve);
+        let form = FORMS.into_iter().chain(by_permit2).find(|form| form.name() == self.form);
+        let permit = match (contract, &self.permit_nonce) {
+            (Some(verifying_contract), Some(nonce)) => Some(PermitTerms {
+                verifying_contract,
                 nonce: amount(nonce)?.units(),
                 deadline: self.deadline.map(to_u64).transpose()?,
                 expires: self.expires.map(to_u64).transpose()?,
@@ -122,8 +128,8 @@ async fn of(tx: &mut Tx, owner: &str) -> Result<Vec<ExposureRow>, StoreError> {
 }
 
 fn is_same(row: &ExposureRow, exposure: &Exposure) -> bool {
-    (row.token, row.account, row.spender, &row.permit)
-        == (exposure.token, exposure.owner, exposure.spender, &exposure.permit)
+    (row.token, row.account, row.spender, row.form, &row.permit)
+        == (exposure.token, exposure.owner, exposure.spender, exposure.form, &exposure.permit)
 }
 
 /// The number of each exposure: that of the same one in another version of the nonce, or a new one. The same
@@ -131,7 +137,7 @@ fn is_same(row: &ExposureRow, exposure: &Exposure) -> bool {
 fn numbered(before: &[ExposureRow], hold: &Hold) -> Vec<i64> {
     let mut taken = BTreeSet::new();
     let mut next = before.iter().map(|row| row.n.saturating_add(1)).max().unwrap_or(0);
-    let number = |(exposure, _): &(Exposure, ApprovalForm)| {
+    let number = |exposure: &Exposure| {
         let same = before.iter().filter(|row| is_same(row, exposure)).map(|row| row.n);
         let n = same.into_iter().find(|n| !taken.contains(n)).unwrap_or(next);
         taken.insert(n);
@@ -158,17 +164,17 @@ async fn hold(
     }
     let numbers = numbered(&before, hold);
     let owners: Vec<String> = numbers.iter().map(|n| held_as(&hold.owner, *n)).collect();
-    for ((exposure, _), owner) in hold.exposures.iter().zip(&owners) {
+    for (exposure, owner) in hold.exposures.iter().zip(&owners) {
         let charges = exposure.charges.iter();
         asked.extend(charges.map(|charge| Asked { owner, charge, at_once: false }));
     }
     if let Some(full) = spend::take(tx, asked, now).await? {
         return Ok(Some(full));
     }
-    for ((exposure, form), n) in hold.exposures.iter().zip(numbers) {
+    for (exposure, n) in hold.exposures.iter().zip(numbers) {
         let old = before.iter().find(|row| row.n == n).map_or(Amount::ZERO, |row| row.amount);
         let given = exposure.amount.max(old);
-        put(tx, hold, (exposure, *form), n, given, now).await?;
+        put(tx, hold, exposure, n, given, now).await?;
     }
     Ok(None)
 }
@@ -176,14 +182,18 @@ async fn hold(
 async fn put(
     tx: &mut Tx,
     hold: &Hold,
-    (exposure, form): (&Exposure, ApprovalForm),
+    exposure: &Exposure,
     n: i64,
     given: Amount,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let permit = exposure.permit.as_ref();
     let seconds = |at: Option<u64>| at.and_then(|at| i64::try_from(at).ok());
-    let contract = permit.map(|permit| permit.verifying_contract.as_slice().to_vec());
+    let contract = match exposure.form {
+        ApprovalForm::Permit2Approve(contract) => Some(contract),
+        _ => permit.map(|permit| permit.verifying_contract),
+    };
+    let contract = contract.map(|contract| contract.as_slice().to_vec());
     let nonce = permit.map(|permit| permit.nonce.to_be_bytes_vec());
     // What cannot be counted by this clock any more never ends by it.
     let deadline = seconds(permit.and_then(|permit| permit.deadline));
@@ -195,7 +205,7 @@ async fn put(
         exposure.token.as_slice(),
         exposure.owner.as_slice(),
         exposure.spender.as_slice(),
-        form.name(),
+        exposure.form.name(),
         given.to_be_bytes().as_slice(),
         contract,
         nonce,
@@ -220,17 +230,24 @@ pub(super) async fn settled(
     if moved {
         return tx.execute(OPEN_EXPOSURES_OF_OWNER, values![owner, now.millis()]).await.map(|_| ());
     }
-    give_back(tx, owner, "not_executed").await
+    give_back(tx, owner).await?;
+    tx.execute(END_EXPOSURES_OF_OWNER, values![owner]).await.map(|_| ())
+}
+
+/// Nothing of the owner was signed, and it may be decided once more: nothing stays of what was not open.
+pub(super) async fn released(tx: &mut Tx, owner: &str) -> Result<(), StoreError> {
+    give_back(tx, owner).await?;
+    tx.execute(DROP_EXPOSURES_OF_OWNER, values![owner]).await.map(|_| ())
 }
 
 /// Gives back what the exposures of an owner hold that are not open yet.
-pub(super) async fn give_back(tx: &mut Tx, owner: &str, why: &str) -> Result<(), StoreError> {
+async fn give_back(tx: &mut Tx, owner: &str) -> Result<(), StoreError> {
     for row in of(tx, owner).await? {
         if row.state == ExposureState::Held {
             spend::release_one(tx, &held_as(owner, row.n)).await?;
         }
     }
-    tx.execute(END_EXPOSURES_OF_OWNER, values![owner, why]).await.map(|_| ())
+    Ok(())
 }
 
 /// The names under which an owner's exposures hold, for whoever locks their limits.
@@ -328,6 +345,18 @@ impl Windows for Tx {
     async fn expose_from(&mut self, owner: &str, block: u64) -> Result<(), StoreError> {
         let values = values![owner, to_i64(block)?];
         self.execute(EXPOSE_FROM, values).await.map(|_| ())
+    }
+
+    async fn look_at_exposures(
+        &mut self,
+        rows: &[ExposureRow],
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        for row in rows {
+            let values = values![row.owner.as_str(), row.n, now.millis()];
+            self.execute(LOOK_AT_EXPOSURE, values).await?;
+        }
+        Ok(())
     }
 
     async fn see_exposures(

@@ -340,7 +340,7 @@ pub(super) async fn settle(
 pub(super) async fn release(tx: &mut Tx, owner: &str) -> Result<(), StoreError> {
     lock_with_exposures(tx, owner).await?;
     release_one(tx, owner).await?;
-    exposures::give_back(tx, owner, "never_signed").await
+    exposures::released(tx, owner).await
 }
 
 /// Gives back what is held under this very name.

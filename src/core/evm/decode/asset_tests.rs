@@ -73,7 +73,7 @@ fn an_allowance_without_end_is_the_highest_number() {
             vec![address(TUSD), address(VAULT), number(amount, 160), number(U256::ONE, 48)];
         let data = calldata("approve(address,address,uint160,uint48)", values);
         let done = does(PERMIT2, 0, data);
-        assert_eq!(done, [allows(SIGNER, VAULT, expected, ApprovalForm::Permit2)]);
+        assert_eq!(done, [allows(SIGNER, VAULT, expected, ApprovalForm::Permit2Approve(PERMIT2))]);
     }
 }
 
@@ -189,7 +189,7 @@ fn permit2_moves_and_approves_registered_tokens_of_the_caller() {
     refused(&batch(vec![]), "empty");
     let pair = tuple(vec![address(TUSD), address(VAULT)]);
     let data = calldata("lockdown((address,address)[])", vec![list(vec![pair])]);
-    let none = allows(SIGNER, VAULT, U256::ZERO, ApprovalForm::Permit2);
+    let none = allows(SIGNER, VAULT, U256::ZERO, ApprovalForm::Permit2Approve(PERMIT2));
     assert_eq!(does(PERMIT2, 0, data.clone()), [none]);
     // Elsewhere it is not Permit2.
     grantable(&does(BLANK, 0, data.clone()), BLANK, selector(&data));

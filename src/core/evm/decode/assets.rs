@@ -17,9 +17,16 @@ type Found = Option<Result<Vec<Effect>, String>>;
 /// Reads the arguments of one standard's functions.
 type Reading = fn(&Asset, Known, Address, &[DynSolValue]) -> Found;
 
+/// A contract that is Permit2, and who calls it.
+#[derive(Clone, Copy)]
+pub(super) struct Permit2Call {
+    pub contract: Address,
+    pub actor: Address,
+}
+
 /// Reads one token's part of a function of Permit2.
 type Permit2Reading =
-    fn(&Registry, &ChainName, Address, Fields<'_>) -> Option<Result<Effect, String>>;
+    fn(&Registry, &ChainName, Permit2Call, Fields<'_>) -> Option<Result<Effect, String>>;
 
 const OF_ANOTHER: &str = "it moves tokens of another account";
 const HANDED_ON: &str = "it hands data to the receiver, who may do anything with it";
@@ -216,7 +223,7 @@ pub(super) fn permit2(
     registry: &Registry,
     chain: &ChainName,
     function: Known,
-    actor: Address,
+    call: Permit2Call,
     data: &[u8],
 ) -> Found {
     let read: Permit2Reading = match function {
@@ -234,9 +241,9 @@ pub(super) fn permit2(
             if each.is_empty() {
                 return Some(Err("the list is empty".to_owned()));
             }
-            each.iter().map(|one| read(registry, chain, actor, Fields::of(one)?)).collect()
+            each.iter().map(|one| read(registry, chain, call, Fields::of(one)?)).collect()
         }
-        _ => read(registry, chain, actor, Fields::new(&values)).map(|one| one.map(|e| vec![e])),
+        _ => read(registry, chain, call, Fields::new(&values)).map(|one| one.map(|e| vec![e])),
     };
     Some(all.unwrap_or_else(|| Err(NOT_CANONICAL.to_owned())))
 }
@@ -244,16 +251,16 @@ pub(super) fn permit2(
 fn permit2_approve(
     registry: &Registry,
     chain: &ChainName,
-    actor: Address,
+    call: Permit2Call,
     mut values: Fields<'_>,
 ) -> Option<Result<Effect, String>> {
     let (address, spender, amount) = (values.address()?, values.address()?, values.uint()?);
     Some(token(registry, chain, address).map(|asset| Effect::Approve {
         asset: asset.name.clone(),
-        owner: actor,
+        owner: call.actor,
         spender,
         amount: allowance(amount, 160),
-        form: ApprovalForm::Permit2,
+        form: ApprovalForm::Permit2Approve(call.contract),
         permit: None,
     }))
 }
@@ -261,12 +268,12 @@ fn permit2_approve(
 fn permit2_transfer(
     registry: &Registry,
     chain: &ChainName,
-    actor: Address,
+    call: Permit2Call,
     mut values: Fields<'_>,
 ) -> Option<Result<Effect, String>> {
     let (from, to) = (values.address()?, values.address()?);
     let (amount, address) = (values.uint()?, values.address()?);
-    if from != actor {
+    if from != call.actor {
         return Some(Err(OF_ANOTHER.to_owned()));
     }
     Some(token(registry, chain, address).map(|asset| Effect::TokenOut {
@@ -280,16 +287,16 @@ fn permit2_transfer(
 fn permit2_lockdown(
     registry: &Registry,
     chain: &ChainName,
-    actor: Address,
+    call: Permit2Call,
     mut values: Fields<'_>,
 ) -> Option<Result<Effect, String>> {
     let (address, spender) = (values.address()?, values.address()?);
     Some(token(registry, chain, address).map(|asset| Effect::Approve {
         asset: asset.name.clone(),
-        owner: actor,
+        owner: call.actor,
         spender,
         amount: Amount::ZERO,
-        form: ApprovalForm::Permit2,
+        form: ApprovalForm::Permit2Approve(call.contract),
         permit: None,
     }))
 }

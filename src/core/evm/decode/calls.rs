@@ -168,7 +168,8 @@ impl<'a> Reader<'a> {
         if effects.is_some() || wraps != Some(Wrapper::Permit2) {
             return effects;
         }
-        assets::permit2(self.registry, self.chain, known, call.actor, data)
+        let permit2 = assets::Permit2Call { contract: call.to, actor: call.actor };
+        assets::permit2(self.registry, self.chain, known, permit2, data)
     }
 
     fn inside(&mut self, unwrapped: &Unwrapped, depth: usize) -> Result<(), String> {

@@ -205,7 +205,7 @@ fn permit2_by_allowance_and_by_signature() {
     assert_eq!(says(&batch(details)), expected);
     refused(&says(&batch(vec![])), "nothing at all");
     refused(&says(&batch(vec![detail("1", "1"); 65])), "more than 64 effects");
-    let until = [DEADLINE, DEADLINE];
+    let (form, until) = (ApprovalForm::Permit2Transfer, [DEADLINE, DEADLINE]);
     assert_eq!(says(&transfer_from("")), [allows(PERMIT2, five, form, until)]);
     let two = says(&batch_transfer_from("", &["5", "6"]));
     let six = U256::from(6);
@@ -214,7 +214,8 @@ fn permit2_by_allowance_and_by_signature() {
 
 #[test]
 fn a_witness_of_any_type_changes_nothing() {
-    let (five, form, until) = (U256::from(5), ApprovalForm::Permit2, [DEADLINE, DEADLINE]);
+    let (five, form) = (U256::from(5), ApprovalForm::Permit2Transfer);
+    let until = [DEADLINE, DEADLINE];
     let mut plain = transfer_from(",bytes32 witness");
     plain["message"]["witness"] = json!(format!("0x{:064x}", 1));
     assert_eq!(says(&plain), [allows(PERMIT2, five, form, until)]);

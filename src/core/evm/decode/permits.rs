@@ -290,7 +290,7 @@ impl Ask<'_> {
         for mut one in permitted {
             let (token, amount) = (one.address()?, allowance(one.uint()?, 256));
             let terms = self.terms(nonce, deadline, deadline);
-            let form = ApprovalForm::Permit2;
+            let form = ApprovalForm::Permit2Transfer;
             effects.push(known!(self.approve(token, self.from, spender, amount, form, terms)));
         }
         Some(Ok(effects))

@@ -196,6 +196,35 @@ fn an_allowance_is_held_and_not_charged() {
 }
 
 #[test]
+fn what_is_given_in_two_forms_is_two_exposures() {
+    let windows = vec![r#"{ span = "24h", max = "9", scope = "group" }"#];
+    let rules = bundle(&[Spec { windows, per_tx: "9", ..Spec::free(2) }], "");
+    let by_permit2 = |contract, amount| {
+        let mut effect = allowance(ANN, units(amount), None);
+        if let Effect::Approve { form, .. } = &mut effect {
+            *form = ApprovalForm::Permit2Approve(contract);
+        }
+        effect
+    };
+    let all = [
+        allowance(ANN, units(1), None),
+        by_permit2(BOB, 4),
+        by_permit2(SAFE, 2),
+        by_permit2(BOB, 1),
+    ];
+    let verdict = decide(&rules, &all);
+    allowed(&verdict);
+    let held: Vec<(ApprovalForm, Amount)> =
+        verdict.exposures.iter().map(|it| (it.form, it.amount)).collect();
+    let by = ApprovalForm::Permit2Approve;
+    let expected = [(ApprovalForm::Approve, units(1)), (by(BOB), units(5)), (by(SAFE), units(2))];
+    assert_eq!(held, expected);
+    assert!(verdict.exposures.iter().all(|it| it.charges[0].asked() == Some(it.amount)));
+    let more = [allowance(ANN, units(5), None), by_permit2(BOB, 5)];
+    denied(&decide(&rules, &more), "per_tx");
+}
+
+#[test]
 fn a_permit_is_signed_for_no_longer_than_the_grant_says() {
     let text = Spec { through: false, ..Spec::free(2) }
         .text("permits")

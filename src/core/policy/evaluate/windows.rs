@@ -352,11 +352,12 @@ const fn units_of(effect: &Effect) -> Amount {
     }
 }
 
-/// One exposure for each token, owner, spender and permit: what is approved twice in one request is added.
+/// One exposure for each token, owner, spender, form and permit: what is approved twice in one request is added.
+/// What is given in another form is kept elsewhere, and the one says nothing about the other.
 fn exposures(ask: &Ask<'_>) -> Vec<Held> {
     let mut all: Vec<Held> = Vec::new();
     for (place, effect) in ask.effects.iter().enumerate() {
-        let Effect::Approve { asset, owner, spender, amount, permit, .. } = effect else {
+        let Effect::Approve { asset, owner, spender, amount, form, permit } = effect else {
             continue;
         };
         let registered = |chain| ask.bundle.registry().asset(chain, asset);
@@ -368,6 +369,7 @@ fn exposures(ask: &Ask<'_>) -> Vec<Held> {
             one.token == token
                 && one.owner == *owner
                 && one.spender == *spender
+                && one.form == *form
                 && one.permit == *permit
         };
         if let Some(held) = all.iter_mut().find(same) {
@@ -380,6 +382,7 @@ fn exposures(ask: &Ask<'_>) -> Vec<Held> {
             owner: *owner,
             spender: *spender,
             amount: *amount,
+            form: *form,
             permit: permit.clone(),
             charges: Vec::new(),
         };
