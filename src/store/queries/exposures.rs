@@ -182,6 +182,10 @@ async fn put(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let permit = exposure.permit.as_ref();
+    // Without one, the allowance on the chain would be taken for all that may be taken: none yet.
+    if hold.at_once && permit.is_none() {
+        return Err(tx.corrupt("an allowance that no transaction gives has no permit"));
+    }
     let seconds = |at: Option<u64>| at.and_then(|at| i64::try_from(at).ok());
     let contract = permit.map(|permit| permit.verifying_contract.as_slice().to_vec());
     let nonce = permit.map(|permit| permit.nonce.to_be_bytes_vec());

@@ -220,11 +220,22 @@ fn a_permit_is_signed_for_no_longer_than_the_grant_says() {
     ] {
         denied(&signed(bad), "permit_for");
     }
+    // One over nothing is a permit as well: it would be kept until its end, which must come.
+    let nothing = |permit| {
+        let effects = [allowance(ANN, Amount::ZERO, permit)];
+        decide_at(&rules, &request, &effects, now())
+    };
+    allowed(&nothing(terms(Some(seconds + 60), None)));
+    denied(&nothing(terms(None, None)), "permit_for");
+    // What is signed and has no terms of its own never ends: whatever the grant says of permits.
+    denied(&signed(None), "permit_for");
     // Without a fee there is no transaction, and without `permit_for` no permit.
     denied(&decide(&rules, &[allowance(ANN, units(1), None)]), "fee");
     let transactions = bundle(&[Spec::free(2)], "");
     let permit = [allowance(ANN, units(1), terms(Some(seconds), None))];
     denied(&decide_at(&transactions, &request, &permit, now()), "permit_for");
+    let endless = [allowance(ANN, units(1), None)];
+    denied(&decide_at(&transactions, &request, &endless, now()), "permit_for");
     // What is signed moves nothing by other grants: a typed payment is none.
     denied(&decide_at(&bundle(&[native("2")], ""), &request, &[pay(OWN, ANN, 1)], now()), "fee");
 }
