@@ -261,6 +261,9 @@ fn guardrails_name_what_is_there_and_say_something() {
         ("chains = []", "chains is empty"),
         ("to = { book = \"friends\" }", "no list `friends`"),
         ("chains = [\"other\"]\nto = { book = \"payees\" }", "on `other`"),
+        ("actions = [\"deploy\", \"call\"]\nto = { book = \"payees\" }", "no destination"),
+        ("actions = [\"message\"]\nchains = [\"local\"]", "belongs to no chain"),
+        ("actions = [\"message\"]\nto = { book = \"payees\" }", "belongs to no chain"),
     ] {
         let error = deny(rest).unwrap_err();
         assert!(error.contains(part) && error.contains("line 8: deny `d`"), "{rest}: {error}");
