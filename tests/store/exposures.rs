@@ -198,6 +198,9 @@ async fn a_permit_is_open_from_its_decision_on(store: Arc<dyn Store>) {
     assert_eq!((row.state, row.submitted), (ExposureState::Open, false));
     assert_eq!((row.form, row.permit), (ApprovalForm::Permit, asked.exposures[0].permit.clone()));
     assert!(holds(&store, asked).await.is_err(), "an owner decides once");
+    let endless = Hold { at_once: true, ..hold("b", vec![exposure(3, 1, 100)]) };
+    assert!(holds(&store, endless).await.is_err(), "what no transaction gives has a permit");
+    assert!(of(&store, "b").await.is_empty());
 }
 
 async fn what_is_used_counts_from_then_and_the_rest_is_held_on(store: Arc<dyn Store>) {

@@ -26,11 +26,11 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// What a verdict asks for. Exposures that charge no window hold nothing, and are left out.
+    /// What a verdict asks for. Exposures that charge no window, or over nothing, hold nothing, and are left out.
     #[must_use]
     pub fn of(owner: String, chain: Option<ChainId>, verdict: &Verdict, at_once: bool) -> Self {
-        let holding = verdict.exposures.iter().filter(|exposure| !exposure.charges.is_empty());
-        let exposures = holding.cloned().collect();
+        let holds = |it: &&Exposure| !it.charges.is_empty() && !it.amount.is_zero();
+        let exposures = verdict.exposures.iter().filter(holds).cloned().collect();
         Self { owner, chain, charges: verdict.charges.clone(), exposures, at_once }
     }
 
@@ -169,4 +169,50 @@ pub trait Windows {
         changes: &[ExposureChange],
         now: Timestamp,
     ) -> Result<bool, StoreError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::policy::{Outcome, Period};
+
+    #[test]
+    fn a_permit_over_nothing_holds_nothing() {
+        let exposure = |amount: u64| {
+            let kind = ChargeKind::Amount { value: Amount::from(amount), fee: Amount::ZERO };
+            let charge = Charge {
+                limit: LimitId([1; 32]),
+                label: "all".into(),
+                grant: crate::core::id::GrantId::new("all"),
+                kind,
+                max: Amount::from(9_u64),
+                period: Period::Rolling(60_000),
+            };
+            Exposure {
+                token: Address::ZERO,
+                owner: Address::ZERO,
+                spender: Address::ZERO,
+                amount: Amount::from(amount),
+                permit: None,
+                charges: vec![charge],
+            }
+        };
+        let verdict = Verdict {
+            outcome: Outcome::Allow,
+            bundle: alloy::primitives::B256::ZERO,
+            grants: vec![],
+            effects: vec![],
+            reasons: vec![],
+            charges: vec![],
+            exposures: vec![exposure(0), exposure(3)],
+            approval: None,
+            delay: None,
+            shadows: vec![],
+            fee_cap: None,
+            event_use: None,
+        };
+        let hold = Hold::of("a".into(), None, &verdict, true);
+        let amounts: Vec<Amount> = hold.exposures.iter().map(|(it, _)| it.amount).collect();
+        assert_eq!(amounts, [Amount::from(3_u64)]);
+    }
 }

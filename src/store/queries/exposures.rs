@@ -188,6 +188,10 @@ async fn put(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let permit = exposure.permit.as_ref();
+    // Without one, the allowance on the chain would be taken for all that may be taken: none yet.
+    if hold.at_once && permit.is_none() {
+        return Err(tx.corrupt("an allowance that no transaction gives has no permit"));
+    }
     let seconds = |at: Option<u64>| at.and_then(|at| i64::try_from(at).ok());
     let contract = match exposure.form {
         ApprovalForm::Permit2Approve(contract) => Some(contract),

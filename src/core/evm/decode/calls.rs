@@ -88,14 +88,6 @@ impl<'a> Reader<'a> {
         self.call(call, 0);
     }
 
-    /// Reads what a wrapper carries, such as a Safe's transaction that is signed and not sent.
-    pub(super) fn read_inside(&mut self, unwrapped: Result<Unwrapped, String>) {
-        let read = unwrapped.and_then(|unwrapped| self.inside(&unwrapped, 0));
-        if let Err(why) = read {
-            self.push(opaque(&why));
-        }
-    }
-
     fn call(&mut self, call: &Call, depth: usize) {
         self.calls = self.calls.saturating_add(1);
         if depth > DEPTH_MAX {

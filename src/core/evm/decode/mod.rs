@@ -45,11 +45,7 @@ pub fn effects(bundle: &Bundle, request: &PolicyRequest) -> Vec<Effect> {
     let (from, facts) = (request.address, &request.facts);
     match &request.intent {
         Intent::Message { text } => vec![message(text)],
-        Intent::TypedData { chain, data } => {
-            let mut reader = Reader::new(bundle, &chain.name, facts);
-            permits::read(bundle, chain, data, from, &mut reader)
-                .unwrap_or_else(|| reader.effects())
-        }
+        Intent::TypedData { chain, data } => permits::read(bundle, chain, data, from),
         Intent::Authorization { address, nonce, .. } => {
             vec![Effect::Delegate { authority: from, to: *address, nonce: *nonce }]
         }
@@ -77,13 +73,8 @@ pub fn effects(bundle: &Bundle, request: &PolicyRequest) -> Vec<Effect> {
 #[must_use]
 pub fn addresses(bundle: &Bundle, intent: &Intent, from: Address) -> Vec<Address> {
     match intent {
-        Intent::Message { .. } => Vec::new(),
+        Intent::Message { .. } | Intent::TypedData { .. } => Vec::new(),
         Intent::Authorization { address, .. } => vec![*address],
-        Intent::TypedData { chain, data } => {
-            let mut reader = Reader::without_facts(bundle, &chain.name);
-            let _ = permits::read(bundle, chain, data, from, &mut reader);
-            reader.addresses()
-        }
         Intent::Transaction(tx) => {
             let mut reader = Reader::without_facts(bundle, &tx.chain.name);
             if let Some(call) = top_call(tx, from) {

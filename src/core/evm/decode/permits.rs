@@ -1,18 +1,18 @@
 //! Typed data that moves value, recognised by type hash: who may take what, as effects.
 //!
 //! Sources: EIP-2612, DAI's `permit`, Permit2 (`AllowanceTransfer`, `SignatureTransfer` with and without
-//! witness), EIP-3009, Safe's `SafeTx` (1.3.0 and later, whose domain has the chain id), Seaport's
-//! `OrderComponents` (1.2 and later).
+//! witness), EIP-3009, Seaport's `OrderComponents` (1.2 and later).
 //!
 //! The domain's contract must be what the bundle says: the asset itself, or a contract of the book that is
-//! bound as Permit2, Safe or Seaport. What is known by its name to move value and is not one of these to the
-//! last field is opaque.
+//! bound as Permit2 or Seaport. What is known by its name to move value and is not one of these to the last
+//! field is opaque. So is Safe's `SafeTx`, always: it has no end and anybody may execute it at any time, so no
+//! window could ever let go of what it moves, and no fee, wait or expiry of a grant would hold for it.
 
 use super::assets::{allowance, operator, token};
-use super::calls::{EFFECTS_MAX, Reader};
+use super::calls::EFFECTS_MAX;
 use super::known::Fields;
+use super::opaque;
 use super::typed_data::{self, Strict};
-use super::{opaque, wrappers};
 use crate::core::amount::Amount;
 use crate::core::id::ChainName;
 use crate::core::intent::ChainRef;
@@ -34,12 +34,11 @@ enum Form {
     TransferWithAuthorization,
     ReceiveWithAuthorization,
     CancelAuthorization,
-    SafeTx,
     OrderComponents,
 }
 
 /// keccak-256 of each full `encodeType`, which is beside it in the tests.
-const FORMS: [(Form, B256); 11] = [
+const FORMS: [(Form, B256); 10] = [
     (Form::Permit, b256!("0x6e71edae12b1b97f4d1f60370fef10105fa2faae0126114a169c64845d6126c9")),
     (Form::DaiPermit, b256!("0xea2aa0a1be11a07ed86d755c93467f4f82362b452371d1ba94d1715123511acb")),
     (
@@ -70,7 +69,6 @@ const FORMS: [(Form, B256); 11] = [
         Form::CancelAuthorization,
         b256!("0x158b0a9edf7a828aad02f63cd515c68ef2f50ba807396f6d12842833a1597429"),
     ),
-    (Form::SafeTx, b256!("0xbb8310d486368db6bd6f849402fdd73ad53d316b5a4b2644ad6efe0f941286d8")),
     (
         Form::OrderComponents,
         b256!("0xfa445660b7e21515a59617fcd68910b487aa5808b8abda3d78bc85df364b2c2f"),
@@ -82,6 +80,11 @@ const WITNESS: [(&str, Form); 2] = [
     ("PermitWitnessTransferFrom", Form::PermitTransferFrom),
     ("PermitBatchWitnessTransferFrom", Form::PermitBatchTransferFrom),
 ];
+
+/// What a Safe's owners sign, by any version's fields.
+const SAFE_TX: &str = "SafeTx";
+const SIGNED_SAFE_TX: &str =
+    "a signed SafeTx has no end, and anybody may execute it: send execTransaction instead";
 
 const INCOMPLETE: &str = "the message does not fit its types";
 
@@ -95,50 +98,39 @@ struct Ask<'a> {
     contract: Address,
 }
 
-/// The effects of typed data; `None` if `reader` has them.
+/// The effects of typed data; never empty.
 pub(super) fn read(
     bundle: &Bundle,
     chain: &ChainRef,
     data: &TypedData,
     from: Address,
-    reader: &mut Reader<'_>,
-) -> Option<Vec<Effect>> {
+) -> Vec<Effect> {
     let strict = match typed_data::strict(chain, data) {
         Ok(strict) => strict,
-        Err(why) => return Some(vec![opaque(&why)]),
+        Err(why) => return vec![opaque(&why)],
     };
     let Some(form) = recognise(&strict, &data.primary_type) else {
-        return Some(vec![match strict.moved_by_name() {
+        return vec![match strict.moved_by_name() {
+            Some(_) if data.primary_type == SAFE_TX => opaque(SIGNED_SAFE_TX),
             Some(why) => opaque(&why),
             None => Effect::TypedMessage {
                 type_hash: strict.type_hash,
                 primary_type: data.primary_type.clone(),
                 verifying_contract: strict.verifying_contract,
             },
-        }]);
+        }];
     };
     let contract = strict.verifying_contract;
     let ask = Ask { registry: bundle.registry(), chain: &chain.name, from, contract };
-    let fields = || Fields::of(&strict.value);
-    if form == Form::SafeTx {
-        let unwrapped = ask.bound(Wrapper::Safe).and_then(|()| {
-            let carried = fields().and_then(|mut fields| {
-                wrappers::safe_call(ask.registry, ask.chain, contract, &mut fields)
-            });
-            carried.unwrap_or_else(|| Err(INCOMPLETE.to_owned()))
-        });
-        reader.read_inside(unwrapped);
-        return None;
-    }
-    let read = fields().and_then(|fields| ask.effects(form, fields));
-    Some(match read.unwrap_or_else(|| Err(INCOMPLETE.to_owned())) {
+    let read = Fields::of(&strict.value).and_then(|fields| ask.effects(form, fields));
+    match read.unwrap_or_else(|| Err(INCOMPLETE.to_owned())) {
         Ok(effects) if effects.is_empty() => vec![opaque("it permits nothing at all")],
         Ok(effects) if effects.len() > EFFECTS_MAX => {
             vec![opaque(&format!("it has more than {EFFECTS_MAX} effects"))]
         }
         Ok(effects) => effects,
         Err(why) => vec![opaque(&why)],
-    })
+    }
 }
 
 fn recognise(strict: &Strict, primary_type: &str) -> Option<Form> {
@@ -221,7 +213,6 @@ impl Ask<'_> {
                 self.permit2_transfer(form, &mut fields)
             }
             Form::OrderComponents => self.order(&mut fields),
-            Form::SafeTx => None,
         }
     }
 

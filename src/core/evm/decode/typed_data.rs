@@ -24,7 +24,7 @@ pub struct ReadTypedData {
     pub type_hash: B256,
     /// The domain's contract.
     pub verifying_contract: Address,
-    /// The top-level fields that are one word or plain text.
+    /// The top-level fields that are one word or plain text, or arrays of these.
     pub fields: Vec<CallArgument>,
 }
 
@@ -197,17 +197,23 @@ fn no_left_overs(value: &DynSolValue, json: &serde_json::Value) -> Result<(), St
     }
 }
 
+/// One word, plain text, or an array of these.
+fn is_plain(value: &DynSolValue) -> bool {
+    match value {
+        DynSolValue::Array(inner) | DynSolValue::FixedArray(inner) => inner.iter().all(is_plain),
+        DynSolValue::String(_) | DynSolValue::Bytes(_) => true,
+        value => value.is_word(),
+    }
+}
+
 fn top_fields(value: &DynSolValue) -> Vec<CallArgument> {
     let DynSolValue::CustomStruct { prop_names, tuple, .. } = value else {
         return Vec::new();
     };
-    let scalar = |value: &DynSolValue| {
-        value.is_word() || matches!(value, DynSolValue::String(_) | DynSolValue::Bytes(_))
-    };
     prop_names
         .iter()
         .zip(tuple)
-        .filter(|(_, value)| scalar(value))
+        .filter(|(_, value)| is_plain(value))
         .map(|(name, value)| CallArgument {
             name: name.clone(),
             kind: value.sol_type_name().unwrap_or_default().into_owned(),
@@ -217,7 +223,7 @@ fn top_fields(value: &DynSolValue) -> Vec<CallArgument> {
         .collect()
 }
 
-/// The scalar fields of the first type in an `encodeType` text; `None` if that is not
+/// The scalar fields, and arrays of scalars, of the first type in an `encodeType` text; `None` if that is not
 /// `primary_type`.
 #[must_use]
 pub fn primary_fields(primary_type: &str, text: &str) -> Option<Vec<(String, DynSolType)>> {

@@ -62,6 +62,28 @@ fn outcome(bundle: &Bundle, json: &Value) -> (Outcome, String) {
 }
 
 #[test]
+fn conditions_hold_for_every_element_of_an_array_of_typed_data() {
+    let text = "Vote(uint256[] ids)";
+    let rest = format!(
+        "action = \"typed_data\"\nverifying_contract = \"processor\"\nprimary_type = \"Vote\"\n\
+         type_hash = \"{}\"\nencode_type = \"{text}\"\nargs = {{ ids = {{ all = {{ max = \"7\" }} }} }}",
+        keccak256(text)
+    );
+    let bundle = bundle(&[grant("vote", &rest)]);
+    let votes = |ids: Value| {
+        let mut json = vote();
+        let domain = json["types"]["EIP712Domain"].clone();
+        json["types"] = json!({ "EIP712Domain": domain,
+                                "Vote": [{ "name": "ids", "type": "uint256[]" }] });
+        json["message"] = json!({ "ids": ids });
+        outcome(&bundle, &json)
+    };
+    assert_eq!(votes(json!(["1", "7"])).0, Outcome::Allow);
+    assert_eq!(votes(json!([])).0, Outcome::Allow);
+    assert_eq!(votes(json!(["1", "8"])), (Outcome::Deny, "args.ids.all.max".to_owned()));
+}
+
+#[test]
 fn typed_data_is_allowed_by_its_four_names_and_conditions() {
     let bundle = grants(r#"args = { id = { max = "7" }, yes = { eq = true } }"#);
     assert_eq!(outcome(&bundle, &vote()), (Outcome::Allow, String::new()));

@@ -156,8 +156,8 @@ fn as_itself(function: Known, actor: Address, values: &[DynSolValue]) -> Option<
     }
 }
 
-/// A transaction of a Safe, from the ten fields that `execTransaction` and the signed `SafeTx` begin with.
-pub(super) fn safe_call(
+/// A transaction of a Safe, from the ten fields that `execTransaction` begins with.
+fn safe_call(
     registry: &Registry,
     chain: &ChainName,
     safe: Address,

@@ -37,6 +37,14 @@ pub enum ArgTest {
         /// Highest.
         max: Option<I256>,
     },
+    /// The same of every element of an array, those of arrays inside it one by one. An empty array has none
+    /// that could fail.
+    All {
+        /// The type of the whole array.
+        ty: DynSolType,
+        /// What must hold of each element; never `Any` or `All`.
+        each: Box<ArgTest>,
+    },
 }
 
 impl ArgRule {
@@ -45,19 +53,9 @@ impl ArgRule {
     /// # Errors
     /// When it says nothing, two things, or something that the type does not have.
     pub(super) fn read(name: &str, ty: &DynSolType, raw: &RawCondition) -> Result<Self, String> {
-        let bounds = raw.min.is_some() || raw.max.is_some();
-        let test = match (raw.any, &raw.eq, &raw.one_of, bounds) {
-            (Some(true), None, None, false) => ArgTest::Any,
-            (None, Some(value), None, false) => ArgTest::OneOf(vec![read_choice(ty, value)?]),
-            (None, None, Some(values), false) if !values.is_empty() => ArgTest::OneOf(
-                values.iter().map(|value| read_choice(ty, value)).collect::<Result<_, _>>()?,
-            ),
-            (None, None, None, true) => read_bounds(ty, raw)?,
-            _ => {
-                return Err(format!(
-                    "args.{name}: say exactly one of eq, in (not empty), min and max, any = true"
-                ));
-            }
+        let test = match &raw.all {
+            None => ArgTest::read(name, ty, raw)?,
+            Some(each) => ArgTest::read_all(name, ty, raw, each)?,
         };
         Ok(Self { name: name.to_owned(), test })
     }
@@ -65,20 +63,7 @@ impl ArgRule {
     /// Which part of the condition does not hold of the argument; `None` if all of it does.
     #[must_use]
     pub fn failing(&self, argument: &CallArgument) -> Option<&'static str> {
-        let word = || -> Option<[u8; 32]> { argument.encoded.as_ref().try_into().ok() };
-        match &self.test {
-            ArgTest::Any => None,
-            ArgTest::OneOf(choices) => {
-                let inside = choices.iter().any(|(_, encoded)| *encoded == argument.encoded);
-                (!inside).then_some(if choices.len() == 1 { "eq" } else { "in" })
-            }
-            ArgTest::Unsigned { min, max } => {
-                outside(word().map(U256::from_be_bytes), min.as_ref(), max.as_ref())
-            }
-            ArgTest::Signed { min, max } => {
-                outside(word().map(I256::from_be_bytes), min.as_ref(), max.as_ref())
-            }
-        }
+        self.test.failing(&argument.encoded)
     }
 
     /// What a part of the condition expects, for people.
@@ -89,14 +74,105 @@ impl ArgRule {
             let bound = bound.filter(|_| part != "type");
             bound.map_or_else(|| "a number".to_owned(), ToString::to_string)
         }
-        match &self.test {
-            ArgTest::Any => "anything".to_owned(),
+        let test = match &self.test {
+            ArgTest::All { each, .. } => each.as_ref(),
+            test => test,
+        };
+        let part = part.rsplit('.').next().unwrap_or(part);
+        match test {
+            ArgTest::Any | ArgTest::All { .. } => "anything".to_owned(),
             ArgTest::OneOf(choices) => {
                 let shown: Vec<&str> = choices.iter().map(|(text, _)| text.as_str()).collect();
                 shown.join(", ")
             }
             ArgTest::Unsigned { min, max } => bound(part, min.as_ref(), max.as_ref()),
             ArgTest::Signed { min, max } => bound(part, min.as_ref(), max.as_ref()),
+        }
+    }
+}
+
+impl ArgTest {
+    fn read(name: &str, ty: &DynSolType, raw: &RawCondition) -> Result<Self, String> {
+        let bounds = raw.min.is_some() || raw.max.is_some();
+        match (raw.any, &raw.eq, &raw.one_of, bounds) {
+            (Some(true), None, None, false) => Ok(Self::Any),
+            (None, Some(value), None, false) => Ok(Self::OneOf(vec![read_choice(ty, value)?])),
+            (None, None, Some(values), false) if !values.is_empty() => {
+                let choices = values.iter().map(|value| read_choice(ty, value));
+                Ok(Self::OneOf(choices.collect::<Result<_, _>>()?))
+            }
+            (None, None, None, true) => read_bounds(ty, raw),
+            _ => Err(format!(
+                "args.{name}: say exactly one of eq, in (not empty), min and max, all (of an array), \
+                 any = true"
+            )),
+        }
+    }
+
+    /// `all = { … }`, beside which nothing else may stand.
+    fn read_all(
+        name: &str,
+        ty: &DynSolType,
+        raw: &RawCondition,
+        each: &RawCondition,
+    ) -> Result<Self, String> {
+        let alone = raw.eq.is_none()
+            && raw.one_of.is_none()
+            && raw.min.is_none()
+            && raw.max.is_none()
+            && raw.any.is_none();
+        if !alone || each.any.is_some() || each.all.is_some() {
+            return Err(format!(
+                "args.{name}: `all` stands alone, and holds exactly one of eq, in (not empty), min and max"
+            ));
+        }
+        let mut leaf = ty;
+        while let DynSolType::Array(inner) | DynSolType::FixedArray(inner, _) = leaf {
+            leaf = inner.as_ref();
+        }
+        if std::ptr::eq(leaf, ty) || matches!(leaf, DynSolType::Tuple(_)) {
+            let kind = ty.sol_type_name();
+            return Err(format!(
+                "args.{name}: `all` is for arrays of plain values, not for `{kind}`"
+            ));
+        }
+        Ok(Self::All { ty: ty.clone(), each: Box::new(Self::read(name, leaf, each)?) })
+    }
+
+    fn failing(&self, encoded: &Bytes) -> Option<&'static str> {
+        let word = || -> Option<[u8; 32]> { encoded.as_ref().try_into().ok() };
+        match self {
+            Self::Any => None,
+            Self::OneOf(choices) => {
+                let inside = choices.iter().any(|(_, choice)| choice == encoded);
+                (!inside).then_some(if choices.len() == 1 { "eq" } else { "in" })
+            }
+            Self::Unsigned { min, max } => {
+                outside(word().map(U256::from_be_bytes), min.as_ref(), max.as_ref())
+            }
+            Self::Signed { min, max } => {
+                outside(word().map(I256::from_be_bytes), min.as_ref(), max.as_ref())
+            }
+            Self::All { ty, each } => match ty.abi_decode(encoded) {
+                Ok(value) => each.failing_in(&value),
+                Err(_) => Some("type"),
+            },
+        }
+    }
+
+    /// Of the elements of an array, and of arrays in it.
+    fn failing_in(&self, value: &DynSolValue) -> Option<&'static str> {
+        match value {
+            DynSolValue::Array(inner) | DynSolValue::FixedArray(inner) => {
+                inner.iter().find_map(|value| self.failing_in(value))
+            }
+            value => self.failing(&value.abi_encode().into()).map(|part| match part {
+                "eq" => "all.eq",
+                "in" => "all.in",
+                "min" => "all.min",
+                "max" => "all.max",
+                _ => "type",
+            }),
         }
     }
 }
@@ -174,7 +250,7 @@ pub(super) fn read_hex(text: &str) -> Result<Vec<u8>, String> {
 }
 
 /// Reads a value of an ABI type: decimal integers that fit, EIP-55 addresses, lower-case hex,
-/// booleans and strings. Arrays and tuples cannot be written in this version.
+/// booleans and strings. Arrays and tuples cannot be written.
 ///
 /// # Errors
 /// When the text is not exactly one value of the type.

@@ -35,7 +35,8 @@ pub struct DenyRule {
     pub chains: Option<BTreeSet<ChainName>>,
     /// Effects that these actions match, by their names in grants.
     pub actions: Option<BTreeSet<String>>,
-    /// Effects with these destinations, by chain; a chain that is not named has none.
+    /// Effects that concern one of these, by chain; a chain that is not named has none. They are destinations,
+    /// the contracts of typed data, and contracts that the account acts through.
     pub to: Option<BTreeMap<ChainName, Destinations>>,
 }
 

@@ -63,7 +63,7 @@ impl Bundle {
             function.inputs.iter().map(|input| (input.name.clone(), input.ty.clone())).collect();
         let args = read_args(raw.args.as_ref(), &types)?;
         for (name, ty) in &types {
-            if carries_bytes(ty) && !args.iter().any(|arg| arg.name == *name) {
+            if has_many(ty) && !args.iter().any(|arg| arg.name == *name) {
                 return Err(format!(
                     "args: `{name}` can carry anything: it needs a condition (perhaps any = true)"
                 ));
@@ -215,6 +215,12 @@ impl Bundle {
 /// Whether a function changes who rules its contract, or its code.
 fn is_admin(function: &AbiFunction) -> bool {
     function.class == FunctionClass::Admin
+}
+
+/// Whether a value of this type can be many, or arbitrary bytes.
+fn has_many(ty: &DynSolType) -> bool {
+    carries_bytes(ty)
+        || matches!(ty, DynSolType::Array(_) | DynSolType::FixedArray(..) | DynSolType::Tuple(_))
 }
 
 /// Reads 32 bytes.

@@ -160,6 +160,7 @@ impl Bundle {
         if empty {
             return Err("say at least one of principals, signers, chains, actions, to".to_owned());
         }
+        can_match(&rule)?;
         Ok(rule)
     }
 
@@ -291,6 +292,18 @@ fn enough(groups: &[(&BTreeSet<String>, usize)], without: Option<&str>) -> bool 
         }
         people.len() >= needed
     })
+}
+
+/// A deny that names what an action never has would deny nothing of it, and look as if it did.
+fn can_match(rule: &DenyRule) -> Result<(), String> {
+    let named = |action: &str| rule.actions.as_ref().is_some_and(|names| names.contains(action));
+    if rule.to.is_some() && named("deploy") {
+        return Err("to: `deploy` has no destination".to_owned());
+    }
+    if (rule.to.is_some() || rule.chains.is_some()) && named("message") {
+        return Err("actions: `message` belongs to no chain, and has no destination".to_owned());
+    }
+    Ok(())
 }
 
 fn read_actions(names: &[String]) -> Result<BTreeSet<String>, String> {

@@ -253,6 +253,7 @@ pub(super) struct RawCondition {
     pub min: Option<String>,
     pub max: Option<String>,
     pub any: Option<bool>,
+    pub all: Option<Box<RawCondition>>,
 }
 
 /// `event = …` of a call grant.

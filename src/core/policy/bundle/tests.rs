@@ -161,6 +161,30 @@ fn calls_are_typed_against_the_abi() {
     refused(&call("note(uint256,bytes,string)", ""), "can carry anything");
     let said = call("note(uint256,bytes,string)", "args = { memo = { any = true } }");
     assert!(try_bundle(&said).is_ok());
+    // Nor are arrays and tuples, and what is said of their elements is typed as well.
+    refused(&call("grid(uint8[][],address[2])", ""), "`cells` can carry anything");
+    refused(&call("pairs((address,uint256)[])", ""), "`pairs` can carry anything");
+    for (cells, part) in [
+        ("{ all = { max = \"255\" } }", ""),
+        ("{ all = { max = \"256\" } }", "not a value"),
+        ("{ all = { any = true } }", "stands alone"),
+        ("{ all = { } }", "exactly one"),
+        ("{ all = { all = { eq = \"1\" } } }", "stands alone"),
+        ("{ all = { eq = \"1\" }, any = true }", "stands alone"),
+        ("{ max = \"255\" }", "cannot be written"),
+        ("{ eq = \"1\" }", "cannot be written"),
+    ] {
+        let args = format!("args = {{ cells = {cells}, pair = {{ any = true }} }}");
+        let grant = call("grid(uint8[][],address[2])", &args);
+        match part {
+            "" => drop(try_bundle(&grant).unwrap()),
+            part => refused(&grant, part),
+        }
+    }
+    let tuples = "args = { pairs = { all = { eq = \"1\" } } }";
+    refused(&call("pairs((address,uint256)[])", tuples), "arrays of plain values");
+    let one = "args = { amount = { all = { eq = \"1\" } } }";
+    refused(&call("executeCharge(uint256,uint256)", one), "arrays of plain values");
     for function in ["approve(address,uint256)", "multicall(bytes[])"] {
         refused(&call(function, ""), "action \"call\" cannot name");
     }
@@ -261,6 +285,9 @@ fn guardrails_name_what_is_there_and_say_something() {
         ("chains = []", "chains is empty"),
         ("to = { book = \"friends\" }", "no list `friends`"),
         ("chains = [\"other\"]\nto = { book = \"payees\" }", "on `other`"),
+        ("actions = [\"deploy\", \"call\"]\nto = { book = \"payees\" }", "no destination"),
+        ("actions = [\"message\"]\nchains = [\"local\"]", "belongs to no chain"),
+        ("actions = [\"message\"]\nto = { book = \"payees\" }", "belongs to no chain"),
     ] {
         let error = deny(rest).unwrap_err();
         assert!(error.contains(part) && error.contains("line 8: deny `d`"), "{rest}: {error}");

@@ -278,6 +278,9 @@ fn is_within(outer: &ArgTest, inner: &ArgTest) -> bool {
                 (inner_min.as_ref(), inner_max.as_ref()),
             )
         }
+        (ArgTest::All { each: outer, .. }, ArgTest::All { each: inner, .. }) => {
+            is_within(outer, inner)
+        }
         _ => false,
     }
 }
@@ -302,6 +305,7 @@ fn condition(test: &ArgTest) -> String {
     }
     match test {
         ArgTest::Any => "anything".to_owned(),
+        ArgTest::All { each, .. } => format!("every element {}", condition(each)),
         ArgTest::OneOf(values) => {
             format!("one of {}", names(values.iter().map(|(text, _)| text)))
         }

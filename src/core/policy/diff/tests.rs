@@ -165,6 +165,21 @@ fn conditions_and_events_of_calls_are_compared() {
     );
     assert_eq!(said(&between(&wide, &narrow), Direction::Tightens).len(), 2);
     assert_eq!(said(&between(&narrow, &wide), Direction::Loosens).len(), 2);
+    let grid = |cells: &str| {
+        let args = format!("args = {{ cells = {cells}, pair = {{ any = true }} }}");
+        vec![call_grant("c", "grid(uint8[][],address[2])", &args)]
+    };
+    let (any, seven) = (grid("{ any = true }"), grid("{ all = { max = \"7\" } }"));
+    let two = grid("{ all = { in = [\"1\", \"2\"] } }");
+    tightens_only(
+        &between(&any, &seven),
+        "argument `cells`: every element at most 7 (was anything)",
+    );
+    tightens_only(
+        &between(&seven, &two),
+        "argument `cells`: every element one of 1, 2 (was every element at most 7)",
+    );
+    assert_eq!(said(&between(&two, &seven), Direction::Loosens).len(), 1);
 }
 
 fn notes(compare: impl FnOnce(&mut Notes)) -> Vec<Change> {

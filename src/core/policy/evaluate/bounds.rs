@@ -158,10 +158,17 @@ pub(super) fn covers(
         (Action::NftApprove { ids, .. }, Effect::OperatorApproval { id, approved, .. }) => {
             covers_operator(ids.as_ref(), *id, *approved, ask)?
         }
-        (
-            Action::TokenApprove { permit_ms, .. },
-            Effect::Approve { permit: Some(terms), amount, .. },
-        ) => covers_permit(*permit_ms, terms, *amount, ask)?,
+        (Action::TokenApprove { permit_ms, .. }, Effect::Approve { permit: Some(terms), .. }) => {
+            covers_permit(*permit_ms, terms, ask)?
+        }
+        // A signature that gives an allowance, and says nowhere until when.
+        (Action::TokenApprove { .. }, Effect::Approve { permit: None, .. })
+            if !matches!(ask.request.intent, Intent::Transaction(_)) =>
+        {
+            return Err(ask.failed(stage::BOUNDS, || {
+                told("permit_for", "a transaction", "a signature without an end")
+            }));
+        }
         (Action::Deploy { init_code_hashes, .. }, Effect::Create { init_code_hash, .. })
             if !init_code_hashes.contains(init_code_hash) =>
         {
@@ -267,21 +274,13 @@ fn covers_operator(
 }
 
 /// A permit lives no longer than the grant says: neither until it is submitted, nor after that, where it
-/// says itself when the allowance ends. One over nothing takes an allowance back.
-fn covers_permit(
-    permit_ms: Option<i64>,
-    terms: &PermitTerms,
-    amount: Amount,
-    ask: &Ask<'_>,
-) -> Result<(), Failed> {
+/// says itself when the allowance ends. So does one over nothing, which takes an allowance back.
+fn covers_permit(permit_ms: Option<i64>, terms: &PermitTerms, ask: &Ask<'_>) -> Result<(), Failed> {
     let Some(permit_ms) = permit_ms else {
         return Err(
             ask.failed(stage::BOUNDS, || told("permit_for", "a transaction", "a signed permit"))
         );
     };
-    if amount.is_zero() {
-        return Ok(());
-    }
     let last = ask.now.plus_millis(permit_ms);
     let too_late = |seconds: Option<u64>| match seconds {
         None => true,

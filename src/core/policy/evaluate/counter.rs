@@ -96,6 +96,26 @@ impl<'a> Slot<'a> {
     }
 }
 
+impl Charge {
+    /// Two windows of one counter: of a key without a group, `group` and `key` count the same. The tighter one
+    /// holds, and what is the most of both is counted.
+    pub(super) fn tighten(&mut self, other: &Self) {
+        self.max = self.max.min(other.max);
+        match (&mut self.kind, &other.kind) {
+            (ChargeKind::Count(count), ChargeKind::Count(more)) => *count = (*count).max(*more),
+            (
+                ChargeKind::Amount { value, fee },
+                ChargeKind::Amount { value: more, fee: more_fee },
+            ) => {
+                *value = (*value).max(*more);
+                *fee = (*fee).max(*more_fee);
+            }
+            // The unit is in the counter's id: these are never of one counter.
+            _ => {}
+        }
+    }
+}
+
 /// How much a window holds.
 pub(super) fn holds(window: &Window) -> Amount {
     match window.holds {

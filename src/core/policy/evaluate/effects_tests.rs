@@ -165,6 +165,87 @@ fn windows_count_each_destination_and_the_chain() {
 }
 
 #[test]
+fn of_two_windows_of_one_counter_the_tighter_one_holds() {
+    // A key without a group is a group of its own.
+    let mut request = ask();
+    request.group = None;
+    let tight = r#"{ span = "24h", max = "2", scope = "key" }"#;
+    let wide = r#"{ span = "24h", max = "100", scope = "group" }"#;
+    let limit = |windows: &str| {
+        format!(
+            "[[limit]]\nid = \"all\"\nreason = \"r\"\nchain = \"local\"\nasset = \"tusd\"\n\
+             windows = [{windows}]\n"
+        )
+    };
+    for windows in [[tight, wide], [wide, tight]] {
+        for (kind, effect, max) in [
+            (0, pay(OWN, ANN, 100), Amount::from(2 * ETHER)),
+            (1, token(ANN, 1), units(2)),
+            (2, allowance(ANN, units(1), None), units(2)),
+        ] {
+            let rule = Spec { windows: windows.to_vec(), ..Spec::free(kind) };
+            let text = rule.text("g0").replace("[\"payments\"]", &format!("[\"{OWN}\"]"));
+            let rules = load(&text, &limit(&windows.join(", "))).unwrap();
+            let verdict = decide_at(&rules, &request, std::slice::from_ref(&effect), now());
+            allowed(&verdict);
+            let held = verdict.exposures.iter().flat_map(|exposure| &exposure.charges);
+            let all: Vec<_> = verdict.charges.iter().chain(held).collect();
+            assert_eq!(all.len(), if kind == 0 { 1 } else { 2 }, "{all:?}");
+            assert!(all.iter().all(|charge| charge.max == max), "{all:?}");
+            let twice = [token(ANN, 3), pay(OWN, ANN, 3_000), allowance(ANN, units(3), None)];
+            let more = twice
+                .get(if kind == 0 {
+                    1
+                } else if kind == 1 {
+                    0
+                } else {
+                    2
+                })
+                .unwrap();
+            let more = std::slice::from_ref(more);
+            denied(&decide_at(&rules, &request, more, now()), "windows");
+        }
+    }
+}
+
+#[test]
+fn a_deny_by_address_knows_typed_messages_and_what_is_acted_through() {
+    let free = Spec::free(0);
+    let deny = |actions: &str, to: Address| {
+        let rail = format!(
+            "[[deny]]\nid = \"no\"\nreason = \"r\"\nchains = [\"local\"]\n{actions}\
+             to = {{ address = [\"{to}\"] }}\n"
+        );
+        bundle(std::slice::from_ref(&free), &rail)
+    };
+    let mut typed = ask();
+    typed.intent = super::fixtures::any_typed_data();
+    let message = [Effect::TypedMessage {
+        type_hash: B256::ZERO,
+        primary_type: "Note".into(),
+        verifying_contract: BOB,
+    }];
+    let of_typed = "actions = [\"typed_data\"]\n";
+    denied(&decide_at(&deny(of_typed, BOB), &typed, &message, now()), "deny.no");
+    denied(&decide_at(&deny(of_typed, ANN), &typed, &message, now()), "action");
+    // A Safe, by whose assets move, and by who is called.
+    denied(&decide(&deny("", SAFE), &[pay(SAFE, ANN, 1)]), "deny.no");
+    let mut called = ask();
+    if let Intent::Transaction(tx) = &mut called.intent {
+        tx.to = Some(SAFE);
+    }
+    let sent = [pay(OWN, ANN, 1)];
+    denied(&decide_at(&deny("", SAFE), &called, &sent, now()), "deny.no");
+    let terms =
+        PermitTerms { verifying_contract: SAFE, nonce: U256::ZERO, deadline: None, expires: None };
+    let permit = [allowance(ANN, units(1), Some(terms))];
+    denied(&decide_at(&deny("", SAFE), &typed, &permit, now()), "deny.no");
+    // The account itself is not whom it pays, and what only calls is no destination.
+    allowed(&decide(&deny("", OWN), &sent));
+    denied(&decide(&deny("", OWN), &[pay(SAFE, OWN, 1)]), "deny.no");
+}
+
+#[test]
 fn an_allowance_is_held_and_not_charged() {
     let windows = vec![
         r#"{ span = "24h", max = "9", scope = "group" }"#,
@@ -249,11 +330,22 @@ fn a_permit_is_signed_for_no_longer_than_the_grant_says() {
     ] {
         denied(&signed(bad), "permit_for");
     }
+    // One over nothing is a permit as well: it would be kept until its end, which must come.
+    let nothing = |permit| {
+        let effects = [allowance(ANN, Amount::ZERO, permit)];
+        decide_at(&rules, &request, &effects, now())
+    };
+    allowed(&nothing(terms(Some(seconds + 60), None)));
+    denied(&nothing(terms(None, None)), "permit_for");
+    // What is signed and has no terms of its own never ends: whatever the grant says of permits.
+    denied(&signed(None), "permit_for");
     // Without a fee there is no transaction, and without `permit_for` no permit.
     denied(&decide(&rules, &[allowance(ANN, units(1), None)]), "fee");
     let transactions = bundle(&[Spec::free(2)], "");
     let permit = [allowance(ANN, units(1), terms(Some(seconds), None))];
     denied(&decide_at(&transactions, &request, &permit, now()), "permit_for");
+    let endless = [allowance(ANN, units(1), None)];
+    denied(&decide_at(&transactions, &request, &endless, now()), "permit_for");
     // What is signed moves nothing by other grants: a typed payment is none.
     denied(&decide_at(&bundle(&[native("2")], ""), &request, &[pay(OWN, ANN, 1)], now()), "fee");
 }

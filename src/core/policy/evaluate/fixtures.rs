@@ -49,7 +49,7 @@ decimals = 6
 "#;
 
 /// Functions of the processor, as signatures with names.
-const FUNCTIONS: [&str; 8] = [
+const FUNCTIONS: [&str; 10] = [
     "function executeCharge(uint256 orderId, uint256 amount)",
     "function setFlag(bool flag, int8 level)",
     "function note(uint256 id, bytes memo, string title)",
@@ -58,6 +58,8 @@ const FUNCTIONS: [&str; 8] = [
     "function approve(address spender, uint256 amount)",
     "function multicall(bytes[] data)",
     "function upgradeTo(address implementation)",
+    "function grid(uint8[][] cells, address[2] pair)",
+    "function pairs((address,uint256)[] pairs)",
 ];
 const EVENTS: [&str; 1] =
     ["event ChargeRequested(uint256 indexed orderId, address indexed payer, uint256 amount)"];

@@ -1,8 +1,10 @@
 //! What no grant can allow.
 
 use super::matching::{Ask, effect_name, signs};
+use crate::core::intent::Intent;
 use crate::core::policy::bundle::guardrail::DenyRule;
 use crate::core::policy::{Effect, Reason};
+use alloy::primitives::Address;
 
 /// The denies that an effect of the request runs into, by id.
 pub(super) fn denied(ask: &Ask<'_>) -> Vec<Reason> {
@@ -42,7 +44,29 @@ fn matches(rule: &DenyRule, effect: &Effect, ask: &Ask<'_>) -> bool {
     let named = rule.actions.as_ref().is_none_or(|actions| actions.contains(effect_name(effect)));
     let goes_there = rule.to.as_ref().is_none_or(|by_chain| {
         let to = ask.chain().and_then(|chain| by_chain.get(chain));
-        to.zip(effect.destination()).is_some_and(|(to, destination)| to.contains(destination))
+        to.is_some_and(|to| touched(effect, ask).any(|address| to.contains(address)))
     });
     named && goes_there
+}
+
+/// Whom an effect concerns: to whom it goes, whose typed message it is, and each contract that it goes through.
+/// The signing account itself is none of them: it is named by `signers`.
+fn touched<'a>(effect: &'a Effect, ask: &'a Ask<'_>) -> impl Iterator<Item = Address> + 'a {
+    let domain = match effect {
+        Effect::TypedMessage { verifying_contract, .. } => Some(*verifying_contract),
+        Effect::Approve { permit: Some(terms), .. } => wrapper(terms.verifying_contract, ask),
+        _ => None,
+    };
+    let actor = effect.actor().filter(|actor| *actor != ask.request.address);
+    let called = match &ask.request.intent {
+        Intent::Transaction(tx) => tx.to.and_then(|to| wrapper(to, ask)),
+        _ => None,
+    };
+    [effect.destination(), domain, actor, called].into_iter().flatten()
+}
+
+/// This address, if what is called there carries calls of others, as the book says.
+fn wrapper(address: Address, ask: &Ask<'_>) -> Option<Address> {
+    let contract = ask.bundle.registry().contract_at(ask.chain()?, address)?;
+    contract.wraps.map(|_| address)
 }

@@ -97,20 +97,20 @@ pub fn windows_in_force_to(
             for whose in holders(&source, line, &principals, keys, seen) {
                 let slot = Slot { grant: source.id, whose };
                 let counter = slot.counter(line.window, line.counts, &line.unit);
-                found.insert(
-                    counter.limit,
-                    WindowInForce {
-                        limit: counter.limit,
-                        label: counter.label,
-                        grant: source.id.clone(),
-                        counts: line.counts,
-                        unit: line.unit.clone(),
-                        scope: counter.scope,
-                        instance: counter.instance,
-                        max: holds(line.window),
-                        period: line.window.period,
-                    },
-                );
+                let max = holds(line.window);
+                let window = found.entry(counter.limit).or_insert_with(|| WindowInForce {
+                    limit: counter.limit,
+                    label: counter.label,
+                    grant: source.id.clone(),
+                    counts: line.counts,
+                    unit: line.unit.clone(),
+                    scope: counter.scope,
+                    instance: counter.instance,
+                    max,
+                    period: line.window.period,
+                });
+                // Of two windows of one counter the tighter one holds.
+                window.max = window.max.min(max);
             }
         }
     }
@@ -368,6 +368,21 @@ mod tests {
         // Nothing is listed for a key that no grant lets sign.
         let other = keys[1].id.to_string();
         assert!(all.values().all(|window| window.instance != other && window.instance != "other"));
+    }
+
+    #[test]
+    fn of_two_windows_of_one_counter_the_tighter_one_is_listed() {
+        let wide = r#"{ span = "24h", max = "9", scope = "group" }"#;
+        let tight = r#"{ span = "24h", max = "2", scope = "key" }"#;
+        let keys = [key(7, None, STRANGER)];
+        for windows in [[wide, tight], [tight, wide]] {
+            let windows = format!("[{}]", windows.join(", "));
+            let named = native_grant("named", "1", &windows)
+                .replace("\"payments\"", &format!("\"{STRANGER}\""));
+            let all = windows_in_force(&bundle(&[named]), None, &keys);
+            let max: Vec<Amount> = all.values().map(|window| window.max).collect();
+            assert_eq!(max, [Amount::from(2_000_000_000_000_000_000_u128)]);
+        }
     }
 
     #[test]

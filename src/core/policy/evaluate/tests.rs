@@ -7,7 +7,8 @@ use crate::core::amount::Amount;
 use crate::core::intent::{FeeAsk, Fees, Intent, TxType};
 use crate::core::policy::{Bundle, ChargeKind, Effect, Outcome, PolicyRequest, Verdict};
 use crate::core::time::Timestamp;
-use alloy::primitives::{B256, U256};
+use alloy::dyn_abi::DynSolValue;
+use alloy::primitives::{Address, B256, U256};
 
 fn all() -> Bundle {
     bundle(&[
@@ -270,6 +271,32 @@ fn conditions_compare_in_the_type_of_the_argument() {
     // 1: true written as 2, and a number that is not of 8 bits.
     denied_for(&bundle, &ask(2, 0), "effects");
     denied_for(&bundle, &ask(1, 128), "effects");
+}
+
+#[test]
+fn a_condition_on_all_holds_for_every_element() {
+    let args = format!(
+        r#"args = {{ cells = {{ all = {{ min = "2", max = "7" }} }}, pair = {{ all = {{ in = ["{PAYEE}", "{TUSD}"] }} }} }}"#
+    );
+    let bundle = bundle(&[call_grant("grid", "grid(uint8[][],address[2])", &args)]);
+    let ask = |cells: &[&[u8]], pair: [Address; 2]| {
+        let row = |row: &&[u8]| {
+            let cell = |cell: &u8| DynSolValue::Uint(U256::from(*cell), 8);
+            DynSolValue::Array(row.iter().map(cell).collect())
+        };
+        let cells = DynSolValue::Array(cells.iter().map(row).collect());
+        let pair = DynSolValue::FixedArray(pair.map(DynSolValue::Address).to_vec());
+        asks(PROCESSOR, 0, calldata("grid(uint8[][],address[2])", vec![cells, pair]))
+    };
+    for cells in [&[&[2_u8, 7][..], &[3]][..], &[&[], &[5]], &[&[]], &[]] {
+        allowed_by(&bundle, &ask(cells, [PAYEE, TUSD]), "grid");
+    }
+    denied_for(&bundle, &ask(&[&[2, 7], &[3, 8]], [PAYEE; 2]), "args.cells.all.max");
+    denied_for(&bundle, &ask(&[&[], &[1, 3]], [PAYEE; 2]), "args.cells.all.min");
+    denied_for(&bundle, &ask(&[&[2]], [PAYEE, STRANGER]), "args.pair.all.in");
+    denied_for(&bundle, &ask(&[&[2]], [STRANGER, PAYEE]), "args.pair.all.in");
+    let said = judge(&bundle, &ask(&[&[9]], [PAYEE; 2])).reasons;
+    assert_eq!((said[0].expected.as_str(), said[0].actual.as_str()), ("7", "[[9]]"));
 }
 
 #[test]

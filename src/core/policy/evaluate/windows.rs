@@ -113,7 +113,12 @@ impl Drafts {
     }
 
     fn add(&mut self, charge: Charge, fee: bool) {
-        self.charges.insert(charge.limit, Draft { charge, fee });
+        let Some(before) = self.charges.get_mut(&charge.limit) else {
+            self.charges.insert(charge.limit, Draft { charge, fee });
+            return;
+        };
+        before.charge.tighten(&charge);
+        before.fee |= fee;
     }
 
     fn add_match(&mut self, found: &Match<'_>, ask: &Ask<'_>) {
@@ -227,12 +232,12 @@ impl Drafts {
         for held in &mut self.exposures {
             if held.places.iter().any(|place| concerns(*place)) {
                 let slot = slot.to(Some(held.exposure.spender));
-                held.exposure.charges.push(slot.amount(
-                    window,
-                    "value",
-                    unit,
-                    held.exposure.amount,
-                ));
+                let charge = slot.amount(window, "value", unit, held.exposure.amount);
+                let charges = &mut held.exposure.charges;
+                match charges.iter_mut().find(|before| before.limit == charge.limit) {
+                    Some(before) => before.tighten(&charge),
+                    None => charges.push(charge),
+                }
             }
         }
     }
