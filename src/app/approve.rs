@@ -256,6 +256,7 @@ pub async fn reject(
                 if !unit.advance(&work.change).await? {
                     return Ok(End::Rollback(false));
                 }
+                unit.free_events(id).await?;
                 unit.append_leaf(&work.leaf).await?;
                 for event in &work.events {
                     unit.append_event(event).await?;

@@ -124,8 +124,9 @@ async fn store(unit: &mut dyn Unit, work: &Cancellation) -> Result<bool, StoreEr
         return Ok(false);
     }
     if work.change.status == Status::Cancelled {
-        // It was never signed: what it held is free.
+        // It was never signed: what it held is free, and its event may be answered.
         unit.release(&work.change.id.to_string()).await?;
+        unit.free_events(work.change.id).await?;
     }
     unit.append_leaf(&work.leaf).await?;
     unit.append_event(&work.event).await?;

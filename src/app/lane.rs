@@ -240,17 +240,23 @@ async fn allocate_in(
     now: Timestamp,
 ) -> Result<Allocated, AppError> {
     let (id, address, settings) = (chain.settings.id, lease.address, chain.settings.clone());
+    let policy = Arc::clone(&app.policy);
     // The readings took their time.
     let now = app.clock.now().max(now);
     let event_id = app.entropy.uuid().to_string();
     let allocated = lease::fenced(app, lease, "allocate_nonce", move |unit| {
         let (readings, settings) = (readings.clone(), settings.clone());
+        let policy = Arc::clone(&policy);
         let event_id = event_id.clone();
         Box::pin(async move {
             let open = LaneKey { chain: id, address, key, mode: NonceMode::Managed };
             let lane = unit.lock_lane(&open).await?;
             if let Some(halted) = check_lane(unit, &lane, &readings, now).await? {
                 return Ok(halted);
+            }
+            // The lane may have been waited for.
+            if policy.bundle().hash() != readings.bundle {
+                return Ok(End::Rollback(Allocated::Idle(Idle::Contended)));
             }
             // Before anything that may park the lane: what a request holds must not wait for its head.
             if let Some(late) = unit.next_expired(id, address, now).await? {
@@ -315,6 +321,7 @@ async fn expire(
         return Ok(End::Rollback(Allocated::Idle(Idle::Contended)));
     }
     unit.release(&row.new.id.to_string()).await?;
+    unit.free_events(row.new.id).await?;
     unit.append_event(&record::status_event(row, Status::Expired, event_id, now)).await?;
     Ok(End::Commit(Allocated::Ended(row.new.id)))
 }
@@ -330,11 +337,14 @@ async fn decide(
     now: Timestamp,
 ) -> Result<End<Allocated>, StoreError> {
     let intent = &row.new.intent;
-    let is_of = |id: RequestId, again: &Rejudged| id == row.new.id && again.version == row.version;
+    // A second verdict counts for the row that was judged, and under the bundle that was in force when all was
+    // read: another may have been activated while the nodes were asked.
+    let due = (row.new.id, row.version, readings.bundle);
+    let is_of = |id: RequestId, again: &Rejudged| (id, again.version, again.verdict.bundle) == due;
     let again = readings.rejudged.as_ref().filter(|(id, again)| is_of(*id, again));
     let stale = row.new.decision.bundle != readings.bundle || rejudge::is_old(row, now);
     if stale && again.is_none() {
-        // Another row than the one that was judged again: look once more.
+        // Another row than the one that was judged again, or another bundle: look once more.
         return Ok(End::Rollback(Allocated::Idle(Idle::Contended)));
     }
     let mut cap = row.new.fee_cap.at_most(cap);
@@ -370,7 +380,7 @@ async fn decide(
         return Err(StoreError::Corrupt("a queued transaction has an attempt".to_owned()));
     }
     unit.append_leaf(&record::decided(&attempt, decision_json)?).await?;
-    if let Some(used) = destinations::used(row, decision_json, now) {
+    for used in destinations::used(row, decision_json, now) {
         unit.use_destinations(&used).await?;
     }
     let submitted = TransactionRow { nonce: Some(nonce), ..row.clone() };

@@ -25,8 +25,8 @@ use crate::ports::store::{
     ExposureRow, Failure, LimitExceeded, NewAttempt, NewEvent, SignedAttempt, StoreError,
     TransactionRow,
 };
-use alloy::primitives::B256;
-use std::collections::BTreeMap;
+use alloy::primitives::{Address, B256};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What an operator said about a transaction.
 #[derive(Debug, Clone)]
@@ -125,10 +125,13 @@ pub fn effects(effects: &[Effect]) -> Value {
     list(effects, effect::show)
 }
 
-/// Where it goes: what is known once a nonce is given for it.
+/// Where it goes, by what for: what is known once a nonce is given for it.
 fn destinations(effects: &[Effect]) -> Value {
-    let found = crate::app::destinations::of(effects);
-    Value::List(found.iter().map(|to| format!("{to:#x}").into()).collect())
+    let shown = |(used_for, to): (String, BTreeSet<Address>)| {
+        let to = to.iter().map(|to| format!("{to:#x}").into()).collect();
+        map([("used_for", used_for.into()), ("to", Value::List(to))])
+    };
+    Value::List(crate::app::destinations::of(effects).into_iter().map(shown).collect())
 }
 
 fn charge(charge: &Charge) -> Value {

@@ -182,7 +182,8 @@ impl Rejudged {
 }
 
 impl Refusal {
-    /// Ends the row: nothing was signed, so what it held is free. `false` if it has moved on meanwhile.
+    /// Ends the row: nothing was signed, so what it held is free, and so is
+    /// the event that it answered. `false` if it has moved on meanwhile.
     ///
     /// # Errors
     /// As the unit.
@@ -191,6 +192,7 @@ impl Refusal {
             return Ok(false);
         }
         unit.release(&self.change.id.to_string()).await?;
+        unit.free_events(self.change.id).await?;
         unit.append_leaf(&self.leaf).await?;
         unit.append_event(&self.event).await?;
         Ok(true)

@@ -170,6 +170,8 @@ pub(crate) async fn look_at(app: &App, id: RequestId) -> Result<(), AppError> {
     };
     let now = app.clock.now();
     if waiter.is_over(now) {
+        // A clock that jumped must end nothing: an end cannot be taken back.
+        clock_watch::believed(app).await?;
         return expire(app, &waiter, now).await;
     }
     let bundle = app.bundle();
@@ -225,6 +227,7 @@ async fn expire(app: &App, waiter: &Waiter, now: Timestamp) -> Result<(), AppErr
             if !unit.advance(change).await? {
                 return Ok(End::Rollback(false));
             }
+            unit.free_events(change.id).await?;
             for event in events {
                 unit.append_event(event).await?;
             }

@@ -2,8 +2,10 @@
 
 use crate::app::inclusion::{self, RowLook};
 use crate::app::{App, AppError, ChainRuntime, chains, finality, record};
+use crate::core::id::KeyId;
+use crate::core::key::NonceMode;
 use crate::ports::chain::{BlockId, Claim, Found, Sought};
-use crate::ports::store::{End, Settlement, SignatureRow, look, unit};
+use crate::ports::store::{End, LaneKey, Settlement, SignatureRow, look, unit};
 use alloy::primitives::Address;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use std::sync::Arc;
 /// All versions signed for one nonce, which share one reservation.
 struct Versions {
     owner: String,
+    key: KeyId,
     sought: Sought,
 }
 
@@ -57,11 +60,12 @@ fn by_account(open: Vec<SignatureRow>) -> BTreeMap<Address, Vec<Versions>> {
     }
     let mut by_account: BTreeMap<Address, Vec<Versions>> = BTreeMap::new();
     for (owner, rows) in by_owner {
-        let place = rows.first().and_then(|row| Some((row.new.address, row.new.nonce?)));
-        if let Some((address, nonce)) = place {
+        let place =
+            rows.first().and_then(|row| Some((row.new.address, row.new.nonce?, row.new.key)));
+        if let Some((address, nonce, key)) = place {
             let hashes = rows.iter().filter_map(|row| row.attempt.hash).collect();
             let sought = Sought { nonce, hashes, seen: None };
-            by_account.entry(address).or_default().push(Versions { owner, sought });
+            by_account.entry(address).or_default().push(Versions { owner, key, sought });
         }
     }
     by_account
@@ -129,11 +133,15 @@ async fn settle_one(
     let now = app.clock.now();
     let fee = settlement.fee_paid.map_or_else(String::new, |fee| fee.to_string());
     let leaf = record::settled(&owner, status, &hash, &block_hash, &fee, now)?;
-    let work = Arc::new((owner, leaf));
+    let lane = LaneKey { chain: id, address, key: versions.key, mode: NonceMode::External };
+    let work = Arc::new((lane, owner, leaf));
     unit(&*app.store, "settle_external", move |unit| {
         let work = work.clone();
         Box::pin(async move {
-            let (owner, leaf) = &*work;
+            let (lane, owner, leaf) = &*work;
+            // Whoever signs another version for this nonce holds the lane: it adds to what is held before
+            // all of that is settled, or after, when it is settled by itself.
+            unit.lock_lane(lane).await?;
             if !finality::anchor_end(unit, id, block).await? {
                 return Ok(End::Rollback(()));
             }

@@ -20,13 +20,13 @@ const FAILPOINT: &str = "CLAVIGER_FAILPOINT";
 /// How long nothing may happen before it is believed that nothing does.
 const TTL: &str = "30m";
 
-async fn asked(server: &Server, key: &str, body: &Value) -> String {
+pub async fn asked(server: &Server, key: &str, body: &Value) -> String {
     let answer = server.ask(SUB, key, body).await;
     assert_eq!(answer.status, 202, "{:#}", answer.body);
     answer.id()
 }
 
-async fn finalized(anvil: &Anvil, server: &Server, id: &str) -> Value {
+pub async fn finalized(anvil: &Anvil, server: &Server, id: &str) -> Value {
     poll_until(LIMIT, "it is final", async || {
         anvil.mine(1).await;
         let found = server.read(id).await;
@@ -53,7 +53,7 @@ async fn as_requester(server: &Server, id: &str) -> Value {
     server.try_call(Method::GET, url, &token, None, None).await.unwrap().ok()
 }
 
-async fn approved_by_all(server: &Server, id: &str) {
+pub async fn approved_by_all(server: &Server, id: &str) {
     for sub in ["dev:ann", "dev:cat"] {
         approve(server, sub, id).await.ok();
     }

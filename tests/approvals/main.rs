@@ -17,5 +17,6 @@ mod support {
 }
 
 mod doors;
+mod ends;
 mod flow;
 mod stage;

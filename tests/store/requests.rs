@@ -1,6 +1,7 @@
 //! Idempotency keys and claimed events.
 
-use crate::fixtures::{caller, hash, request};
+use crate::attempts::attempt;
+use crate::fixtures::{add_key, caller, hash, insert, request, submit, transaction};
 use claviger::core::id::{ChainName, RequestId};
 use claviger::core::policy::verdict::EventUse;
 use claviger::ports::store::{Bound, KeyBinding, Store};
@@ -13,6 +14,7 @@ on_both!(
     an_event_is_claimed_once_for_a_function,
     of_twenty_that_claim_an_event_at_once_one_has_it,
     only_the_place_of_an_event_makes_it_the_same,
+    an_event_is_free_again_unless_something_was_decided_for_it,
 );
 
 fn binding(scope: &str, key: &str, n: u128) -> KeyBinding {
@@ -123,4 +125,22 @@ async fn only_the_place_of_an_event_makes_it_the_same(store: Arc<dyn Store>) {
     assert_eq!(claim(&store, elsewhere, 3).await, None);
     let reorganised = EventUse { block_hash: hash(13), ..event(0, "pay") };
     assert_eq!(claim(&store, reorganised, 4).await, None);
+}
+
+async fn an_event_is_free_again_unless_something_was_decided_for_it(store: Arc<dyn Store>) {
+    add_key(&store, 1).await;
+    insert(&store, vec![transaction(1, 1), transaction(2, 1)]).await;
+    assert_eq!(claim(&store, event(0, "pay"), 1).await, None);
+    assert_eq!(claim(&store, event(1, "pay"), 2).await, None);
+    let free = async |n: u128| {
+        commit!(store, [], |unit| unit.free_events(request(n)).await?).unwrap();
+    };
+    free(1).await;
+    assert_eq!(claim(&store, event(1, "pay"), 3).await, Some(request(2)), "another's stays");
+    assert_eq!(claim(&store, event(0, "pay"), 2).await, None, "it is free");
+    submit(&store, request(2), 1).await;
+    let decided = attempt(2, 1);
+    commit!(store, [decided], |unit| unit.insert_attempt(&decided).await?).unwrap();
+    free(2).await;
+    assert_eq!(claim(&store, event(0, "pay"), 3).await, Some(request(2)), "it was decided");
 }

@@ -129,6 +129,10 @@ pub trait Unit: Approvals + BundleBook + KeyBook + ManyKeys + Windows + Send {
         request: RequestId,
     ) -> Result<Option<RequestId>, StoreError>;
 
+    /// Lets others answer the events that this request has claimed: it ended before anything was decided.
+    /// Nothing is freed for a request that has an attempt.
+    async fn free_events(&mut self, request: RequestId) -> Result<(), StoreError>;
+
     /// Stores a new transaction as queued.
     async fn insert_transaction(&mut self, row: &NewTransaction) -> Result<(), StoreError>;
 

@@ -23,6 +23,8 @@ statements! {
         ON CONFLICT (chain, block_hash, log_index, used_for) DO NOTHING";
     CLAIMED_BY = "SELECT request_id FROM claimed_events \
         WHERE chain = $1 AND block_hash = $2 AND log_index = $3 AND used_for = $4";
+    FREE_EVENTS = "DELETE FROM claimed_events WHERE request_id = $1 \
+        AND NOT EXISTS (SELECT 1 FROM attempts WHERE request_id = $1)";
     INSERT_TRANSACTION = "INSERT INTO transactions (id, iss, sub, chain, chain_id, signer, key_id, \
         address, status, tx_type, recipient, value, data, gas, cap_fee, cap_tip, access_list, \
         not_after, source_block, source_tx, source_log, outcome, bundle, grants, decision, metadata, \
@@ -130,10 +132,12 @@ pub(super) async fn claim_event(
     if tx.execute(CLAIM_EVENT, claim).await? == 1 {
         return Ok(None);
     }
-    match claimed_by(tx, event).await? {
-        Some(other) => Ok(Some(other)),
-        None => Err(tx.corrupt("an event is claimed and not there")),
-    }
+    // Where it was freed in between, the unit begins anew.
+    claimed_by(tx, event).await?.map(Some).ok_or(StoreError::Contended)
+}
+
+pub(super) async fn free_events(tx: &mut Tx, request: RequestId) -> Result<(), StoreError> {
+    tx.execute(FREE_EVENTS, values![request.to_string()]).await.map(|_| ())
 }
 
 /// What an event is found by.

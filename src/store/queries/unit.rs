@@ -53,6 +53,10 @@ impl Unit for Tx {
         kept!(self, requests::claim_event(self, event, request))
     }
 
+    async fn free_events(&mut self, request: RequestId) -> Result<(), StoreError> {
+        kept!(self, requests::free_events(self, request))
+    }
+
     async fn insert_transaction(&mut self, row: &NewTransaction) -> Result<(), StoreError> {
         kept!(self, requests::insert_transaction(self, row))
     }
