@@ -146,6 +146,7 @@ pub(crate) async fn judge(
         .chain(&command.chain)
         .ok_or_else(|| AppError::invalid("chain", "is not configured here"))?;
     let key = signers::least_busy(app, chain, &command.signer, purpose).await?;
+    app.policy.must_be_readable()?;
     let bundle = app.bundle();
     let judged = judged_request(app, (chain, &bundle), command, &key, purpose);
     let (mut request, estimate) = judged.await?;

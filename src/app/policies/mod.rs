@@ -6,6 +6,7 @@
 pub mod replay;
 mod start;
 
+pub(crate) use start::catch_up;
 pub use start::{Begun, begin, follow};
 
 use crate::app::record::{self, By};
