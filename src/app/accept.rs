@@ -146,6 +146,7 @@ pub(crate) async fn judge(
         .chain(&command.chain)
         .ok_or_else(|| AppError::invalid("chain", "is not configured here"))?;
     let key = signers::least_busy(app, chain, &command.signer, purpose).await?;
+    app.policy.must_be_readable()?;
     let bundle = app.bundle();
     let judged = judged_request(app, (chain, &bundle), command, &key, purpose);
     let (mut request, estimate) = judged.await?;
@@ -350,6 +351,7 @@ pub(crate) async fn deny(
     now: Timestamp,
 ) -> AppError {
     metrics::counter!("claviger_policy_decisions_total", "outcome" => "deny").increment(1);
+    record::count_shadows(verdict);
     let leaf = match record::denied(id, request, verdict, &reasons, now) {
         Ok(leaf) => Arc::new(leaf),
         Err(error) => return error.into(),
@@ -496,6 +498,7 @@ async fn store(
     if matches!(stored, Stored::New) {
         let outcome = verdict.outcome.name();
         metrics::counter!("claviger_policy_decisions_total", "outcome" => outcome).increment(1);
+        record::count_shadows(verdict);
     }
     Ok(stored)
 }

@@ -3,7 +3,9 @@
 //! is signed only while it is, to the letter, what they approved.
 
 use crate::app::signers::Purpose;
-use crate::app::{App, AppError, ChainRuntime, ask, clock_watch, destinations, facts, record};
+use crate::app::{
+    App, AppError, ChainRuntime, ask, clock_watch, destinations, facts, policies, record,
+};
 use crate::core::audit::EncodedLeaf;
 use crate::core::intent::{Fees, Intent};
 use crate::core::policy::{Bundle, Outcome, PolicyRequest, Reason, Verdict, evaluate};
@@ -47,7 +49,8 @@ pub enum Again {
 /// Whether the verdict that accepted the row is too old to sign under.
 #[must_use]
 pub fn is_stale(app: &App, row: &TransactionRow, now: Timestamp) -> bool {
-    row.new.decision.bundle != app.bundle().hash() || is_old(row, now)
+    let unreadable = app.policy.must_be_readable().is_err();
+    unreadable || row.new.decision.bundle != app.bundle().hash() || is_old(row, now)
 }
 
 /// Whether the verdict is too old, whatever bundle is in force.
@@ -66,6 +69,10 @@ pub async fn rejudge(
     row: &TransactionRow,
     now: Timestamp,
 ) -> Result<Rejudged, AppError> {
+    if row.new.decision.bundle != app.bundle().hash() {
+        // Another process may have judged it by a newer bundle than this one knows yet.
+        policies::catch_up(app).await?;
+    }
     judge_under(app, chain, &app.bundle(), row, now).await
 }
 
@@ -80,6 +87,7 @@ pub async fn judge_under(
     row: &TransactionRow,
     now: Timestamp,
 ) -> Result<Rejudged, AppError> {
+    app.policy.must_be_readable()?;
     let (id, key) = (row.new.id, row.new.key);
     let (key, waited) = look(&*app.store, "rejudge", move |unit| {
         Box::pin(async move { Ok((unit.key(key).await?, unit.waiting_request(id).await?)) })

@@ -7,7 +7,7 @@
 use crate::app::accept::summary;
 use crate::app::ask::{self, Asked};
 use crate::app::rejudge::{self, Rejudged};
-use crate::app::{App, AppError, clock_watch, record, suspension};
+use crate::app::{App, AppError, clock_watch, policies, record, suspension};
 use crate::core::approval::Approvers;
 use crate::core::audit::EncodedLeaf;
 use crate::core::id::RequestId;
@@ -173,6 +173,9 @@ pub(crate) async fn look_at(app: &App, id: RequestId) -> Result<(), AppError> {
         // A clock that jumped must end nothing: an end cannot be taken back.
         clock_watch::believed(app).await?;
         return expire(app, &waiter, now).await;
+    }
+    if waiter.wait.bundle != app.bundle().hash() {
+        policies::catch_up(app).await?;
     }
     let bundle = app.bundle();
     if !waiter.is_ripe(bundle.hash(), &bundle.guardrails().quorums, now) {

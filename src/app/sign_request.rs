@@ -157,6 +157,7 @@ pub(crate) async fn judge(
 ) -> Result<Judged, AppError> {
     let key = signers::first(app, &command.signer, &command.intent).await?;
     let payload = payload(&command.intent)?;
+    app.policy.must_be_readable()?;
     let bundle = app.bundle();
     let mut request = PolicyRequest {
         principal: command.principal.clone(),

@@ -4,6 +4,7 @@ use super::{Change, keep, load, put, stored};
 use crate::app::record::{self, By};
 use crate::app::{App, AppError};
 use crate::core::policy::Bundle;
+use crate::core::policy::change::{Standing, standing};
 use crate::core::policy::diff::diff;
 use crate::core::principal::Principal;
 use crate::ports::store::{Activation, BundleRow, End, StoreError, look, unit};
@@ -117,7 +118,7 @@ async fn from_folder(
 /// Follows what is in force in the database, and puts in force what has waited long enough.
 ///
 /// # Errors
-/// When the store does not answer, or what is in force does not load here: then nothing is allowed.
+/// When the store does not answer, or what is in force does not load here: then nothing is decided here.
 pub async fn follow(app: &App) -> Result<(), AppError> {
     catch_up(app).await?;
     let (in_force, serial) = app.policy.numbered();
@@ -126,12 +127,39 @@ pub async fn follow(app: &App) -> Result<(), AppError> {
     })
     .await?;
     for hash in wanted {
-        let (row, bundle) = stored(app, hash).await?;
-        let is_next = bundle.parent() == Some(in_force.hash());
-        if is_next && app.policy.against(&bundle).is_empty() {
-            let now = app.clock.now();
-            put(app, Change::new(&in_force, serial, row.author.sub, &bundle, now), None).await?;
+        // One that cannot be put in force keeps no other.
+        if let Err(error) = put_if_due(app, (&in_force, serial), hash).await {
+            tracing::warn!(%hash, %error, "a bundle that waits could not be put in force, and is looked at again");
         }
+    }
+    Ok(())
+}
+
+/// Puts a bundle in force that has its people and has waited long enough.
+async fn put_if_due(
+    app: &App,
+    (in_force, serial): (&Arc<Bundle>, i64),
+    hash: B256,
+) -> Result<(), AppError> {
+    let (row, voices) = look(&*app.store, "wanted_bundle", move |unit| {
+        Box::pin(async move { Ok((unit.bundle(hash).await?, unit.voices(hash, serial).await?)) })
+    })
+    .await?;
+    let row = row.ok_or(AppError::NotFound)?;
+    let (rules, author, now) = (in_force.guardrails(), &row.author.sub, app.clock.now());
+    // As if it only tightened: what has not its people needs not be loaded.
+    if standing(rules, author, &voices, false, now) != Standing::Ready {
+        return Ok(());
+    }
+    let loaded = app.policy.loaded(hash, || load(&row.files_json));
+    let bundle = loaded.map_err(AppError::Internal)?;
+    if bundle.parent() != Some(in_force.hash()) || !app.policy.against(&bundle).is_empty() {
+        return Ok(());
+    }
+    let change = Change::new(in_force, serial, row.author.sub, &bundle, now);
+    let is_looser = change.diff.is_looser();
+    if standing(in_force.guardrails(), &change.author, &voices, is_looser, now) == Standing::Ready {
+        put(app, change, None).await?;
     }
     Ok(())
 }
@@ -139,13 +167,13 @@ pub async fn follow(app: &App) -> Result<(), AppError> {
 /// Takes over what is in force in the database, if that is not known here yet.
 ///
 /// # Errors
-/// When the store does not answer, or what is in force does not load here: then nothing is allowed.
-pub(super) async fn catch_up(app: &App) -> Result<(), AppError> {
+/// When the store does not answer, or what is in force does not load here: then nothing is decided here.
+pub(crate) async fn catch_up(app: &App) -> Result<(), AppError> {
     let active = look(&*app.store, "active_bundle", |unit| {
         Box::pin(async move { unit.active_bundle().await })
     })
     .await?;
-    let (before, serial) = app.policy.numbered();
+    let serial = app.policy.numbered().1;
     let Some(active) = active.filter(|active| active.serial > serial) else {
         return Ok(());
     };
@@ -154,7 +182,7 @@ pub(super) async fn catch_up(app: &App) -> Result<(), AppError> {
         look(&*app.store, "bundle", move |unit| Box::pin(async move { unit.bundle(hash).await }))
             .await?;
     let row = row.ok_or_else(|| AppError::internal("the bundle in force is not kept"))?;
-    match load(&row.files_json) {
+    match app.policy.loaded(hash, || load(&row.files_json)) {
         Ok(bundle) => {
             for problem in app.policy.against(&bundle) {
                 // Its grants for what is not configured here match nothing.
@@ -162,17 +190,17 @@ pub(super) async fn catch_up(app: &App) -> Result<(), AppError> {
             }
             let version = bundle.version();
             tracing::info!(version, %hash, serial = active.serial, "policy bundle followed");
-            app.policy.follow(Arc::new(bundle), active.serial);
+            app.policy.follow(bundle, active.serial);
             Ok(())
         }
         Err(problem) => {
             // It was put in force by a newer version of the program. What it forbids is not known, so nothing
-            // is allowed, and it is read again the next time.
-            if before.hash() != hash {
+            // is decided; and nothing ends, since another process can judge it.
+            if app.policy.must_be_readable().is_ok() {
                 tracing::error!(%hash, problem, "the bundle in force does not load here");
-                app.policy.replace(Arc::new(Bundle::closed(hash)));
             }
-            Err(AppError::Internal(format!("the bundle in force does not load: {problem}")))
+            app.policy.close(hash, problem);
+            app.policy.must_be_readable()
         }
     }
 }

@@ -179,22 +179,6 @@ impl Bundle {
         Ok((bundle, Some(reports)))
     }
 
-    /// A bundle that allows nobody anything: in the place of one that is in force and cannot be read here.
-    #[must_use]
-    pub fn closed(hash: B256) -> Self {
-        Self {
-            hash,
-            version: "closed".to_owned(),
-            parent: None,
-            issuers: Vec::new(),
-            registry: Registry::default(),
-            guardrails: Guardrails::default(),
-            grants: Vec::new(),
-            index: GrantIndex::default(),
-            cases: Vec::new(),
-        }
-    }
-
     /// SHA-256 over the bundle's files.
     #[must_use]
     pub const fn hash(&self) -> B256 {

@@ -130,7 +130,7 @@ impl Bundle {
         }
         match requesters.iter().find(|sub| !enough(&groups, Some(sub))) {
             Some(sub) => Err(format!(
-                "nobody approves their own request, and without `{sub}` the quorum has too few people"
+                "nobody approves what they asked for, and without `{sub}` the quorum has too few people"
             )),
             None => Ok(()),
         }
@@ -267,7 +267,11 @@ impl Bundle {
     }
 
     fn read_change(&self, raw: &RawChange) -> Result<ChangeRule, String> {
-        self.check_quorum(&raw.quorum, Role::PolicyAdmin, &[])?;
+        let members = raw.quorum.keys().filter_map(|group| self.guardrails.quorums.get(group));
+        let members: BTreeSet<&String> = members.flatten().collect();
+        // Each of them may be the author, whose own word does not count: nobody must be needed.
+        let authors: Vec<String> = members.into_iter().cloned().collect();
+        self.check_quorum(&raw.quorum, Role::PolicyAdmin, &authors)?;
         let delay_ms = match raw.delay.as_deref() {
             None => 0,
             Some(text) => read_span(text).map_err(|problem| format!("delay {problem}"))?,

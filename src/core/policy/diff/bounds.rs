@@ -64,7 +64,7 @@ pub(super) fn windows(
             Some((now, _)) => {
                 let (span, scope) = (window.period.text(), window.scope.name());
                 let change = if key.1 {
-                    format!("from {max} to {now} requests")
+                    format!("from {max} to {now} effects")
                 } else {
                     format!("from {} to {}", old.1.number(*max), new.1.say(*now))
                 };
@@ -81,7 +81,7 @@ pub(super) fn windows(
     }
 }
 
-/// Windows that count requests.
+/// Windows that count what the action matches.
 pub(super) fn counts(what: &str, old: &[Window], new: &[Window], notes: &mut Notes) {
     let none = Unit::of_counts();
     windows(what, (old, none), (new, none), notes);
@@ -96,7 +96,11 @@ pub(super) fn fee(
     let (before, after) = match (old.0, new.0) {
         (None, None) => return,
         (None, Some(_)) => return notes.loosens("it may pay fees now"),
-        (Some(_), None) => return notes.tightens("it may pay no fees any more"),
+        (Some(before), None) => {
+            notes.tightens("it may pay no fees any more");
+            // They counted all fees of what it matches, also of what another grant allows.
+            return windows("fees", (&before.windows, old.1), (&[], old.1), notes);
+        }
         (Some(before), Some(after)) => (before, after),
     };
     let pairs = [

@@ -47,7 +47,7 @@ pub(super) struct Unit<'a> {
 impl<'a> Unit<'a> {
     /// For windows that have no amounts.
     pub(super) const fn of_counts() -> Self {
-        Unit { decimals: 0, name: "requests" }
+        Unit { decimals: 0, name: "effects" }
     }
 
     pub(super) fn native(registry: &Registry, chain: &ChainName) -> Self {
@@ -84,7 +84,7 @@ impl<'a> Unit<'a> {
 pub(super) fn window(window: &Window, unit: Unit<'_>) -> String {
     let holds = match window.holds {
         Holds::Amount(max) => unit.say(max),
-        Holds::Count(count) => format!("{count} requests"),
+        Holds::Count(count) => format!("{count} effects"),
     };
     format!("{} window of {holds} per {}", window.period.text(), window.scope.name())
 }
