@@ -193,6 +193,7 @@ mod tests {
                 owner: Address::ZERO,
                 spender: Address::ZERO,
                 amount: Amount::from(amount),
+                form: crate::core::policy::effect::ApprovalForm::Approve,
                 permit: None,
                 charges: vec![charge],
             }
@@ -212,7 +213,7 @@ mod tests {
             event_use: None,
         };
         let hold = Hold::of("a".into(), None, &verdict, true);
-        let amounts: Vec<Amount> = hold.exposures.iter().map(|(it, _)| it.amount).collect();
+        let amounts: Vec<Amount> = hold.exposures.iter().map(|it| it.amount).collect();
         assert_eq!(amounts, [Amount::from(3_u64)]);
     }
 }
