@@ -351,6 +351,7 @@ pub(crate) async fn deny(
     now: Timestamp,
 ) -> AppError {
     metrics::counter!("claviger_policy_decisions_total", "outcome" => "deny").increment(1);
+    record::count_shadows(verdict);
     let leaf = match record::denied(id, request, verdict, &reasons, now) {
         Ok(leaf) => Arc::new(leaf),
         Err(error) => return error.into(),
@@ -497,6 +498,7 @@ async fn store(
     if matches!(stored, Stored::New) {
         let outcome = verdict.outcome.name();
         metrics::counter!("claviger_policy_decisions_total", "outcome" => outcome).increment(1);
+        record::count_shadows(verdict);
     }
     Ok(stored)
 }

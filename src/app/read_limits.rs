@@ -68,7 +68,9 @@ pub async fn limits(
         Box::pin(async move { Ok((keys(unit, &counted).await?, unit.limits_now(now).await?)) })
     })
     .await?;
-    let seen = rows.iter().filter_map(|row| destination_in(&row.label)).collect();
+    // Whom others pay is nobody's business who asks for its own windows.
+    let rows_seen = if only.is_some() { &[][..] } else { &rows[..] };
+    let seen = rows_seen.iter().filter_map(|row| destination_in(&row.label)).collect();
     let mut windows = windows_in_force_to(&app.bundle(), only, &keys, &seen);
     let mut found: Vec<LimitView> = Vec::new();
     for row in rows {

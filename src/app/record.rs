@@ -5,7 +5,7 @@ mod bundle;
 mod effect;
 pub mod read;
 
-pub use bundle::{By, bundle_activated, bundle_proposed, bundle_voice};
+pub use bundle::{By, bundle_activated, bundle_proposed, bundle_rejected, bundle_voice};
 
 pub use approval::{
     approval_requested, approved, decided_event, rejected, released, requested_event, terms,
@@ -16,6 +16,7 @@ use crate::core::audit::{DENIED_TEXT_MAX, EncodedLeaf, Leaf, LeafKind, Value};
 use crate::core::exposure::Change;
 use crate::core::id::RequestId;
 use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
+use crate::core::policy::verdict::Exposure;
 use crate::core::policy::{Charge, ChargeKind, Effect, PolicyRequest, Reason, Verdict};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
@@ -146,6 +147,37 @@ fn charge(charge: &Charge) -> Value {
     ])
 }
 
+fn exposure(it: &Exposure) -> Value {
+    map([
+        ("token", format!("{:#x}", it.token).into()),
+        ("owner", format!("{:#x}", it.owner).into()),
+        ("spender", format!("{:#x}", it.spender).into()),
+        ("amount", it.amount.into()),
+        ("charges", list(&it.charges, charge)),
+    ])
+}
+
+/// What the grants in shadow mode would have said, as leaves and the API say it.
+#[must_use]
+pub fn shadows(verdict: &Verdict) -> Value {
+    list(&verdict.shadows, |shadow| {
+        map([
+            ("grant", (&shadow.grant).into()),
+            ("outcome", shadow.outcome.name().into()),
+            ("reason", shadow.reason.as_ref().map_or_else(|| Value::from(""), reason)),
+        ])
+    })
+}
+
+/// Counts what the grants in shadow mode would have said of a request that was decided.
+pub fn count_shadows(verdict: &Verdict) {
+    for shadow in &verdict.shadows {
+        let (grant, outcome) = (shadow.grant.as_str().to_owned(), shadow.outcome.name());
+        metrics::counter!("claviger_policy_shadow_total", "grant" => grant, "outcome" => outcome)
+            .increment(1);
+    }
+}
+
 fn reason(reason: &Reason) -> Value {
     map([
         ("grant", or_none(reason.grant.as_ref())),
@@ -208,6 +240,11 @@ fn decision(request: &PolicyRequest, verdict: &Verdict, now: Timestamp) -> Field
         ("effects", effects(&verdict.effects)),
         ("destinations", destinations(&verdict.effects)),
         ("charges", list(&verdict.charges, charge)),
+        ("exposures", list(&verdict.exposures, exposure)),
+        ("fee_cap", verdict.fee_cap.map_or_else(|| Value::from(""), fees)),
+        ("approval", verdict.approval.as_ref().map_or_else(|| Value::from(""), approval::need)),
+        ("delay", verdict.delay.as_ref().map_or_else(|| Value::from(""), approval::delay)),
+        ("shadows", shadows(verdict)),
     ])
 }
 

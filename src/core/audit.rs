@@ -65,6 +65,8 @@ pub enum LeafKind {
     BundleEndorsed,
     /// A bundle is in force from here on: what it newly permits and refuses.
     BundleActivated,
+    /// Somebody rejected a proposed bundle: people put it in force no more.
+    BundleRejected,
     /// A request waits for people: the terms that they are asked to approve.
     ApprovalRequested,
     /// Somebody approved these terms.
@@ -78,7 +80,7 @@ pub enum LeafKind {
 
 impl LeafKind {
     /// All kinds.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Decided,
         Self::Signed,
         Self::Denied,
@@ -94,6 +96,7 @@ impl LeafKind {
         Self::BundleProposed,
         Self::BundleEndorsed,
         Self::BundleActivated,
+        Self::BundleRejected,
         Self::ApprovalRequested,
         Self::Approved,
         Self::Rejected,
@@ -125,6 +128,7 @@ impl LeafKind {
             Self::BundleProposed => "BUNDLE_PROPOSED",
             Self::BundleEndorsed => "BUNDLE_ENDORSED",
             Self::BundleActivated => "BUNDLE_ACTIVATED",
+            Self::BundleRejected => "BUNDLE_REJECTED",
             Self::ApprovalRequested => "APPROVAL_REQUESTED",
             Self::Approved => "APPROVED",
             Self::Rejected => "REJECTED",
@@ -290,6 +294,7 @@ mod tests {
                 | LeafKind::BundleProposed
                 | LeafKind::BundleEndorsed
                 | LeafKind::BundleActivated
+                | LeafKind::BundleRejected
                 | LeafKind::ApprovalRequested
                 | LeafKind::Approved
                 | LeafKind::Rejected

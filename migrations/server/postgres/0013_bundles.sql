@@ -1,5 +1,6 @@
 -- Policy bundles that were proposed or in force, with all of their files (a JSON object: path below the folder,
--- text). Whoever proposed one is its author; a folder's bundle has none.
+-- text). Whoever proposed one first is its author; a folder's bundle has none
+-- until somebody proposes it.
 CREATE TABLE bundles (
     hash        BYTEA NOT NULL PRIMARY KEY,
     version     TEXT NOT NULL,
@@ -26,3 +27,11 @@ CREATE TABLE bundle_voices (
     PRIMARY KEY (bundle, serial, sub)
 );
 CREATE INDEX bundle_voices_serial ON bundle_voices (serial);
+-- Bundles that somebody rejected: they are not put in force by people any more.
+CREATE TABLE bundle_rejections (
+    bundle BYTEA NOT NULL PRIMARY KEY,
+    iss    TEXT NOT NULL,
+    sub    TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    at     BIGINT NOT NULL
+);

@@ -3,9 +3,11 @@
 //! The database says which bundle is in force: the activation with the highest number. Every process over it
 //! follows. A change drops no request: whoever has begun to judge ends with the bundle that it began with.
 
+mod reject;
 pub mod replay;
 mod start;
 
+pub use reject::reject;
 pub(crate) use start::catch_up;
 pub use start::{Begun, begin, follow};
 
@@ -16,7 +18,9 @@ use crate::core::policy::change::{Standing, Voice, standing};
 use crate::core::policy::diff::{Diff, diff};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
-use crate::ports::store::{Activation, BundleRow, End, NewVoice, StoreError, Unit, look, unit};
+use crate::ports::store::{
+    Activation, BundleRejection, BundleRow, End, NewVoice, StoreError, Unit, look, unit,
+};
 use alloy::primitives::B256;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -57,6 +61,8 @@ pub struct Shown {
     pub voices: Vec<Voice>,
     /// What keeps it from being put in force; `None` if it is, or does not load.
     pub standing: Option<Standing>,
+    /// Who rejected it, if somebody has.
+    pub rejection: Option<BundleRejection>,
 }
 
 /// What came of somebody's word.
@@ -103,6 +109,9 @@ pub async fn propose(app: &App, who: Principal, files: Files) -> Result<B256, Ap
         at,
     };
     let hash = row.hash;
+    if let Some(found) = rejection(app, hash).await? {
+        return Err(rejected(&found.who.sub));
+    }
     let row = Arc::new(row);
     unit(&*app.store, "propose_bundle", move |unit| {
         let row = Arc::clone(&row);
@@ -112,7 +121,29 @@ pub async fn propose(app: &App, who: Principal, files: Files) -> Result<B256, Ap
     Ok(hash)
 }
 
-/// Keeps it with its leaf, unless it is kept already: then its author stays who it was.
+async fn rejection(app: &App, hash: B256) -> Result<Option<BundleRejection>, AppError> {
+    let found = look(&*app.store, "bundle_rejection", move |unit| {
+        Box::pin(async move { unit.bundle_rejection(hash).await })
+    })
+    .await?;
+    Ok(found)
+}
+
+fn rejected(by: &str) -> AppError {
+    let by = by.to_owned();
+    AppError::Conflict { detail: Standing::Rejected { by }.to_string(), request: None }
+}
+
+fn check_reason(reason: &str) -> Result<(), AppError> {
+    if reason.trim().is_empty() || reason.chars().count() > REASON_CHARS_MAX {
+        let problem = format!("must have 1 to {REASON_CHARS_MAX} characters");
+        return Err(AppError::invalid("reason", problem));
+    }
+    Ok(())
+}
+
+/// Keeps it with its leaf, unless it is kept already: then its author stays who it was. A folder's bundle has
+/// none, and gets the first person who proposes it.
 async fn keep(unit: &mut dyn Unit, row: &BundleRow) -> Result<(), StoreError> {
     if unit.keep_bundle(row).await? {
         let (hash, version, files) = (row.hash, &row.version, &row.files_json);
@@ -173,8 +204,12 @@ pub async fn list(app: &App) -> Result<Listing, AppError> {
 pub async fn read(app: &App, hash: B256) -> Result<Shown, AppError> {
     start::catch_up(app).await?;
     let (in_force, serial) = app.policy.numbered();
-    let (row, voices) = look(&*app.store, "bundle", move |unit| {
-        Box::pin(async move { Ok((unit.bundle(hash).await?, unit.voices(hash, serial).await?)) })
+    let (row, voices, rejection) = look(&*app.store, "bundle", move |unit| {
+        Box::pin(async move {
+            let row = unit.bundle(hash).await?;
+            let voices = unit.voices(hash, serial).await?;
+            Ok((row, voices, unit.bundle_rejection(hash).await?))
+        })
     })
     .await?;
     let row = row.ok_or(AppError::NotFound)?;
@@ -183,9 +218,12 @@ pub async fn read(app: &App, hash: B256) -> Result<Shown, AppError> {
     let now = app.clock.now();
     let standing = bundle.as_ref().ok().filter(|_| !is_active).map(|bundle| {
         let is_looser = diff(&in_force, bundle).is_looser();
-        standing(in_force.guardrails(), &row.author.sub, &voices, is_looser, now)
+        match &rejection {
+            Some(found) => Standing::Rejected { by: found.who.sub.clone() },
+            None => standing(in_force.guardrails(), &row.author.sub, &voices, is_looser, now),
+        }
     });
-    Ok(Shown { row, bundle, is_active, voices, standing })
+    Ok(Shown { row, bundle, is_active, voices, standing, rejection })
 }
 
 /// What a bundle newly permits and refuses, against the one in force, whose hash is the second part.
@@ -223,11 +261,17 @@ pub async fn activate(
     who: Principal,
     reason: String,
 ) -> Result<Activated, AppError> {
-    if reason.trim().is_empty() || reason.chars().count() > REASON_CHARS_MAX {
-        let problem = format!("must have 1 to {REASON_CHARS_MAX} characters");
-        return Err(AppError::invalid("reason", problem));
-    }
+    check_reason(&reason)?;
     let (row, bundle) = stored(app, hash).await?;
+    if row.author.sub.is_empty() && app.bundle().hash() != hash {
+        // Two people put a bundle in force, also one that came from a folder once.
+        return Err(AppError::Conflict {
+            detail: "it has no author: it came from a folder. Somebody must propose it, and somebody else put \
+                     it in force"
+                .to_owned(),
+            request: None,
+        });
+    }
     if row.author.sub == who.sub {
         return Err(AppError::Conflict {
             detail: "its author cannot put it in force: somebody else must".to_owned(),
@@ -253,6 +297,9 @@ pub async fn activate(
         let change = Change::new(&in_force, serial, row.author.sub.clone(), &bundle, voice.at);
         let diff = change.diff.clone();
         if let Some(standing) = put(app, change, Some(voice)).await? {
+            if let Standing::Rejected { by } = &standing {
+                return Err(rejected(by));
+            }
             let is_active = standing == Standing::Ready;
             return Ok(Activated { is_active, standing, diff });
         }
@@ -323,6 +370,9 @@ async fn put_in(
         return Ok(End::Rollback(None));
     }
     let (hash, in_force) = (change.bundle.hash(), change.in_force.hash());
+    if let Some(found) = unit.bundle_rejection(hash).await? {
+        return Ok(End::Rollback(Some(Standing::Rejected { by: found.who.sub })));
+    }
     if let Some(voice) = voice
         && unit.add_voice(voice).await?
     {

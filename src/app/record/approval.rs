@@ -1,13 +1,15 @@
 //! What approvals and delays leave in the audit log and tell as events.
 
-use super::{Instruction, effects, finish, intent, or_none};
+use super::{Instruction, effects, finish, intent, list, map, or_none};
 use crate::core::approval::{Terms, hash};
 use crate::core::audit::{EncodedLeaf, Leaf, LeafKind, Value};
 use crate::core::id::RequestId;
+use crate::core::policy::verdict::{ApprovalNeed, DelayNeed};
 use crate::core::policy::{PolicyRequest, Verdict};
 use crate::core::time::Timestamp;
 use crate::ports::store::{GivenApproval, NewEvent, StoreError, TransactionRow, WaitingRequest};
 use alloy::primitives::B256;
+use std::collections::BTreeMap;
 
 /// The text that people approve, and its hash. Facts are not in it: the block at which a contract's code was
 /// read may be another one each time, and what follows from them is in the effects.
@@ -33,6 +35,31 @@ pub fn terms(
     let text = terms.text();
     let hash = hash(&text);
     (text, hash)
+}
+
+/// Who must approve, as a decision says it.
+pub(super) fn need(need: &ApprovalNeed) -> Value {
+    let quorum = |quorum: &BTreeMap<String, u32>| {
+        list_of(quorum.iter().map(|(group, count)| format!("{count} of {group}").into()))
+    };
+    map([
+        ("grants", list(&need.grants, |grant| grant.into())),
+        ("quorums", list(&need.quorums, quorum)),
+        ("ttl_ms", need.ttl_ms.into()),
+    ])
+}
+
+/// How long it must wait, as a decision says it.
+pub(super) fn delay(delay: &DelayNeed) -> Value {
+    map([
+        ("grants", list(&delay.grants, |grant| grant.into())),
+        ("ms", delay.ms.into()),
+        ("why", (&delay.why).into()),
+    ])
+}
+
+fn list_of(items: impl Iterator<Item = Value>) -> Value {
+    Value::List(items.collect())
 }
 
 /// The `APPROVAL_REQUESTED` leaf: the terms in full.

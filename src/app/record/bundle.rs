@@ -5,7 +5,7 @@ use crate::core::audit::{EncodedLeaf, Leaf, LeafKind};
 use crate::core::policy::diff::Diff;
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
-use crate::ports::store::StoreError;
+use crate::ports::store::{BundleRejection, StoreError};
 use alloy::primitives::B256;
 
 /// The `BUNDLE_PROPOSED` leaf, with all of its files.
@@ -45,6 +45,19 @@ pub fn bundle_voice(
             .with("iss", &who.iss)
             .with("sub", &who.sub)
             .with("reason", reason),
+    )
+}
+
+/// The `BUNDLE_REJECTED` leaf: people put it in force no more.
+///
+/// # Errors
+/// When the leaf would be too long.
+pub fn bundle_rejected(it: &BundleRejection) -> Result<EncodedLeaf, StoreError> {
+    finish(
+        Leaf::new(LeafKind::BundleRejected, format!("{:#x}", it.bundle), it.at)
+            .with("iss", &it.who.iss)
+            .with("sub", &it.who.sub)
+            .with("reason", &it.reason),
     )
 }
 

@@ -139,6 +139,10 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
 async fn begin_policy(config: &ServerConfig, app: &App) -> Result<(), Failure> {
     let files = load::files(&config.policies.dir)?;
     let begun = policies::begin(app, &files).await.map_err(|e| Failure::of("policy", e))?;
+    if begun == Begun::Folder && app.policy.numbered().1 > 1 {
+        let dir = config.policies.dir.display();
+        tracing::warn!(%dir, "the folder's bundle has replaced the one that was in force: it has no [change]");
+    }
     if let Begun::Kept { in_force } = begun {
         let dir = config.policies.dir.display();
         tracing::warn!(%dir, %in_force, "the folder's bundle is not the one in force, and does not replace it");

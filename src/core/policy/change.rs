@@ -31,6 +31,11 @@ pub enum Standing {
         /// From when on it may.
         until: Timestamp,
     },
+    /// Somebody rejected it: it never may.
+    Rejected {
+        /// Who, by `sub`.
+        by: String,
+    },
 }
 
 /// Decides from the guardrails in force. The author's own word never counts. Without a change rule one other
@@ -104,6 +109,7 @@ impl std::fmt::Display for Standing {
                 let people: Vec<&str> = counted.iter().map(String::as_str).collect();
                 write!(f, "it needs {quorum}; so far: {}", people.join(", "))
             }
+            Self::Rejected { by } => write!(f, "it was rejected by {by}: propose another one"),
             Self::Waits { until } => write!(f, "it loosens, and waits until {until}"),
         }
     }

@@ -22,6 +22,7 @@ pub fn router(state: HttpState) -> Router {
         .route("/admin/v1/policies/{hash}", get(policies::read))
         .route("/admin/v1/policies/{hash}/diff", get(policies::diff))
         .route("/admin/v1/policies/{hash}/activate", post(policies::activate))
+        .route("/admin/v1/policies/{hash}/reject", post(policies::reject))
         .route("/admin/v1/policies/{hash}/replay", post(policies::replayed))
         .route("/admin/v1/clock/confirm", post(clock::confirm))
         .route("/admin/v1/approvals", get(approvals::list))

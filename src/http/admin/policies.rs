@@ -26,7 +26,7 @@ pub struct ProposeBody {
     files: Files,
 }
 
-/// The body of `POST /admin/v1/policies/{hash}/activate`.
+/// The body of `POST /admin/v1/policies/{hash}/activate` and of `…/reject`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ActivateBody {
@@ -132,6 +132,26 @@ pub async fn activate(
     Ok((status, Json(Value::Object(shown))))
 }
 
+/// `POST /admin/v1/policies/{hash}/reject`: says that the bundle must not be put in force. It is not any more,
+/// whoever has said that it may be.
+///
+/// # Errors
+/// As `docs/problems.md` lists.
+pub async fn reject(
+    caller: Caller,
+    State(state): State<HttpState>,
+    PathId(hash): PathId<B256>,
+    body: JsonBody<ActivateBody>,
+) -> Result<Json<Value>, Problem> {
+    caller.require(Action::ChangePolicy)?;
+    let (app, who) = (Arc::clone(&state.app), caller.principal.clone());
+    let reason = body.value.reason;
+    tokio::spawn(async move { policies::reject(&app, hash, who, reason).await })
+        .await
+        .map_err(Problem::internal)??;
+    Ok(Json(whole(&state, hash).await?))
+}
+
 /// `POST /admin/v1/policies/{hash}/replay`: judges the newest recorded decisions by this bundle and tells what
 /// would come out differently. Changes nothing.
 ///
@@ -162,7 +182,7 @@ pub async fn replayed(
 }
 
 async fn whole(state: &HttpState, hash: B256) -> Result<Value, Problem> {
-    let Shown { row, bundle, is_active, voices, standing } =
+    let Shown { row, bundle, is_active, voices, standing, rejection } =
         policies::read(&state.app, hash).await?;
     let mut shown = head(&row, is_active);
     let files: Value = serde_json::from_str(&row.files_json).map_err(Problem::internal)?;
@@ -172,6 +192,9 @@ async fn whole(state: &HttpState, hash: B256) -> Result<Value, Problem> {
         .map(|voice| json!({ "sub": voice.sub, "at": voice.at.to_string() }))
         .collect();
     shown.insert("said_by".to_owned(), said.into());
+    let rejection = rejection
+        .map(|it| json!({ "sub": it.who.sub, "reason": it.reason, "at": it.at.to_string() }));
+    shown.insert("rejected_by".to_owned(), rejection.into());
     waits(&mut shown, standing.as_ref());
     match bundle {
         Ok(bundle) => {

@@ -50,10 +50,24 @@ pub struct NewVoice {
     pub at: Timestamp,
 }
 
+/// Somebody's word that a bundle must not be put in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BundleRejection {
+    /// Which bundle.
+    pub bundle: B256,
+    /// Who.
+    pub who: Principal,
+    /// Why, in their words.
+    pub reason: String,
+    /// When.
+    pub at: Timestamp,
+}
+
 /// The part of a unit that keeps policy bundles.
 #[async_trait]
 pub trait BundleBook: Send {
-    /// Keeps a bundle. `false` if it is kept already; then nothing was changed.
+    /// Keeps a bundle. `false` if it is kept already; then nothing was changed, but that one without an author
+    /// gets this one's with its time, and the answer is `true`.
     async fn keep_bundle(&mut self, bundle: &BundleRow) -> Result<bool, StoreError>;
 
     /// A bundle with its files.
@@ -78,6 +92,15 @@ pub trait BundleBook: Send {
     /// Who has said so over this activation, each `sub` once, the first word first.
     async fn voices(&mut self, bundle: B256, serial: i64) -> Result<Vec<Voice>, StoreError>;
 
-    /// The bundles that somebody wants in force in the place of this activation.
+    /// The bundles that somebody wants in force in the place of this activation, and nobody has rejected.
     async fn wanted_bundles(&mut self, serial: i64) -> Result<Vec<B256>, StoreError>;
+
+    /// Keeps that somebody rejected a bundle. `false` if it was rejected already; then nothing was changed.
+    async fn reject_bundle(&mut self, it: &BundleRejection) -> Result<bool, StoreError>;
+
+    /// Who rejected a bundle, if somebody has.
+    async fn bundle_rejection(
+        &mut self,
+        bundle: B256,
+    ) -> Result<Option<BundleRejection>, StoreError>;
 }

@@ -5,14 +5,18 @@ use super::statement::{Tx, values};
 use crate::core::policy::change::Voice;
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
-use crate::ports::store::{Activation, BundleBook, BundleRow, NewVoice, StoreError};
+use crate::ports::store::{
+    Activation, BundleBook, BundleRejection, BundleRow, NewVoice, StoreError,
+};
 use alloy::primitives::B256;
 use async_trait::async_trait;
 use sqlx::FromRow;
 
 statements! {
     KEEP_BUNDLE = "INSERT INTO bundles (hash, version, files, iss, sub, proposed_at) \
-        VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
+        VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (hash) DO UPDATE \
+        SET iss = excluded.iss, sub = excluded.sub, proposed_at = excluded.proposed_at \
+        WHERE bundles.sub = '' AND excluded.sub <> ''";
     BUNDLE = "SELECT hash, version, files, iss, sub, proposed_at FROM bundles WHERE hash = $1";
     BUNDLES = "SELECT hash, version, '' AS files, iss, sub, proposed_at FROM bundles \
         ORDER BY proposed_at DESC, hash LIMIT $1";
@@ -23,7 +27,11 @@ statements! {
     ADD_VOICE = "INSERT INTO bundle_voices (bundle, serial, sub, iss, reason, at) \
         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
     VOICES = "SELECT sub, at FROM bundle_voices WHERE bundle = $1 AND serial = $2 ORDER BY at, sub";
-    WANTED_BUNDLES = "SELECT DISTINCT bundle FROM bundle_voices WHERE serial = $1 ORDER BY bundle";
+    WANTED_BUNDLES = "SELECT DISTINCT bundle FROM bundle_voices WHERE serial = $1 \
+        AND bundle NOT IN (SELECT bundle FROM bundle_rejections) ORDER BY bundle";
+    REJECT_BUNDLE = "INSERT INTO bundle_rejections (bundle, iss, sub, reason, at) \
+        VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";
+    BUNDLE_REJECTION = "SELECT iss, sub, reason, at FROM bundle_rejections WHERE bundle = $1";
 }
 
 #[derive(FromRow)]
@@ -59,6 +67,14 @@ struct ActivationColumns {
 #[derive(FromRow)]
 struct VoiceColumns {
     sub: String,
+    at: i64,
+}
+
+#[derive(FromRow)]
+struct RejectionColumns {
+    iss: String,
+    sub: String,
+    reason: String,
     at: i64,
 }
 
@@ -159,5 +175,31 @@ impl BundleBook for Tx {
     async fn wanted_bundles(&mut self, serial: i64) -> Result<Vec<B256>, StoreError> {
         let answer = wanted(self, serial).await;
         self.kept(answer)
+    }
+
+    async fn reject_bundle(&mut self, it: &BundleRejection) -> Result<bool, StoreError> {
+        let values = values![
+            it.bundle.as_slice(),
+            it.who.iss.as_str(),
+            it.who.sub.as_str(),
+            it.reason.as_str(),
+            it.at.millis(),
+        ];
+        let done = self.execute(REJECT_BUNDLE, values).await;
+        self.kept(done).map(|rows| rows == 1)
+    }
+
+    async fn bundle_rejection(
+        &mut self,
+        bundle: B256,
+    ) -> Result<Option<BundleRejection>, StoreError> {
+        let row = self.one::<RejectionColumns>(BUNDLE_REJECTION, values![bundle.as_slice()]).await;
+        let read = |row: RejectionColumns| BundleRejection {
+            bundle,
+            who: Principal { iss: row.iss, sub: row.sub },
+            reason: row.reason,
+            at: Timestamp::from_millis(row.at),
+        };
+        self.kept(row).map(|row| row.map(read))
     }
 }
