@@ -16,6 +16,7 @@ mod support {
     pub mod services;
 }
 
+mod allowances;
 mod doors;
 mod ends;
 mod flow;

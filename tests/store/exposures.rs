@@ -281,7 +281,7 @@ async fn what_was_looked_at_in_vain_has_its_turn_after_the_others(store: Arc<dyn
     for (now, owner) in ["a", "b", "c", "a"].into_iter().enumerate() {
         let rows = first().await;
         assert_eq!(rows[0].owner, owner);
-        let now = at(i64::try_from(now).unwrap());
+        let now = at(i64::try_from(now).unwrap() + 1);
         commit!(store, [rows], |unit| unit.look_at_exposures(&rows, now).await?).unwrap();
         let after = of(&store, owner).await;
         assert_eq!(after, rows, "nothing else is noted");
