@@ -125,3 +125,25 @@ impl PolicyInForce {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::policy::evaluate::fixtures::{bundle, token_grant};
+
+    #[test]
+    fn what_is_in_force_and_cannot_be_read_decides_nothing_until_a_later_one_is_followed() {
+        let bundle = Arc::new(bundle(&[token_grant("a", "1")]));
+        let policy = PolicyInForce::new(Arc::clone(&bundle));
+        policy.follow(Arc::clone(&bundle), 1);
+        assert!(policy.must_be_readable().is_ok());
+        policy.close(B256::repeat_byte(7), "no such action".to_owned());
+        let refused = policy.must_be_readable().unwrap_err();
+        assert!(matches!(refused, AppError::Store(StoreError::Unavailable(_))), "{refused}");
+        assert_eq!(policy.numbered().1, 1, "who may read stays");
+        policy.follow(Arc::clone(&bundle), 1);
+        assert!(policy.must_be_readable().is_err(), "the same is not later");
+        policy.follow(bundle, 2);
+        assert!(policy.must_be_readable().is_ok());
+    }
+}

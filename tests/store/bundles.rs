@@ -4,13 +4,14 @@ use crate::fixtures::at;
 use alloy::primitives::B256;
 use claviger::core::policy::change::Voice;
 use claviger::core::principal::Principal;
-use claviger::ports::store::{Activation, BundleRow, NewVoice, Store};
+use claviger::ports::store::{Activation, BundleRejection, BundleRow, NewVoice, Store};
 use std::sync::Arc;
 
 on_both!(
     a_bundle_is_kept_once_with_its_files,
     of_two_activations_with_one_number_the_first_stands,
     a_voice_counts_once_for_one_bundle_over_one_activation,
+    a_bundle_without_an_author_gets_one_and_a_rejected_one_is_wanted_no_more,
 );
 
 fn hash(n: u8) -> B256 {
@@ -86,4 +87,35 @@ async fn a_voice_counts_once_for_one_bundle_over_one_activation(store: Arc<dyn S
     assert_eq!(read!(store, [], |unit| unit.wanted_bundles(1).await?), [hash(1), hash(2)]);
     assert_eq!(read!(store, [], |unit| unit.wanted_bundles(2).await?), [hash(1)]);
     assert!(read!(store, [], |unit| unit.wanted_bundles(3).await?).is_empty());
+}
+
+async fn a_bundle_without_an_author_gets_one_and_a_rejected_one_is_wanted_no_more(
+    store: Arc<dyn Store>,
+) {
+    let nobody = Principal { iss: String::new(), sub: String::new() };
+    let folder = BundleRow { author: nobody, ..row(1, 5) };
+    assert!(keep(&store, folder.clone()).await);
+    assert!(!keep(&store, folder).await, "nobody again");
+    assert!(keep(&store, row(1, 8)).await, "it has an author now");
+    assert!(!keep(&store, BundleRow { version: "v".to_owned(), ..row(1, 9) }).await);
+    assert_eq!(read!(store, [], |unit| unit.bundle(hash(1)).await?), Some(row(1, 8)));
+
+    let who = Principal { iss: "i".to_owned(), sub: "ann".to_owned() };
+    let voice = NewVoice {
+        bundle: hash(1),
+        serial: 1,
+        who: who.clone(),
+        reason: "y".to_owned(),
+        at: at(1),
+    };
+    assert!(commit!(store, [voice], |unit| unit.add_voice(&voice).await?).unwrap());
+    assert_eq!(read!(store, [], |unit| unit.wanted_bundles(1).await?), [hash(1)]);
+    assert_eq!(read!(store, [], |unit| unit.bundle_rejection(hash(1)).await?), None);
+    let no = BundleRejection { bundle: hash(1), who, reason: "no".to_owned(), at: at(9) };
+    let said = no.clone();
+    assert!(commit!(store, [said], |unit| unit.reject_bundle(&said).await?).unwrap());
+    let said = BundleRejection { reason: "again".to_owned(), ..no.clone() };
+    assert!(!commit!(store, [said], |unit| unit.reject_bundle(&said).await?).unwrap());
+    assert_eq!(read!(store, [], |unit| unit.bundle_rejection(hash(1)).await?), Some(no));
+    assert!(read!(store, [], |unit| unit.wanted_bundles(1).await?).is_empty());
 }

@@ -256,6 +256,11 @@ fn quorums_that_nobody_could_meet_are_refused_where_they_are_asked_for() {
     refused(&own, "", "without `svc:payouts`");
     refused(&good, "[change]\nquorum = { treasury = 1 }\n", "as policy_admin");
     refused(&good, "[change]\nquorum = {}\n", "quorum is empty");
+    // Whoever wrote a change has no voice: any member may be its author.
+    let admins = "[[issuer]]\niss = \"dev\"\nroles = [\"policy_admin\"]\nsubjects = [\"a:*\"]\n";
+    let good = format!("{admins}{good}");
+    refused(&good, "[change]\nquorum = { treasury = 2 }\n", "without `a:1`");
+    assert_eq!(people(&good, "[change]\nquorum = { treasury = 1 }\n"), Ok(()));
     for (approval, part) in [
         ("{ quorum = { treasury = 0 }, ttl = \"1h\" }", "no quorum group"),
         ("{ quorum = {}, ttl = \"1h\" }", "quorum is empty"),

@@ -1,8 +1,10 @@
 //! What a diff says, and that whatever it does not call looser is not.
 
-use super::{Change, Diff, Direction, Notes, diff, frame};
+use super::words::Unit;
+use super::{Change, Diff, Direction, Notes, bounds, diff, frame};
 use crate::core::id::{ChainName, GrantId};
 use crate::core::intent::{FeeAsk, Fees};
+use crate::core::policy::bundle::grant::Rules;
 use crate::core::policy::bundle::guardrail::{ChangeRule, DenyRule, LimitRule, LimitUnit};
 use crate::core::policy::evaluate::evaluate;
 use crate::core::policy::evaluate::fixtures::*;
@@ -180,6 +182,27 @@ fn conditions_and_events_of_calls_are_compared() {
         "argument `cells`: every element one of 1, 2 (was every element at most 7)",
     );
     assert_eq!(said(&between(&two, &seven), Direction::Loosens).len(), 1);
+}
+
+#[test]
+fn fee_windows_that_go_with_the_fees_loosen() {
+    let of = |windows: &str| {
+        let grant = token_grant("a", "1");
+        let fee = grant.find("max_gas = 100000").expect("a fee");
+        let (head, rest) = grant.split_at(fee);
+        bundle(&[format!("{head}{windows}{rest}")])
+    };
+    let with = of("windows = [{ span = \"24h\", max = \"1\", scope = \"group\" }], ");
+    let fee = |bundle: &Bundle| {
+        let Rules::OnChain(rules) = &bundle.rules()[0].rules else { panic!("on no chain") };
+        rules.values().next().expect("one chain").fee.clone()
+    };
+    let unit = Unit::native(with.registry(), &ChainName::new("local"));
+    let (some, none) = (fee(&with), fee(&of("")));
+    let gone = notes(|it| bounds::fee((some.as_ref(), unit), (None, unit), it));
+    assert_eq!(directions(&gone), [Direction::Tightens, Direction::Loosens], "{gone:#?}");
+    let gone = notes(|it| bounds::fee((none.as_ref(), unit), (None, unit), it));
+    assert_eq!(directions(&gone), [Direction::Tightens], "{gone:#?}");
 }
 
 fn notes(compare: impl FnOnce(&mut Notes)) -> Vec<Change> {
