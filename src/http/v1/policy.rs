@@ -4,7 +4,7 @@ use crate::app::evaluate::{EvaluateCommand, Evaluation, evaluate};
 use crate::app::read_limits::own_windows;
 use crate::app::{App, record};
 use crate::core::access::Action;
-use crate::core::policy::{Charge, Outcome};
+use crate::core::policy::Charge;
 use crate::core::time::duration_text;
 use crate::http::body::JsonBody;
 use crate::http::caller::Caller;
@@ -50,15 +50,6 @@ fn shown(app: &App, caller: &Caller, found: &Evaluation) -> Result<Value, Proble
     let sees_all = caller.may(Action::ReadReasons);
     let own = own_windows(app, &caller.principal);
     let is_told = |charge: &Charge| sees_all || own.contains(&charge.limit);
-    // Whether a window that others spend from is full is told at the door, where asking leaves a leaf. Here it
-    // could be asked for as often as one likes.
-    let is_told_full = found.limits.iter().any(|(charge, held)| !held.fits && is_told(charge));
-    let hides = found.verdict.outcome == Outcome::Allow
-        && found.outcome == Outcome::Deny
-        && !found.limits.is_empty()
-        && !is_told_full;
-    let (outcome, reasons) =
-        if hides { (Outcome::Allow, &[][..]) } else { (found.outcome, &found.reasons[..]) };
     let limits: Vec<Value> = found
         .limits
         .iter()
@@ -88,11 +79,11 @@ fn shown(app: &App, caller: &Caller, found: &Evaluation) -> Result<Value, Proble
     let delay = delay.map(|delay| json!({ "for": duration_text(delay.ms) }));
     let effects = serde_json::to_value(record::effects(&found.verdict.effects));
     let mut shown = json!({
-        "outcome": outcome.name(),
+        "outcome": found.outcome.name(),
         "bundle": format!("{:#x}", found.verdict.bundle),
         "grants": found.verdict.grants,
         "effects": effects.map_err(Problem::internal)?,
-        "reasons": refusal::reasons(caller, reasons),
+        "reasons": refusal::reasons(caller, &found.reasons),
         "limits": limits,
         "address": format!("{:#x}", found.address),
         "approval": approval,
