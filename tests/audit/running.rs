@@ -130,18 +130,6 @@ async fn a_log_of_payouts_is_exported_while_the_server_runs_and_verified_on_post
 async fn the_checkpoint_is_told_with_the_note_and_as_the_bare_note() {
     let anvil = chain().await;
     let setup = SetUp::new(&anvil.url(), None, &payout_grants("100.0"));
-    // The bundle's leaves are there from the start: they are signed only when the server stops.
-    let server = setup.start(&NEVER).await;
-    let (status, _, body) = ask(&server, "application/json").await;
-    let told: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!((status, &told["size"], &told["note"]), (200, &"2".into(), &Value::Null));
-    let (status, kind, _) = ask(&server, "text/plain").await;
-    assert_eq!((status, kind.as_str()), (404, "application/problem+json"));
-    let nothing = export(&setup.config(), &out(&setup, "empty"), None);
-    assert_eq!(nothing.code, 1);
-    assert!(nothing.err.contains("no signed checkpoint"), "{nothing:#?}");
-    server.stop().await;
-
     let server = setup.start(&[OFTEN]).await;
     server.funded_key(&anvil, "op-1").await;
     let (size, note) = signed(&server).await;
@@ -349,6 +337,14 @@ async fn a_set_up_without_a_key_serves_unsigned_until_it_is_given_one() {
     server.program.wait_for_line("the audit log is not signed", LIMIT).await;
     server.funded_key(&anvil, "op-1").await;
     server.checkpoint().await;
+    let (status, _, body) = ask(&server, "application/json").await;
+    let told: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &told["size"], &told["note"]), (200, &"3".into(), &Value::Null));
+    let (status, kind, _) = ask(&server, "text/plain").await;
+    assert_eq!((status, kind.as_str()), (404, "application/problem+json"));
+    let nothing = export(&setup.config(), &out(&setup, "empty"), None);
+    assert_eq!(nothing.code, 1);
+    assert!(nothing.err.contains("no signed checkpoint"), "{nothing:#?}");
     server.stop().await;
 
     std::fs::write(setup.config(), &config).unwrap();
