@@ -132,7 +132,7 @@ if [ "$BREAK" = watcher ]; then
 fi
 request_charges 1004 1005 "$too_large"
 show_executed 1004 1005
-show_refused "$too_large" args.amount.max
+show_refused "$too_large" args
 
 step "A fee spike: two attempts with one nonce"
 fee_spike

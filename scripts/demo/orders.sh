@@ -70,7 +70,7 @@ refusal_of() { # order id; sets `refusal`
 # A denial, for this reason.
 expect_denial() { # what, problem document, reason's field
     if jq -e --arg field "$3" '.status == 403 and .code == "policy-denied"
-            and any(.reasons[]; .grant == "charge" and (.field | startswith($field)))' \
+            and any(.reasons[]; .field == $field)' \
         <<<"$2" >/dev/null; then
         say "refused, because of \`$3\`"
     else
