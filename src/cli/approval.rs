@@ -2,6 +2,7 @@
 
 use crate::cli::args::RemoteArgs;
 use crate::cli::client::{Door, Remote};
+use crate::cli::print::{list, text};
 use crate::cli::{Failure, print};
 use crate::core::access::Role;
 use crate::core::id::RequestId;
@@ -119,18 +120,6 @@ async fn answer(
         show_one(&found)
     }
     Ok(())
-}
-
-fn text(value: &Value, name: &str) -> String {
-    match value.get(name) {
-        Some(Value::String(text)) => text.clone(),
-        None | Some(Value::Null) => "-".to_owned(),
-        Some(other) => other.to_string(),
-    }
-}
-
-fn list(value: &Value, name: &str) -> Vec<Value> {
-    value.get(name).and_then(Value::as_array).cloned().unwrap_or_default()
 }
 
 /// `treasury 2, security 1: 1 of 3`.

@@ -23,6 +23,22 @@ pub fn json(value: &Value) {
     out(&visible_json(&serde_json::to_string_pretty(value).unwrap_or_default()));
 }
 
+/// A field of a server's answer as text; `-` where there is none.
+#[must_use]
+pub fn text(value: &Value, name: &str) -> String {
+    match value.get(name) {
+        Some(Value::String(text)) => text.clone(),
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(other) => other.to_string(),
+    }
+}
+
+/// A list in a server's answer; empty where there is none.
+#[must_use]
+pub fn list(value: &Value, name: &str) -> Vec<Value> {
+    value.get(name).and_then(Value::as_array).cloned().unwrap_or_default()
+}
+
 fn out(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{text}");
 }

@@ -2,6 +2,7 @@
 
 use crate::cli::args::{InterveneArgs, TxCommand};
 use crate::cli::client::{Door, Remote};
+use crate::cli::print::{list, text};
 use crate::cli::{Failure, print};
 use crate::core::access::Role;
 use crate::core::id::RequestId;
@@ -61,18 +62,6 @@ async fn intervene(
         show_one(&found)
     }
     Ok(())
-}
-
-fn text(value: &Value, name: &str) -> String {
-    match value.get(name) {
-        Some(Value::String(text)) => text.clone(),
-        None | Some(Value::Null) => "-".to_owned(),
-        Some(other) => other.to_string(),
-    }
-}
-
-fn list(value: &Value, name: &str) -> Vec<Value> {
-    value.get(name).and_then(Value::as_array).cloned().unwrap_or_default()
 }
 
 fn show_many(found: &Value) {
