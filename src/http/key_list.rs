@@ -6,7 +6,7 @@ use crate::core::id::{GroupName, HsmName};
 use crate::core::key::KeyState;
 use crate::http::caller::Caller;
 use crate::http::problem::Problem;
-use crate::http::query::QueryParams;
+use crate::http::query::{QueryParams, page_cursor, page_limit};
 use crate::http::state::HttpState;
 use crate::http::v1::show;
 use crate::ports::store::KeyFilter;
@@ -53,20 +53,8 @@ pub async fn list(
     QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Json<Value>, Problem> {
     caller.require(Action::ReadKeys)?;
-    let limit = match query.limit.as_deref() {
-        None => PAGE,
-        Some(text) => text
-            .parse::<i64>()
-            .ok()
-            .filter(|limit| (1..=PAGE_MAX).contains(limit))
-            .ok_or_else(|| Problem::invalid("limit", "must be 1 to 1000"))?,
-    };
-    let after = match query.cursor.as_deref() {
-        None => None,
-        Some(text) => {
-            Some(text.parse().map_err(|_| Problem::invalid("cursor", "is not one of ours"))?)
-        }
-    };
+    let limit = page_limit(query.limit.as_deref(), PAGE, PAGE_MAX)?;
+    let after = page_cursor(query.cursor.as_deref())?;
     let state_asked = match query.state.as_deref() {
         None => None,
         Some(name) => Some(

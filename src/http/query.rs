@@ -36,6 +36,27 @@ impl<S: Send + Sync> FromRequestParts<S> for QueryPairs {
     }
 }
 
+/// `limit` of a list: `default` where it is left out, at most `max`.
+///
+/// # Errors
+/// When it is not a number from 1 to `max`.
+pub fn page_limit(text: Option<&str>, default: i64, max: i64) -> Result<i64, Problem> {
+    let Some(text) = text else {
+        return Ok(default);
+    };
+    let limit = text.parse::<i64>().ok().filter(|limit| (1..=max).contains(limit));
+    limit.ok_or_else(|| Problem::invalid("limit", format!("must be 1 to {max}")))
+}
+
+/// `cursor` of a list: where the page before ended.
+///
+/// # Errors
+/// When no list gave it.
+pub fn page_cursor<T: FromStr>(text: Option<&str>) -> Result<Option<T>, Problem> {
+    let parsed = text.map(str::parse).transpose();
+    parsed.map_err(|_| Problem::invalid("cursor", "is not one of ours"))
+}
+
 /// The one parameter of the path, such as an id. What does not parse is an `invalid-request`.
 #[derive(Clone, Copy, Debug)]
 pub struct PathId<T>(pub T);

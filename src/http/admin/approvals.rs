@@ -9,7 +9,7 @@ use crate::core::tx::state::Status;
 use crate::http::body::JsonBody;
 use crate::http::caller::Caller;
 use crate::http::problem::Problem;
-use crate::http::query::{PathId, QueryParams};
+use crate::http::query::{PathId, QueryParams, page_cursor, page_limit};
 use crate::http::state::HttpState;
 use crate::http::v1::show;
 use alloy::primitives::B256;
@@ -57,14 +57,7 @@ pub async fn list(
     QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Json<Value>, Problem> {
     caller.require(Action::ReadApprovals)?;
-    let limit = match query.limit.as_deref() {
-        None => PAGE,
-        Some(text) => text
-            .parse::<i64>()
-            .ok()
-            .filter(|limit| (1..=PAGE_MAX).contains(limit))
-            .ok_or_else(|| Problem::invalid("limit", "must be 1 to 200"))?,
-    };
+    let limit = page_limit(query.limit.as_deref(), PAGE, PAGE_MAX)?;
     let status = match query.status.as_deref() {
         None => None,
         Some(name) => {
@@ -73,12 +66,7 @@ pub async fn list(
             })?)
         }
     };
-    let before = match query.cursor.as_deref() {
-        None => None,
-        Some(text) => {
-            Some(text.parse().map_err(|_| Problem::invalid("cursor", "is not one of ours"))?)
-        }
-    };
+    let before = page_cursor(query.cursor.as_deref())?;
     let found = approve::list(&state.app, status, before, limit).await?;
     let is_full = i64::try_from(found.len()).is_ok_and(|count| count == limit);
     let cursor = found.last().filter(|_| is_full).map(|last| last.row.seq.to_string());

@@ -12,7 +12,7 @@ use crate::http::body::JsonBody;
 use crate::http::caller::Caller;
 use crate::http::idempotency::IdempotencyKey;
 use crate::http::problem::Problem;
-use crate::http::query::{PathId, QueryParams};
+use crate::http::query::{PathId, QueryParams, page_cursor, page_limit};
 use crate::http::refusal;
 use crate::http::state::HttpState;
 use crate::http::v1::{parse, show};
@@ -272,26 +272,14 @@ pub async fn list(
     State(state): State<HttpState>,
     QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Json<Value>, Problem> {
-    let limit = match query.limit.as_deref() {
-        None => PAGE,
-        Some(text) => text
-            .parse::<i64>()
-            .ok()
-            .filter(|limit| (1..=PAGE_MAX).contains(limit))
-            .ok_or_else(|| Problem::invalid("limit", "must be 1 to 200"))?,
-    };
+    let limit = page_limit(query.limit.as_deref(), PAGE, PAGE_MAX)?;
     let status = match query.status.as_deref() {
         None => None,
         Some(name) => Some(
             Status::from_name(name).ok_or_else(|| Problem::invalid("status", "is not a status"))?,
         ),
     };
-    let before_seq = match query.cursor.as_deref() {
-        None => None,
-        Some(text) => {
-            Some(text.parse().map_err(|_| Problem::invalid("cursor", "is not one of ours"))?)
-        }
-    };
+    let before_seq = page_cursor(query.cursor.as_deref())?;
     let after = query.created_after.as_deref().map(|t| parse::time("created_after", t));
     let before = query.created_before.as_deref().map(|t| parse::time("created_before", t));
     let filter = Filter {
