@@ -2,8 +2,9 @@
 
 #![allow(dead_code, reason = "not every test needs all of it")]
 
-use crate::support::server::{Answer, BIN, ETHER, Server, SetUp, payout};
-use crate::support::services::{Anvil, AnvilOptions};
+pub use crate::support::server::chain;
+use crate::support::server::{Answer, BIN, ETHER, Server, SetUp, payout, payout_grants};
+use crate::support::services::Anvil;
 use claviger::core::access::Role;
 use claviger::ports::store::{NewEvent, Store, look};
 use reqwest::Method;
@@ -15,30 +16,9 @@ use std::sync::Arc;
 /// Who asks.
 pub const SUB: &str = "svc:payouts";
 
-pub async fn chain() -> Anvil {
-    Anvil::start(AnvilOptions { slots_in_an_epoch: Some(1), ..AnvilOptions::default() }).await
-}
-
 /// Payouts of up to one ether: `more` says what they wait for.
 pub fn grants(window_ether: &str, more: &str) -> String {
-    format!(
-        r#"
-[[grant]]
-id = "payouts"
-owner = "treasury"
-reason = "tests"
-expires = "2099-12-31"
-principals = ["svc:payouts"]
-signers = ["payments"]
-chains = ["local"]
-action = "native.transfer"
-to = {{ book = "payees" }}
-per_tx = "1.0"
-windows = [{{ span = "24h", max = "{window_ether}", scope = "group" }}]
-fee = {{ max_fee_gwei = "100", max_tip_gwei = "5", max_gas = 21000 }}
-{more}
-"#
-    )
+    payout_grants(window_ether) + more + "\n"
 }
 
 /// Above half an ether, one of each group within that time.

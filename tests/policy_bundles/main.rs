@@ -30,34 +30,19 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use support::server::{Answer, BIN, LIMIT, PAYEE, Server, SetUp, payout, payout_grants, token};
-use support::services::{Anvil, AnvilOptions, Postgres, poll_until};
+use support::server::{
+    Answer, BIN, LIMIT, PAYEE, Server, SetUp, chain, message_grant, payout, payout_grants, token,
+};
+use support::services::{Postgres, poll_until};
 use tokio::task::JoinSet;
 
 const SUB: &str = "svc:payouts";
 const AUTHOR: &str = "dev:ann";
 const OTHER: &str = "dev:bob";
 
-async fn chain() -> Anvil {
-    Anvil::start(AnvilOptions { slots_in_an_epoch: Some(1), ..AnvilOptions::default() }).await
-}
-
 /// Payouts, and messages that begin so.
 fn grants(prefix: &str) -> String {
-    format!(
-        r#"{}
-[[grant]]
-id = "hello"
-owner = "treasury"
-reason = "tests"
-expires = "2099-12-31"
-principals = ["svc:payouts"]
-signers = ["payments"]
-action = "message"
-text = {{ prefix = "{prefix}" }}
-"#,
-        payout_grants("5")
-    )
+    payout_grants("5") + &message_grant(prefix, "")
 }
 
 async fn admin(

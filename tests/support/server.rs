@@ -413,6 +413,11 @@ fee = {{ max_fee_gwei = "100", max_tip_gwei = "5", max_gas = 21000 }}
 
 /// A grant for messages that begin with `hello `, with these further lines.
 pub fn hello_grant(more: &str) -> String {
+    message_grant("hello ", more)
+}
+
+/// A grant for messages that begin so, with these further lines.
+pub fn message_grant(prefix: &str, more: &str) -> String {
     format!(
         r#"
 [[grant]]
@@ -423,7 +428,7 @@ expires = "2099-12-31"
 principals = ["svc:payouts"]
 signers = ["payments"]
 action = "message"
-text = {{ prefix = "hello " }}
+text = {{ prefix = "{prefix}" }}
 {more}
 "#
     )
