@@ -110,6 +110,7 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
         Stored::EventUsed(other) => Err(event_used(other)),
         Stored::Suspended(why) => Err(AppError::ReconcileRequired(why.reason)),
         Stored::Claimed => Err(StoreError::Contended.into()),
+        Stored::Crowded => Err(ask::crowded(app, id, (&request, &verdict), now).await),
         Stored::Full(full) => {
             let reasons = vec![record::window_reason(&full)];
             Err(deny(app, id, &request, &verdict, reasons, now).await)
@@ -414,6 +415,8 @@ enum Stored {
     Suspended(Suspension),
     /// What is on the chain for it was bound to another request just now.
     Claimed,
+    /// It would have to wait, and no more of its principal may.
+    Crowded,
 }
 
 struct Acceptance {
@@ -446,6 +449,7 @@ async fn store(
         now,
     });
     clock_watch::check(app, &acceptance.hold).await?;
+    let max_waiting = app.max_waiting;
     let stored = unit(&*app.store, "accept_transaction", move |unit| {
         let it = acceptance.clone();
         Box::pin(async move {
@@ -454,6 +458,11 @@ async fn store(
             }
             if let Some(why) = unit.suspension().await? {
                 return Ok(End::Rollback(Stored::Suspended(why)));
+            }
+            if it.asked.is_some()
+                && !unit.has_room_to_wait(&it.row.principal.sub, max_waiting).await?
+            {
+                return Ok(End::Rollback(Stored::Crowded));
             }
             if let Some(event) = &it.event
                 && let Some(other) = unit.claim_event(event, it.row.id).await?

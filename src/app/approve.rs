@@ -9,8 +9,8 @@ use crate::core::id::RequestId;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::ports::store::{
-    End, GivenApproval, NewEvent, StatusChange, StoreError, TransactionRow, Unit, WaitingRequest,
-    look, unit,
+    End, GivenApproval, NewEvent, StatusChange, StoreError, TransactionRow, Unit, WaitingFilter,
+    WaitingRequest, look, unit,
 };
 use alloy::primitives::B256;
 use std::sync::Arc;
@@ -40,20 +40,20 @@ pub async fn one(app: &App, id: RequestId) -> Result<WaitingView, AppError> {
     Ok(view(app, waiter))
 }
 
-/// What waits, newest first: in this status or in both, older than this order number.
+/// What waits, newest first, at most so many.
 ///
 /// # Errors
 /// When the store does not answer.
 pub async fn list(
     app: &App,
-    status: Option<Status>,
-    before_seq: Option<i64>,
+    filter: WaitingFilter,
     most: i64,
 ) -> Result<Vec<WaitingView>, AppError> {
     let found = look(&*app.store, "waiting_page", move |unit| {
+        let filter = filter.clone();
         Box::pin(async move {
             let mut found = Vec::new();
-            for row in unit.waiting_page(status, before_seq, most).await? {
+            for row in unit.waiting_page(&filter, most).await? {
                 let given = unit.approvals_of(row.new.id).await?;
                 let wait = unit.waiting_request(row.new.id).await?;
                 found.extend(wait.map(|wait| Waiter { row, wait, given }));

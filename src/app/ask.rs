@@ -5,9 +5,13 @@ use crate::core::audit::EncodedLeaf;
 use crate::core::id::{GrantId, RequestId};
 use crate::core::intent::{FeeAsk, Intent};
 use crate::core::policy::{Bundle, Outcome, PolicyRequest, Reason, Verdict, evaluate};
-use crate::core::time::Timestamp;
+use crate::core::time::{Timestamp, duration_text};
 use crate::core::tx::state::Status;
-use crate::ports::store::{StoreError, TransactionRow, Unit, WaitingRequest};
+use crate::ports::store::{End, StoreError, TransactionRow, Unit, WaitingRequest, unit};
+use std::sync::Arc;
+
+/// How often the log is told that no more requests of a principal may wait, in milliseconds.
+const TOLD_EVERY_MS: i64 = 3_600_000;
 
 /// Where a verdict makes a request wait, and what for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +117,53 @@ impl Asked {
             unit.append_event(&event).await?;
         }
         Ok(())
+    }
+}
+
+/// What is said where no more of a principal may wait. Who has the token could have it said without end, so the
+/// log is told once an hour for each principal, with the request of that moment; a metric counts them all.
+pub(crate) async fn crowded(
+    app: &App,
+    id: RequestId,
+    (request, verdict): (&PolicyRequest, &Verdict),
+    now: Timestamp,
+) -> AppError {
+    metrics::counter!("claviger_waiting_refused_total").increment(1);
+    let (sub, max) = (request.principal.sub.clone(), app.max_waiting);
+    let reason = Reason {
+        grant: None,
+        field: "max_waiting".to_owned(),
+        expected: format!("fewer than {max} requests of {sub} that wait for time or people"),
+        actual: format!(
+            "{max}; what else is refused so within {} is not recorded",
+            duration_text(TOLD_EVERY_MS)
+        ),
+    };
+    let leaf = match record::denied(id, request, verdict, &[reason], now) {
+        Ok(leaf) => Arc::new((sub, leaf)),
+        Err(error) => return error.into(),
+    };
+    let told = unit(&*app.store, "record_crowded", move |unit| {
+        let leaf = Arc::clone(&leaf);
+        Box::pin(async move {
+            let (sub, leaf) = &*leaf;
+            if !unit.tell_waiter(sub, now, TOLD_EVERY_MS).await? {
+                return Ok(End::Rollback(false));
+            }
+            unit.append_leaf(leaf).await?;
+            Ok(End::Commit(true))
+        })
+    })
+    .await;
+    match told {
+        Ok(is_news) => {
+            if is_news {
+                let sub = &request.principal.sub;
+                tracing::warn!(sub, max, "no more requests of this principal may wait");
+            }
+            AppError::TooManyWaiting(max)
+        }
+        Err(error) => error.into(),
     }
 }
 

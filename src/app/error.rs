@@ -50,6 +50,12 @@ pub enum AppError {
     /// Policy refuses.
     #[error("policy refuses the request")]
     Denied(Vec<Reason>),
+    /// As many requests of this principal wait for time or people as may.
+    #[error(
+        "{0} requests of this principal wait for time or people already, and no more may ([server] \
+         max_waiting): ask again once one of them has gone on or ended"
+    )]
+    TooManyWaiting(i64),
     /// The call would revert.
     #[error("the call would revert: {0}")]
     WouldRevert(String),

@@ -88,6 +88,8 @@ pub struct App {
     pub leases: lease::Leases,
     /// Whether our clock may be believed.
     pub clock_watch: clock_watch::ClockWatch,
+    /// How many requests of one principal may wait for time or people.
+    pub max_waiting: i64,
 }
 
 impl std::fmt::Debug for App {

@@ -4,10 +4,14 @@
 //! What was approved is a text (`core::approval`). Where the request, judged now, is another text, whatever was
 //! approved is void and people are asked anew. Approved terms let a request go on once.
 
+mod due;
+
+pub use due::{Line, due};
+
 use crate::app::accept::summary;
 use crate::app::ask::{self, Asked};
 use crate::app::rejudge::{self, Rejudged};
-use crate::app::{App, AppError, clock_watch, policies, record, suspension};
+use crate::app::{App, AppError, clock_watch, policies, record};
 use crate::core::approval::Approvers;
 use crate::core::audit::EncodedLeaf;
 use crate::core::id::RequestId;
@@ -23,9 +27,6 @@ use crate::ports::store::{
 use alloy::primitives::B256;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-/// How many due requests are read at once.
-const PAGE: i64 = 64;
 
 /// People by quorum group.
 type Groups = BTreeMap<String, BTreeSet<String>>;
@@ -57,8 +58,14 @@ impl Waiter {
 
     /// Whether it may not be signed any more, or not be approved any more.
     fn is_over(&self, now: Timestamp) -> bool {
-        let is_late = self.row.new.intent.not_after.is_some_and(|limit| now > limit);
-        is_late || (self.row.status == Status::AwaitingApproval && now >= self.wait.due_at)
+        self.over_at().is_some_and(|over| now >= over)
+    }
+
+    /// From when on it may not be signed any more, or not be approved any more.
+    fn over_at(&self) -> Option<Timestamp> {
+        let late = self.row.new.intent.not_after.map(|limit| limit.plus_millis(1));
+        let due = (self.row.status == Status::AwaitingApproval).then_some(self.wait.due_at);
+        late.into_iter().chain(due).min()
     }
 
     /// Whether there is a reason to judge it: its delay is over, it is approved, or another bundle is in
@@ -116,33 +123,6 @@ fn next(
     }
 }
 
-/// Looks at every waiting request whose time has come, or that another bundle judged.
-///
-/// # Errors
-/// When the store does not answer. What cannot be judged now is looked at again.
-pub async fn due(app: &App) -> Result<(), AppError> {
-    if suspension::refuse(app).await.is_err() {
-        return Ok(());
-    }
-    let (now, bundle) = (app.clock.now(), app.bundle().hash());
-    let mut after = None;
-    loop {
-        let page = look(&*app.store, "due_requests", move |unit| {
-            Box::pin(async move { unit.due_requests(now, bundle, after, PAGE).await })
-        })
-        .await?;
-        let Some(last) = page.last().copied() else {
-            return Ok(());
-        };
-        for id in page {
-            if let Err(error) = look_at(app, id).await {
-                tracing::warn!(request = %id, %error, "what waits could not be judged, and will be again");
-            }
-        }
-        after = Some(last);
-    }
-}
-
 /// Reads a request with what it waits for; `None` if it has waited for nothing.
 ///
 /// # Errors
@@ -181,9 +161,8 @@ pub(crate) async fn look_at(app: &App, id: RequestId) -> Result<(), AppError> {
     if !waiter.is_ripe(bundle.hash(), &bundle.guardrails().quorums, now) {
         return Ok(());
     }
-    let Some(chain) = app.chain_of(waiter.row.new.intent.chain.id) else {
-        return Ok(());
-    };
+    let chain = app.chain_of(waiter.row.new.intent.chain.id);
+    let chain = chain.ok_or_else(|| AppError::internal("its chain is not configured here"))?;
     let again = rejudge::judge_under(app, chain, &bundle, &waiter.row, now).await?;
     let terms = |expires| record::terms(id, again.request(), &again.verdict, expires).1;
     match next(&waiter, &again.verdict, terms, &bundle.guardrails().quorums) {

@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 #[derive(Debug, Subcommand)]
 pub enum ApprovalCommand {
     /// List what waits for time or people, newest first.
-    #[command(after_help = "Example:\n  claviger approval list --config ./dev/claviger.toml")]
+    #[command(
+        after_help = "Example:\n  claviger approval list --config ./dev/claviger.toml --requester svc:payouts"
+    )]
     List {
         /// How to reach the server.
         #[command(flatten)]
@@ -24,6 +26,9 @@ pub enum ApprovalCommand {
         /// Only in this status: delayed or awaiting_approval.
         #[arg(long)]
         status: Option<String>,
+        /// Only what this subject asked for.
+        #[arg(long, value_name = "SUB")]
+        requester: Option<String>,
         /// At most so many.
         #[arg(long, default_value_t = 50)]
         limit: u16,
@@ -78,14 +83,19 @@ pub async fn run(
     entropy: &dyn Entropy,
 ) -> Result<(), Failure> {
     match command {
-        ApprovalCommand::List { remote, status, limit } => {
-            let mut path = format!("/admin/v1/approvals?limit={limit}");
+        ApprovalCommand::List { remote, status, requester, limit } => {
+            let mut query = url::form_urlencoded::Serializer::new(String::new());
+            query.append_pair("limit", &limit.to_string());
             if let Some(name) = status {
                 let status = Status::from_name(name).filter(|status| status.is_waiting());
                 let status = status
                     .ok_or_else(|| Failure::new("--status is delayed or awaiting_approval"))?;
-                path = format!("{path}&status={status}");
+                query.append_pair("status", status.name());
             }
+            if let Some(requester) = requester {
+                query.append_pair("requester", requester);
+            }
+            let path = format!("/admin/v1/approvals?{}", query.finish());
             let server = Remote::new(remote, Role::Approver, clock, entropy)?;
             let found = server.call(Door::Admin, Method::GET, &path, None).await?;
             if remote.json { print::json(&found) } else { show_many(&found) }

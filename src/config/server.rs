@@ -65,6 +65,10 @@ pub struct ServerSection {
     /// before nothing that uses windows is decided until an operator confirms it: `"5m"`.
     #[serde(default = "default_clock_jump")]
     pub clock_jump: String,
+    /// How many requests of one principal (one `sub`) may wait for time or people, on all chains. Whoever has a
+    /// stolen token can put no more before those who approve.
+    #[serde(default = "default_max_waiting")]
+    pub max_waiting: u32,
 }
 
 /// `[server.tls]`
@@ -295,6 +299,9 @@ fn default_lease() -> String {
 fn default_clock_jump() -> String {
     "5m".to_owned()
 }
+fn default_max_waiting() -> u32 {
+    100
+}
 fn default_audience() -> String {
     "claviger".to_owned()
 }
@@ -395,6 +402,10 @@ impl ServerConfig {
         }
         if duration_ms(&self.server.clock_jump).is_none_or(|jump| jump < CLOCK_JUMP_MS_MIN) {
             say("[server] clock_jump is not a duration of at least 30 seconds, such as `5m`"
+                .to_owned());
+        }
+        if self.server.max_waiting == 0 {
+            say("[server] max_waiting must be at least 1: with 0 nothing could wait for approval"
                 .to_owned());
         }
         hsm::findings(&self.hsm, &mut say);

@@ -20,7 +20,7 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 const RETRY_AFTER_S: u32 = 2;
 
 /// As long as people take.
-const RETRY_AFTER_RECONCILE_S: u32 = 60;
+const RETRY_AFTER_PEOPLE_S: u32 = 60;
 
 /// Longest `detail`, in characters: it may quote what the caller sent.
 const DETAIL_CHARS_MAX: usize = 400;
@@ -125,6 +125,11 @@ pub enum Problem {
         /// Seconds until the next request has a chance.
         retry_after_s: u32,
     },
+    /// 429. As many requests of this principal wait for time or people as may.
+    TooManyWaiting {
+        /// How many, and what to do.
+        detail: String,
+    },
     /// 500.
     Internal(Cause),
     /// 503. The HSM does not answer.
@@ -216,6 +221,10 @@ impl Problem {
                 retry_after_s: Some(retry_after_s),
                 ..say(Code::RateLimited, "slow down, and see the Retry-After header")
             },
+            Self::TooManyWaiting { detail } => Document {
+                retry_after_s: Some(RETRY_AFTER_PEOPLE_S),
+                ..say(Code::RateLimited, detail)
+            },
             Self::Internal(cause) => Document {
                 cause: Some(cause),
                 ..say(Code::Internal, "the cause is in the server's log, under the request id")
@@ -239,7 +248,7 @@ impl Problem {
             Self::IssuerUnavailable(cause) => Document::unavailable(Code::IssuerUnavailable, cause),
             Self::Overloaded => Document::unavailable(Code::Overloaded, None),
             Self::ClockUnconfirmed { detail } => Document {
-                retry_after_s: Some(RETRY_AFTER_RECONCILE_S),
+                retry_after_s: Some(RETRY_AFTER_PEOPLE_S),
                 ..say(
                     Code::ClockUnconfirmed,
                     format!(
@@ -248,7 +257,7 @@ impl Problem {
                 )
             },
             Self::ReconcileRequired { detail } => Document {
-                retry_after_s: Some(RETRY_AFTER_RECONCILE_S),
+                retry_after_s: Some(RETRY_AFTER_PEOPLE_S),
                 ..say(
                     Code::ReconcileRequired,
                     format!(

@@ -47,6 +47,9 @@ impl From<AppError> for Problem {
             error @ AppError::InsufficientBalance { .. } => {
                 Self::InsufficientBalance { detail: error.to_string() }
             }
+            error @ AppError::TooManyWaiting(_) => {
+                Self::TooManyWaiting { detail: error.to_string() }
+            }
             AppError::NonceManaged => Self::NonceManaged,
             AppError::ReconcileRequired(detail) => Self::ReconcileRequired { detail },
             AppError::ClockUnconfirmed(detail) => Self::ClockUnconfirmed { detail },

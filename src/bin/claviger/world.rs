@@ -158,6 +158,7 @@ pub fn app(
         changes: tokio::sync::broadcast::Sender::new(1_024),
         leases: Leases::new(HolderId::new(SystemEntropy.uuid()), lease_ms),
         clock_watch: ClockWatch::new(clock_jump_ms),
+        max_waiting: i64::from(config.server.max_waiting),
     }))
 }
 

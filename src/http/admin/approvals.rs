@@ -12,6 +12,7 @@ use crate::http::problem::Problem;
 use crate::http::query::{PathId, QueryParams, page_cursor, page_limit};
 use crate::http::state::HttpState;
 use crate::http::v1::show;
+use crate::ports::store::WaitingFilter;
 use alloy::primitives::B256;
 use axum::Json;
 use axum::extract::State;
@@ -28,6 +29,7 @@ const REASON_CHARS_MAX: usize = 500;
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
     status: Option<String>,
+    requester: Option<String>,
     limit: Option<String>,
     cursor: Option<String>,
 }
@@ -47,7 +49,7 @@ enum Answer {
     Reject,
 }
 
-/// `GET /admin/v1/approvals`: what waits, newest first.
+/// `GET /admin/v1/approvals`: what waits, newest first; in one status, or of one requester, if so asked.
 ///
 /// # Errors
 /// As `docs/problems.md` lists.
@@ -66,8 +68,12 @@ pub async fn list(
             })?)
         }
     };
-    let before = page_cursor(query.cursor.as_deref())?;
-    let found = approve::list(&state.app, status, before, limit).await?;
+    if query.requester.as_ref().is_some_and(String::is_empty) {
+        return Err(Problem::invalid("requester", "must be the `sub` of who asked"));
+    }
+    let before_seq = page_cursor(query.cursor.as_deref())?;
+    let filter = WaitingFilter { status, requester: query.requester, before_seq };
+    let found = approve::list(&state.app, filter, limit).await?;
     let is_full = i64::try_from(found.len()).is_ok_and(|count| count == limit);
     let cursor = found.last().filter(|_| is_full).map(|last| last.row.seq.to_string());
     let shown: Vec<Value> = found.into_iter().map(shown).collect();

@@ -32,7 +32,7 @@ pub trait Approvals: Send {
         id: RequestId,
     ) -> Result<Option<WaitingRequest>, StoreError>;
 
-    /// Has a waiting transaction looked at from then on.
+    /// Has a waiting transaction looked at from then on, also one that was put off.
     async fn wake(&mut self, id: RequestId, at: Timestamp) -> Result<(), StoreError>;
 
     /// Notes that these very terms have let the transaction go on. `false` if it waits for others, or they
@@ -45,20 +45,20 @@ pub trait Approvals: Send {
     ) -> Result<bool, StoreError>;
 
     /// Waiting transactions that are to be looked at: their time has come, or another bundle than this one
-    /// decided. By id, after that one, at most so many.
+    /// decided. None that was put off until later. Those first that were never put off, by id, then the others
+    /// by when they are due again; after that one, at most so many.
     async fn due_requests(
         &mut self,
         now: Timestamp,
         bundle: B256,
-        after: Option<RequestId>,
+        after: Option<DueRequest>,
         most: i64,
-    ) -> Result<Vec<RequestId>, StoreError>;
+    ) -> Result<Vec<DueRequest>, StoreError>;
 
-    /// Waiting transactions, newest first: in this status or in both, older than this order number.
+    /// Waiting transactions that match all of the filter, newest first, at most so many.
     async fn waiting_page(
         &mut self,
-        status: Option<Status>,
-        before_seq: Option<i64>,
+        filter: &WaitingFilter,
         most: i64,
     ) -> Result<Vec<TransactionRow>, StoreError>;
 
@@ -78,6 +78,31 @@ pub trait Approvals: Send {
         scope: &str,
         destinations: &BTreeSet<Address>,
     ) -> Result<BTreeSet<Address>, StoreError>;
+
+    // -- how much waits, and what cannot be judged ---------------------------------------------------
+
+    /// Whether fewer than so many requests of this subject wait, on all chains and of all issuers. Until the
+    /// end of the unit nobody else is told so of the same subject: who asks before adding one never goes
+    /// over. Locked after the idempotency key and before everything else.
+    async fn has_room_to_wait(&mut self, sub: &str, most: i64) -> Result<bool, StoreError>;
+
+    /// Whether the log is to be told that no more of this subject may wait: `false` if it was told within
+    /// that time, in milliseconds.
+    async fn tell_waiter(
+        &mut self,
+        sub: &str,
+        now: Timestamp,
+        every_ms: i64,
+    ) -> Result<bool, StoreError>;
+
+    /// Puts off the next look at a waiting transaction that could not be judged, so many times before. `false`
+    /// if another process has put it off meanwhile, or it was woken.
+    async fn put_off(
+        &mut self,
+        id: RequestId,
+        failures: i64,
+        until: Timestamp,
+    ) -> Result<bool, StoreError>;
 }
 
 /// What a transaction waits for before it is queued.
@@ -101,6 +126,28 @@ pub struct WaitingRequest {
     pub wake_at: Timestamp,
     /// When these terms let it go on.
     pub released_at: Option<Timestamp>,
+}
+
+/// A waiting transaction that is to be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DueRequest {
+    /// Which.
+    pub request: RequestId,
+    /// Until when it was put off; the epoch if it was not.
+    pub retry_at: Timestamp,
+    /// How often it could not be judged, one time after the other.
+    pub failures: i64,
+}
+
+/// Which waiting transactions are listed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WaitingFilter {
+    /// Only in this status, `delayed` or `awaiting_approval`.
+    pub status: Option<Status>,
+    /// Only of this requester, by `sub`.
+    pub requester: Option<String>,
+    /// Only older than this order number.
+    pub before_seq: Option<i64>,
 }
 
 /// An approval.

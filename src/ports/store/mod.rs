@@ -15,7 +15,9 @@ mod run;
 mod windows;
 mod work;
 
-pub use approvals::{Approvals, GivenApproval, UsedDestinations, WaitingRequest};
+pub use approvals::{
+    Approvals, DueRequest, GivenApproval, UsedDestinations, WaitingFilter, WaitingRequest,
+};
 pub use bundles::*;
 pub use ceremonies::{KeyBook, OpenCeremony};
 pub use many_keys::*;
@@ -109,7 +111,7 @@ pub trait Store: Send + Sync {
 }
 
 /// One open transaction. Every method is atomic with the rest of the unit. Locks are taken in one
-/// order: idempotency, lease, lane, limits by id.
+/// order: idempotency, the principal whose requests wait, lease, lane, limits by id.
 #[async_trait]
 pub trait Unit: Approvals + BundleBook + KeyBook + ManyKeys + Windows + Send {
     // -- requests -----------------------------------------------------------------------------------

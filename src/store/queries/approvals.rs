@@ -4,13 +4,14 @@ use super::column::{address, corrupt, exactly_one, hash, parsed, to_i64};
 use super::requests::insert_transaction_as;
 use super::rows::TransactionColumns;
 use super::statement::{Tx, values};
+use super::waiting;
 use crate::core::id::{ChainId, RequestId};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::ports::store::{
-    Approvals, GivenApproval, NewTransaction, StoreError, TransactionRow, UsedDestinations,
-    WaitingRequest,
+    Approvals, DueRequest, GivenApproval, NewTransaction, StoreError, TransactionRow,
+    UsedDestinations, WaitingFilter, WaitingRequest,
 };
 use alloy::primitives::{Address, B256};
 use async_trait::async_trait;
@@ -22,18 +23,16 @@ statements! {
         due_at, wake_at, released_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
         ON CONFLICT (request_id) DO UPDATE SET hash = excluded.hash, terms = excluded.terms, \
         quorums = excluded.quorums, bundle = excluded.bundle, asked_at = excluded.asked_at, \
-        due_at = excluded.due_at, wake_at = excluded.wake_at, released_at = excluded.released_at";
+        due_at = excluded.due_at, wake_at = excluded.wake_at, released_at = excluded.released_at, \
+        failures = 0, retry_at = 0";
     WAITING_REQUEST = "SELECT * FROM waiting_requests WHERE request_id = $1";
-    WAKE = "UPDATE waiting_requests SET wake_at = $2 WHERE request_id = $1";
+    WAKE = "UPDATE waiting_requests SET wake_at = $2, failures = 0, retry_at = 0 \
+        WHERE request_id = $1";
     RELEASE_TERMS = "UPDATE waiting_requests SET released_at = $3 \
         WHERE request_id = $1 AND hash = $2 AND released_at IS NULL";
-    DUE_REQUESTS = "SELECT w.request_id FROM transactions t \
-        JOIN waiting_requests w ON w.request_id = t.id \
-        WHERE t.status IN ('delayed', 'awaiting_approval') \
-        AND (w.wake_at <= $1 OR w.bundle <> $2) AND w.request_id > $3 \
-        ORDER BY w.request_id LIMIT $4";
     WAITING_PAGE = "SELECT * FROM transactions WHERE status IN ('delayed', 'awaiting_approval') \
-        AND (status = $1 OR $1 IS NULL) AND seq < $2 ORDER BY seq DESC LIMIT $3";
+        AND (status = $1 OR $1 IS NULL) AND (sub = $2 OR $2 IS NULL) AND seq < $3 \
+        ORDER BY seq DESC LIMIT $4";
     INSERT_APPROVAL = "INSERT INTO approvals (request_id, hash, sub, iss, reason, approved_at) \
         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (request_id, hash, sub) DO NOTHING";
     APPROVALS_OF = "SELECT * FROM approvals WHERE request_id = $1 ORDER BY approved_at, sub, hash";
@@ -64,11 +63,6 @@ struct ApprovalColumns {
     iss: String,
     reason: String,
     approved_at: i64,
-}
-
-#[derive(FromRow)]
-struct RequestColumn {
-    request_id: String,
 }
 
 #[derive(FromRow)]
@@ -128,27 +122,14 @@ async fn waiting_request(tx: &mut Tx, id: RequestId) -> Result<Option<WaitingReq
     row.map(WaitingColumns::read).transpose()
 }
 
-async fn due_requests(
-    tx: &mut Tx,
-    now: Timestamp,
-    bundle: B256,
-    after: Option<RequestId>,
-    most: i64,
-) -> Result<Vec<RequestId>, StoreError> {
-    let after = after.map_or_else(String::new, |id| id.to_string());
-    let values = values![now.millis(), bundle.as_slice(), after, most];
-    let rows = tx.all::<RequestColumn>(DUE_REQUESTS, values).await?;
-    rows.into_iter().map(|row| parsed(&row.request_id)).collect()
-}
-
 async fn waiting_page(
     tx: &mut Tx,
-    status: Option<Status>,
-    before_seq: Option<i64>,
+    filter: &WaitingFilter,
     most: i64,
 ) -> Result<Vec<TransactionRow>, StoreError> {
-    let status = status.map(|status| status.name().to_owned());
-    let values = values![status, before_seq.unwrap_or(i64::MAX), most];
+    let status = filter.status.map(|status| status.name().to_owned());
+    let before = filter.before_seq.unwrap_or(i64::MAX);
+    let values = values![status, filter.requester.clone(), before, most];
     let rows = tx.all::<TransactionColumns>(WAITING_PAGE, values).await?;
     rows.into_iter().map(TransactionColumns::read).collect()
 }
@@ -250,20 +231,19 @@ impl Approvals for Tx {
         &mut self,
         now: Timestamp,
         bundle: B256,
-        after: Option<RequestId>,
+        after: Option<DueRequest>,
         most: i64,
-    ) -> Result<Vec<RequestId>, StoreError> {
-        let found = due_requests(self, now, bundle, after, most).await;
+    ) -> Result<Vec<DueRequest>, StoreError> {
+        let found = waiting::due_requests(self, now, bundle, after, most).await;
         self.kept(found)
     }
 
     async fn waiting_page(
         &mut self,
-        status: Option<Status>,
-        before_seq: Option<i64>,
+        filter: &WaitingFilter,
         most: i64,
     ) -> Result<Vec<TransactionRow>, StoreError> {
-        let found = waiting_page(self, status, before_seq, most).await;
+        let found = waiting_page(self, filter, most).await;
         self.kept(found)
     }
 
@@ -290,5 +270,30 @@ impl Approvals for Tx {
     ) -> Result<BTreeSet<Address>, StoreError> {
         let found = used_among(self, chain, scope, destinations).await;
         self.kept(found)
+    }
+
+    async fn has_room_to_wait(&mut self, sub: &str, most: i64) -> Result<bool, StoreError> {
+        let found = waiting::has_room_to_wait(self, sub, most).await;
+        self.kept(found)
+    }
+
+    async fn tell_waiter(
+        &mut self,
+        sub: &str,
+        now: Timestamp,
+        every_ms: i64,
+    ) -> Result<bool, StoreError> {
+        let told = waiting::tell_waiter(self, sub, now, every_ms).await;
+        self.kept(told)
+    }
+
+    async fn put_off(
+        &mut self,
+        id: RequestId,
+        failures: i64,
+        until: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let put = waiting::put_off(self, id, failures, until).await;
+        self.kept(put)
     }
 }

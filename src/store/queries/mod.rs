@@ -23,6 +23,7 @@ mod signatures;
 mod spend;
 mod statement;
 mod unit;
+mod waiting;
 mod waits;
 
 pub(super) use statement::Tx;
@@ -50,6 +51,7 @@ pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
         requests::ALL,
         signatures::ALL,
         spend::ALL,
+        waiting::ALL,
         waits::ALL,
     ]
     .concat()
