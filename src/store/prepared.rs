@@ -92,6 +92,7 @@ async fn what_a_lane_asks_for_is_found_by_an_index_on_sqlite() {
         ("ENTRY", "sqlite_autoindex_limit_entries_1 (limit_id=? AND owner=?)"),
         ("FORGET_SETTLED", "limit_entries_settled (limit_id=? AND settled_at<?)"),
         ("HELD_BY", "limit_entries_owner (owner=?)"),
+        ("WAITING_UP_TO", "transactions_waiters (sub=?)"),
         ("OPEN_TO_LOOK_AT", "exposures_open (chain_id=?)"),
         (
             "NEXT_EXPIRED",

@@ -44,7 +44,15 @@ async fn what_is_not_a_filter_or_an_answer_is_refused() {
     let setup = SetUp::new(&anvil.url(), None, &payout_grants("2.5"));
     let server = setup.start(&[]).await;
     let ann = ("dev:ann", Role::Approver);
-    for query in ["?status=queued", "?status=x", "?limit=0", "?limit=201", "?cursor=x", "?all=1"] {
+    for query in [
+        "?status=queued",
+        "?status=x",
+        "?limit=0",
+        "?limit=201",
+        "?cursor=x",
+        "?all=1",
+        "?requester=",
+    ] {
         let refused = call(&server, ann, Method::GET, query, None).await;
         assert_eq!((refused.status, refused.code()), (400, "invalid-request"), "{query}");
     }

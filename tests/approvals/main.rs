@@ -12,12 +12,15 @@
 
 #[path = "../support"]
 mod support {
+    pub mod fault_proxy;
     pub mod server;
     pub mod services;
 }
 
 mod allowances;
+mod crowd;
 mod doors;
 mod ends;
 mod flow;
 mod stage;
+mod turns;

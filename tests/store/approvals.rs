@@ -7,7 +7,8 @@ use alloy::primitives::{Address, B256};
 use claviger::core::principal::Principal;
 use claviger::core::tx::state::Status;
 use claviger::ports::store::{
-    End, GivenApproval, StatusChange, Store, TransactionRow, UsedDestinations, WaitingRequest, unit,
+    DueRequest, End, GivenApproval, StatusChange, Store, TransactionRow, UsedDestinations,
+    WaitingFilter, WaitingRequest, unit,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,7 +26,7 @@ on_both!(
     destinations_are_known_by_chain_and_scope,
 );
 
-fn waiting(n: u128, due: i64) -> WaitingRequest {
+pub fn waiting(n: u128, due: i64) -> WaitingRequest {
     WaitingRequest {
         request: request(n),
         hash: hash(1),
@@ -56,7 +57,7 @@ fn change(row: &TransactionRow, status: Status) -> StatusChange {
     }
 }
 
-async fn advance(store: &Arc<dyn Store>, row: &TransactionRow, status: Status) -> bool {
+pub async fn advance(store: &Arc<dyn Store>, row: &TransactionRow, status: Status) -> bool {
     let change = change(row, status);
     commit!(store, [change], |unit| unit.advance(&change).await?).unwrap()
 }
@@ -143,8 +144,10 @@ async fn what_is_due_is_found_by_time_and_by_bundle_and_only_while_it_waits(stor
     let due = |now: i64, bundle: u64, after: Option<u128>, most: i64| {
         let store = Arc::clone(&store);
         async move {
-            let (now, bundle, after) = (at(now), hash(bundle), after.map(request));
-            read!(store, [], |unit| unit.due_requests(now, bundle, after, most).await?)
+            let new = |n| DueRequest { request: request(n), retry_at: at(0), failures: 0 };
+            let (now, bundle, after) = (at(now), hash(bundle), after.map(new));
+            let due = read!(store, [], |unit| unit.due_requests(now, bundle, after, most).await?);
+            due.into_iter().map(|due| due.request).collect::<Vec<_>>()
         }
     };
     assert!(due(2999, 99, None, 10).await.is_empty());
@@ -171,7 +174,8 @@ async fn waiting_ones_are_listed_newest_first_by_status(store: Arc<dyn Store>) {
     let page = |status: Option<Status>, before: Option<i64>, most: i64| {
         let store = Arc::clone(&store);
         async move {
-            let rows = read!(store, [], |unit| unit.waiting_page(status, before, most).await?);
+            let filter = WaitingFilter { status, before_seq: before, ..WaitingFilter::default() };
+            let rows = read!(store, [filter], |unit| unit.waiting_page(&filter, most).await?);
             rows.iter().map(|row| row.new.id).collect::<Vec<_>>()
         }
     };

@@ -42,6 +42,8 @@ mod silence;
 mod spend;
 mod spend_model;
 mod transactions;
+mod turns;
 mod units;
+mod waiting;
 mod waits;
 mod windows;

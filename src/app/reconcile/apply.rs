@@ -1,6 +1,7 @@
 //! Make the database agree with the chain, on an operator's word: one unit an account, then the log, then
 //! the server goes on. What is interrupted is begun again, and finds what was done.
 
+use super::charges::{self, Charges};
 use super::{Account, Finding, Standstill, What};
 use crate::app::adopt::{self, OnChain};
 use crate::app::suspension::{self, Standing};
@@ -67,6 +68,8 @@ struct Plan {
     /// Two ids for each finding.
     events: Vec<[String; 2]>,
     next: u64,
+    /// What is to be held for requests that wait in this database.
+    charges: Charges,
     now: Timestamp,
 }
 
@@ -85,6 +88,7 @@ pub async fn settle_account(order: &Order<'_>, account: &Account) -> Result<Appl
         leaf: record::reconciled_account(account, order.reason, next, now)?,
         events: account.findings.iter().map(|_| [event_id(order), event_id(order)]).collect(),
         account: account.clone(),
+        charges: charges::of(order.store, account).await?,
         next,
         now,
     });
@@ -133,10 +137,7 @@ async fn one(
     match finding.what {
         What::Attempt(request) => further(unit, request, found()?, now).await,
         What::NoOp(request) => no_op(unit, request, found()?, event_id, now).await,
-        What::Queued(request) => match unit.transaction(request).await? {
-            Some(row) => adopt::take(unit, &row, found()?, event_id, now).await,
-            None => Ok(false),
-        },
+        What::Queued(request) => take(unit, plan, request, found()?, event_id).await,
         What::Foreign(request) => lost(unit, plan, request, finding, [event_id, second_id]).await,
         What::Orphan => orphan(unit, plan, finding).await,
         What::Unseen => Ok(false),
@@ -205,9 +206,38 @@ async fn lost(
     let Some(asked_by) = finding.asked_by else {
         return orphan(unit, plan, finding).await;
     };
-    match unit.transaction(asked_by).await? {
-        Some(row) => adopt::take(unit, &row, found, second_id, plan.now).await,
-        None => Ok(false),
+    take(unit, plan, asked_by, found, second_id).await
+}
+
+/// Gives a request without a nonce what is mined for it. What waits holds nothing of the windows yet, and the
+/// money has moved: it is held now, whatever room there is, so that it settles as everything else does.
+async fn take(
+    unit: &mut dyn Unit,
+    plan: &Plan,
+    request: RequestId,
+    found: &OnChain,
+    event_id: String,
+) -> Result<bool, StoreError> {
+    let Some(row) = unit.transaction(request).await? else {
+        return Ok(false);
+    };
+    if !adopt::take(unit, &row, found, event_id, plan.now).await? {
+        return Ok(false);
+    }
+    if !row.status.is_waiting() {
+        return Ok(true);
+    }
+    match plan.charges.get(&request) {
+        Some((version, hold)) if *version == row.version => {
+            match unit.hold(hold, plan.now).await? {
+                None => Ok(true),
+                Some(_) => {
+                    Err(StoreError::Corrupt("a window would hold more than 2^256".to_owned()))
+                }
+            }
+        }
+        // It began to wait, or waits for something else, since it was looked at.
+        _ => Ok(false),
     }
 }
 

@@ -2,6 +2,7 @@
 //! there, `explain` says it in words, `apply` makes the database agree on an operator's word.
 
 mod apply;
+mod charges;
 mod examine;
 mod explain;
 mod locate;
