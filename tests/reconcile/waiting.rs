@@ -1,11 +1,16 @@
 //! While the server waits, what it has goes on and nothing new begins, at whatever step it was stopped.
 
-use crate::command::{apply, claviger};
-use crate::stage::{FAILPOINT, RESEND_SOON, Stage, attempts, id, is};
-use crate::support::server::{LIMIT, Server};
+use crate::backup::Backup;
+use crate::command::{apply, claviger, reconcile};
+use crate::stage::{FAILPOINT, Options, RESEND_SOON, Stage, attempts, id, is};
+use crate::support::server::{ETHER, LIMIT, Server, payout, payout_grants};
 use crate::support::services::poll_until;
 use claviger::app::suspension::suspend;
+use claviger::core::amount::Amount;
 use claviger::core::time::Timestamp;
+use claviger::ports::clock::Clock;
+use claviger::ports::store::look;
+use claviger::system::SystemClock;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -165,5 +170,73 @@ async fn an_account_that_only_the_signer_remembers_is_waited_for() {
     let next = stage.pay(&server, "pay").await;
     stage.mine_until_mined(&server, &id(&next)).await;
     stage.finish(&server, &id(&next)).await;
+    stage.check().await;
+}
+
+fn delayed(window_ether: &str) -> String {
+    format!("{}delay = {{ always = \"1h\" }}\n", payout_grants(window_ether))
+}
+
+/// What is held and spent of the one window, in wei.
+async fn window(stage: &Stage) -> (u128, u128) {
+    let store = stage.setup.store().await;
+    let limits = look(&*store, "limits", |unit| {
+        Box::pin(async move { unit.limits_now(SystemClock.now()).await })
+    });
+    let wei = |amount: Amount| u128::try_from(amount.units()).unwrap();
+    match limits.await.unwrap().as_slice() {
+        [] => (0, 0),
+        [one] => (wei(one.held), wei(one.spent)),
+        more => panic!("one window: {more:#?}"),
+    }
+}
+
+/// A request waited when the backup was made and was paid after it: its spend counts, also where there is no
+/// room for it by now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_and_is_paid_already_counts_in_its_window() {
+    let grants = Some(delayed("1.5"));
+    let stage = Stage::with(Options { grants, ..Options::default() }).await;
+    let bundle = stage.setup.dir().join("policies/grants.toml");
+    let often = ("CLAVIGER__AUDIT__CHECKPOINT_EVERY", "50ms");
+    let (server, _) = stage.open(&[often]).await;
+    let waits = stage.ask(&server, "pay", &payout(ETHER)).await;
+    assert!(is(&waits, &["delayed"]), "{waits:#?}");
+    server.stop().await;
+    let backup = Backup::take(&stage.setup).await;
+
+    // The next bundle lets it go on at once.
+    std::fs::write(&bundle, payout_grants("1.5")).unwrap();
+    let mut server = stage.setup.start(&[often]).await;
+    stage.mine_until_mined(&server, &id(&waits)).await;
+    stage.finish(&server, &id(&waits)).await;
+    let last = server.checkpoint().await.0;
+    let record = stage.setup.dir().join("audit.record");
+    poll_until(LIMIT, "the log is signed", async || {
+        let note = std::fs::read_to_string(&record).unwrap();
+        (note.lines().nth(1).unwrap().parse::<u64>().unwrap() >= last).then_some(())
+    })
+    .await;
+    server.program.kill9();
+    drop(server);
+    backup.put_back(&stage.setup).await;
+    assert_eq!(window(&stage).await, (0, 0));
+
+    // The one after that has a smaller window than what was paid.
+    std::fs::write(&bundle, delayed("0.5")).unwrap();
+    let server = stage.setup.start(&[often]).await;
+    assert!(is(&server.read(&id(&waits)).await, &["delayed"]));
+    server.stop().await;
+    assert_eq!(reconcile(&stage.setup, &[]).kinds(), ["queued"]);
+    let applied = apply(&stage.setup, &[]);
+    assert_eq!(applied.code, Some(0), "{applied:#?}");
+    let (held, spent) = window(&stage).await;
+    assert!(held > ETHER && spent == 0, "with the most that its fees could be: {held} {spent}");
+    let server = stage.setup.start(&[often]).await;
+    let paid = server.wait_for(&id(&waits), &["finalized"]).await;
+    assert!(paid["adopted"] == true && stage.paid().await == 1, "{paid:#?}");
+    server.stop().await;
+    let (left, spent) = window(&stage).await;
+    assert!(left == 0 && spent > ETHER && spent < held, "it is settled: {left} {spent}");
     stage.check().await;
 }

@@ -268,3 +268,14 @@ fn a_nonce_is_given_only_for_the_very_terms_that_were_approved_and_let_it_go_on(
         assert!(!passes(&queued, &waited, &asked, &other), "{other:?}");
     }
 }
+
+#[test]
+fn what_cannot_be_judged_is_tried_twice_as_late_each_time_and_no_later_than_it_ends() {
+    let waits = |failures: i64| due::retry_at(ACCEPTED, failures, None).since(ACCEPTED);
+    let seconds = [0, 1, 2, 3, 4, 5, 6, 60, i64::MAX, -1].map(|failures| waits(failures) / 1_000);
+    assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 32, 32, 32, 1]);
+    let ends = ACCEPTED.plus_millis(5_500);
+    assert_eq!(due::retry_at(ACCEPTED, 2, Some(ends)).since(ACCEPTED), 4_000);
+    assert_eq!(due::retry_at(ACCEPTED, 3, Some(ends)), ends);
+    assert_eq!(due::retry_at(ACCEPTED, 0, Some(ACCEPTED)).since(ACCEPTED), 1_000, "over by now");
+}
