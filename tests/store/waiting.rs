@@ -60,7 +60,7 @@ async fn exactly_as_many_wait_as_have_room(stores: &[Arc<dyn Store>]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_twenty_at_once_exactly_as_many_wait_as_have_room_on_sqlite() {
     let database = Database::sqlite().await;
-    exactly_as_many_wait_as_have_room(&[database.store.clone()]).await;
+    exactly_as_many_wait_as_have_room(std::slice::from_ref(&database.store)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
