@@ -32,6 +32,7 @@ mod delegation;
 mod delegation_granted;
 mod events;
 mod exposures;
+mod interventions;
 mod limits;
 mod signatures;
 mod stage;
