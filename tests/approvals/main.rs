@@ -20,4 +20,5 @@ mod allowances;
 mod doors;
 mod ends;
 mod flow;
+mod rejections;
 mod stage;

@@ -11,6 +11,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod behind;
 mod commands;
 #[path = "../support"]
 mod support {
