@@ -273,6 +273,32 @@ fn bypass_11_a_version_more_holds_nothing_more_and_a_cancellation_frees_nothing_
 }
 
 #[test]
+fn bypass_08_versions_of_an_allowance_are_one_and_it_is_free_when_a_no_op_is_final() {
+    open_row("b08-open", async |it: Actor| {
+        let it = it.stage.actor("b08-open-allows", "svc:allows").await;
+        let key = key_id(&it).await;
+        let approve = |millions: u128| {
+            let units = uint(millions * 1_000_000);
+            function(USD, "approve(address,uint256)", &[&address(PAYEE), &units])
+        };
+        let first = open(&it, &approve(1000)).await;
+        let second = open(&it, &approve(1000)).await;
+        for _ in 0..2 {
+            assert_eq!(said(&it, &first, "speed-up").await.status, 200);
+        }
+        let held = of_windows(&it, "allowances", &key).await;
+        assert_eq!(held, (2_000_000_000, 0), "once for each request");
+        is_refused_by_windows(&it, &approve(600), "a third").await;
+        assert_eq!(said(&it, &first, "cancel").await.status, 200);
+        assert_eq!(of_windows(&it, "allowances", &key).await, held, "it may still be mined");
+        until_final(&it, &first, "cancelled").await;
+        until_final(&it, &second, "finalized").await;
+        assert!(of_windows(&it, "allowances", &key).await.0 <= 1_000_000_000);
+        assert_eq!(it.ask(&it.managed_body(&approve(600))).await.status, 201);
+    });
+}
+
+#[test]
 fn bypass_12_words_at_once_are_counted_one_by_one() {
     open_row("b12-open", async |it: Actor| {
         let key = key_id(&it).await;
@@ -548,7 +574,7 @@ fn bypass_25_no_issuer_makes_an_operator_of_its_callers() {
             crate::callers::forged(&key, (iss, aud), sub, roles, &format!("open-{iss}-{aud}-{sub}"))
         };
         let every = Role::ALL;
-        let others = [Role::Client, Role::Approver, Role::PolicyAdmin, Role::Auditor];
+        let others = [Role::Approver, Role::PolicyAdmin, Role::Auditor];
         for (what, token, status) in [
             ("a client's subject", forged("claviger-dev", "claviger", SUB, &[Role::Operator]), 403),
             ("with every role", forged("claviger-dev", "claviger", "svc:x", &every), 403),

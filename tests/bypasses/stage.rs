@@ -74,6 +74,18 @@ pub fn bundle() -> PathBuf {
     repository().join("tests/bypasses/bundle")
 }
 
+/// A set-up with the tests' bundle, all parts of it.
+pub fn set_up(anvil: &Anvil) -> SetUp {
+    let setup = SetUp::with_bundle(&anvil.url(), &bundle());
+    for (file, part) in PARTS {
+        let part = std::fs::read_to_string(bundle().with_file_name("parts").join(part)).unwrap();
+        let file = setup.dir().join("policies").join(file);
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(file, text + &part).unwrap();
+    }
+    setup
+}
+
 impl Stage {
     async fn start(mining: Mining) -> Self {
         let slots_in_an_epoch = Some(1);
@@ -85,14 +97,7 @@ impl Stage {
         }
         let delegation = format!("0xef0100{}", GATE.trim_start_matches("0x"));
         anvil.rpc("anvil_setCode", json!([DELEGATED, delegation])).await;
-        let setup = SetUp::with_bundle(&anvil.url(), &bundle());
-        for (file, part) in PARTS {
-            let part =
-                std::fs::read_to_string(bundle().with_file_name("parts").join(part)).unwrap();
-            let file = setup.dir().join("policies").join(file);
-            let text = std::fs::read_to_string(&file).unwrap();
-            std::fs::write(file, text + &part).unwrap();
-        }
+        let setup = set_up(&anvil);
         let server = setup.start(&[]).await;
         let database = setup.dir().join("claviger.db");
         Self { anvil, server, setup, database }

@@ -10,6 +10,7 @@ use claviger::ports::clock::Clock;
 use claviger::ports::store::{Activation, BundleRow, End, LaneKey, Store, unit};
 use claviger::system::SystemClock;
 use sqlx::{Connection as _, PgConnection};
+use support::fault_proxy::{Fault, FaultProxy, Times};
 use support::server::ETHER;
 use support::services::Anvil;
 use tokio::sync::Barrier;
@@ -229,6 +230,34 @@ async fn no_nonce_is_given_under_a_bundle_that_was_replaced_while_the_lane_was_w
     server.stop().await;
     let of_it = leaves(&setup).await.into_iter().filter(|leaf| leaf.subject == asked.id());
     assert!(of_it.map(|leaf| leaf.kind).all(|kind| kind == "DENIED"));
+}
+
+#[tokio::test]
+async fn a_second_verdict_counts_only_under_the_bundle_that_is_in_force_when_all_was_read() {
+    let anvil = chain().await;
+    let proxy = FaultProxy::start(&anvil.url()).await;
+    let setup = SetUp::new(&proxy.url(), None, &up_to(1));
+    let dir = setup.dir().join("policies");
+    let server = setup.start(&[]).await;
+    let poor = server.key("op-1", Some("payments"), "managed").await;
+    let asked = server.ask(SUB, "waits", &by(&poor, ETHER)).await.id();
+    let change = async |version: &str, grants: &str| {
+        let next = files(&dir, version, &in_force(&server).await, grants);
+        let hash = text(&propose(&server, AUTHOR, &next).await.ok()["hash"]);
+        assert_eq!(activate(&server, OTHER, &hash).await.status, 200);
+    };
+    // It is judged again by a second bundle, which lets it go; and while its balance is read a third one comes,
+    // which does not.
+    change("v2", &up_to(2)).await;
+    let held = proxy.inject_about("eth_getBalance", &poor, Times::UntilLifted, Fault::Hold);
+    proxy.wait_for_held(held, LIMIT).await;
+    anvil.set_balance(&poor, 10 * ETHER).await;
+    change("v3", &up_to(2).replace("svc:payouts", "svc:watcher")).await;
+    proxy.lift(held);
+    let ended = server.wait_for(&asked, MINED).await;
+    assert_eq!((&ended["status"], &ended["nonce"]), (&json!("failed"), &Value::Null), "{ended:#}");
+    assert_eq!(anvil.nonce(&poor).await, 0);
+    server.stop().await;
 }
 
 /// An external account's window, in wei: held and spent.

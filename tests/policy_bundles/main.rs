@@ -15,6 +15,7 @@ mod behind;
 mod commands;
 #[path = "../support"]
 mod support {
+    pub mod fault_proxy;
     pub mod server;
     pub mod services;
 }
