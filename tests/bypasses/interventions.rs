@@ -356,60 +356,57 @@ async fn to_the_cap(it: &Actor, id: &str) -> Vec<Value> {
     versions(&it.server().read(id).await)
 }
 
+/// The base fee is so much from now on, and the server knows: by the answer to a payment with this cap.
+async fn market(it: &Actor, base_fee: u128, cap: u128, status: u16) {
+    poll_until(LIMIT, "the market is another", async || {
+        let wei = u64::try_from(base_fee).unwrap();
+        it.anvil().rpc("anvil_setNextBlockBaseFeePerGas", json!([wei])).await;
+        it.anvil().mine(1).await;
+        let would = it.evaluate(&it.managed_body(&Call { max_fee: cap, ..pay(1) })).await;
+        (would.status == status).then_some(())
+    })
+    .await;
+}
+
 #[test]
 fn bypass_18_no_version_offers_more_than_was_granted_and_held() {
     open_row("b18-open", async |it: Actor| {
         let key = key_id(&it).await;
-        // The grant's caps, whatever the chain admits; and its window for fees, at the cap.
+        // The caller's own cap is held to.
+        let cheap = open(&it, &Call { max_fee: 5 * GWEI, tip: GWEI, ..pay(1) }).await;
+        let held = 60_000 * 5 * GWEI + 1;
+        assert_eq!(of_windows(&it, "native", &key).await, (held, 0));
+        let all = to_the_cap(&it, &cheap).await;
+        assert!(all.len() > 1 && all.iter().all(|one| fee(one) <= 5 * GWEI), "{all:#?}");
+        // So are the grant's caps, whatever the chain admits; and its window for fees holds two at the cap.
+        market(&it, 30 * GWEI, 10 * GWEI, 400).await;
         let ping = |max_fee: u128| Call { max_fee, tip: 5 * GWEI, ..function(GATE, "ping()", &[]) };
         let dear = open(&it, &ping(149 * GWEI)).await;
-        let held = of_windows(&it, "gate-ping", &key).await;
-        assert_eq!(held, (60_000 * 100 * GWEI, 0));
+        let each = 60_000 * 100 * GWEI;
+        assert_eq!(of_windows(&it, "gate-ping", &key).await, (each, 0));
         let all = to_the_cap(&it, &dear).await;
         assert!(all.len() > 3, "{all:#?}");
         for version in &all {
             let tip: u128 = version["max_priority_fee_per_gas"].as_str().unwrap().parse().unwrap();
             assert!(fee(version) <= 100 * GWEI && tip <= 5 * GWEI, "{version:#}");
         }
-        assert_eq!(of_windows(&it, "gate-ping", &key).await, held);
-        open(&it, &ping(100 * GWEI)).await;
+        assert_eq!(of_windows(&it, "gate-ping", &key).await, (each, 0));
+        let other = open(&it, &ping(100 * GWEI)).await;
         is_refused_by_windows(&it, &ping(100 * GWEI), "a third").await;
         assert_eq!(said(&it, &dear, "cancel").await.status, 200);
         is_refused_by_windows(&it, &ping(100 * GWEI), "a no-op frees no fee").await;
-        until_final(&it, &dear, "cancelled").await;
-        // The caller's own cap is held to as well…
-        let cheap = open(&it, &Call { max_fee: 5 * GWEI, tip: GWEI, ..pay(1) }).await;
-        let (held, spent) = of_windows(&it, "native", &key).await;
-        assert_eq!(held, 60_000 * 5 * GWEI + 1);
-        for version in to_the_cap(&it, &cheap).await {
-            assert!(fee(&version) <= 5 * GWEI, "{version:#}");
-        }
-        // …but by the no-op, which must be mined in any market: what that costs is spent, up to all that was
-        // held.
-        it.anvil().rpc("anvil_setNextBlockBaseFeePerGas", json!([60 * GWEI as u64])).await;
-        it.anvil().mine(1).await;
+        // A no-op must be mined in any market: what that costs is spent, up to all that was held.
+        assert_eq!(of_windows(&it, "native", &key).await, (held + 2 * each, 0), "fees count, too");
         assert_eq!(said(&it, &cheap, "cancel").await.status, 200);
-        poll_until(LIMIT, "a no-op at the market's price", async || {
-            let all = versions(&it.server().read(&cheap).await);
-            let last = all.last().filter(|last| last["kind"] == "no_op");
-            if last.is_some_and(|last| fee(last) > 60 * GWEI && last["sent_at"].is_string()) {
-                return Some(());
-            }
-            said(&it, &cheap, "speed-up").await;
-            None
-        })
-        .await;
         let ended = until_final(&it, &cheap, "cancelled").await;
-        let paid = gas_paid(&it, &ended["no_op_receipt"]).await;
-        assert!(paid > held, "{paid} {held}");
-        assert_eq!(of_windows(&it, "native", &key).await, (0, spent + held));
-        poll_until(LIMIT, "the market is as it was", async || {
-            it.anvil().rpc("anvil_setNextBlockBaseFeePerGas", json!([GWEI as u64])).await;
-            it.anvil().mine(1).await;
-            let would = it.evaluate(&it.managed_body(&Call { max_fee: 2 * GWEI, ..pay(1) })).await;
-            (would.status == 200).then_some(())
-        })
-        .await;
+        assert!(gas_paid(&it, &ended["no_op_receipt"]).await > held);
+        let (dear, other) = (
+            until_final(&it, &dear, "cancelled").await["no_op_receipt"].clone(),
+            until_final(&it, &other, "finalized").await["receipt"].clone(),
+        );
+        let paid = gas_paid(&it, &dear).await + gas_paid(&it, &other).await;
+        assert_eq!(of_windows(&it, "native", &key).await, (0, held + paid));
+        market(&it, GWEI, 2 * GWEI, 200).await;
     });
 }
 
