@@ -268,6 +268,34 @@ async fn why_policy_refuses_is_told_in_full_only_to_who_may_see_it() {
     let full = denied(&[Role::Client, Role::Auditor], "two", &too_much).await;
     assert_eq!((&full[0]["field"], &full[0]["grant"]), (&json!("per_tx"), &json!("payouts")));
     assert!(full[0]["expected"].is_string() && full[0]["actual"].is_string(), "{full:#}");
+    // An evaluation says as much as the door; of windows that others spend from, nothing.
+    let would = async |roles: &[Role], body: &Value| {
+        let token = server.token_of(SUB, roles);
+        let url = format!("{}/v1/policy/evaluate", server.client_url());
+        server.try_call(Method::POST, url, &token, None, Some(body)).await.unwrap().ok()
+    };
+    let full_roles = [Role::Client, Role::Auditor];
+    let (less, all) =
+        (would(&[Role::Client], &too_much).await, would(&full_roles, &too_much).await);
+    assert_eq!((&less["reasons"], &all["reasons"]), (&reduced, &full));
+    let small = payout(1);
+    let (less, all) = (would(&[Role::Client], &small).await, would(&full_roles, &small).await);
+    assert_eq!((&less["limits"], less.get("shadows")), (&json!([]), None), "{less:#}");
+    let shared = &all["limits"][0];
+    assert_eq!((&shared["used"], &shared["max"]), (&json!("0"), &json!("2500000000000000000")));
+    assert!(all["shadows"].is_array(), "{all:#}");
+    for hidden in ["used", "max", "expected", "actual", "shadows"] {
+        assert!(!less.to_string().contains(&format!("\"{hidden}\"")), "{hidden} in {less:#}");
+    }
+    // So do the windows themselves: one token, with and without a role that sees all.
+    let windows = async |roles: &[Role]| {
+        let token = server.token_of(SUB, roles);
+        let url = format!("{}/v1/limits", server.client_url());
+        let shown = server.try_call(Method::GET, url, &token, None, None).await.unwrap().ok();
+        window(&shown, "payouts", "24h", "value")
+    };
+    assert!(windows(&[Role::Client]).await.get("max").is_none());
+    assert_eq!(wei(&windows(&full_roles).await, "max"), ETHER * 5 / 2);
     // The same at the door for signatures.
     let body = json!({ "signer": "payments", "message": { "text": "send money" } });
     let told = server.sign(SUB, None, &body).await;

@@ -173,7 +173,7 @@ pub(crate) fn cannot_wait(verdict: &Verdict) -> Vec<Reason> {
         grant: grant.cloned(),
         field: field.to_owned(),
         expected,
-        actual: "a request for a signature cannot wait; ask for a transaction".to_owned(),
+        actual: "what is to be signed at once cannot wait; ask for a transaction".to_owned(),
     };
     match verdict.outcome {
         Outcome::Deny | Outcome::Allow => verdict.reasons.clone(),

@@ -49,8 +49,14 @@ pub enum Again {
 /// Whether the verdict that accepted the row is too old to sign under.
 #[must_use]
 pub fn is_stale(app: &App, row: &TransactionRow, now: Timestamp) -> bool {
+    is_foreign(app, row) || is_old(row, now)
+}
+
+/// Whether another bundle than the one in force decided, or the one in force is not known here.
+#[must_use]
+pub fn is_foreign(app: &App, row: &TransactionRow) -> bool {
     let unreadable = app.policy.must_be_readable().is_err();
-    unreadable || row.new.decision.bundle != app.bundle().hash() || is_old(row, now)
+    unreadable || row.new.decision.bundle != app.bundle().hash()
 }
 
 /// Whether the verdict is too old, whatever bundle is in force.

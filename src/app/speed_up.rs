@@ -4,18 +4,25 @@
 use crate::app::cancel::conflict;
 use crate::app::outbid::{Version, outbid};
 use crate::app::record::Instruction;
-use crate::app::{App, AppError, chains, follow, lease, read, record, signers, suspension};
+use crate::app::{
+    App, AppError, ChainRuntime, accept, ask, chains, follow, lease, read, record, rejudge,
+    signers, suspension,
+};
 use crate::core::id::RequestId;
+use crate::core::intent::Fees;
+use crate::core::policy::Outcome;
+use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::core::tx::step::sped_up;
 use crate::ports::chain::BlockAt;
-use crate::ports::store::look;
+use crate::ports::store::{TransactionRow, look};
 
 /// Signs and sends another version at the next higher fees.
 ///
 /// # Errors
-/// `NotFound`; `Conflict` where there is nothing to speed up: not sent yet, mined, over, or at its cap.
-/// When store, nodes or HSM do not answer.
+/// `NotFound`; `Conflict` where there is nothing to speed up: not sent yet, mined, over, or at its cap. A
+/// denial where the bundle in force is another than the one that decided it, and would not sign it. When
+/// store, nodes or HSM do not answer.
 pub async fn speed_up(app: &App, id: RequestId, said: &Instruction) -> Result<(), AppError> {
     suspension::refuse(app).await?;
     let found = read::transaction(app, id, None).await?;
@@ -44,7 +51,10 @@ pub async fn speed_up(app: &App, id: RequestId, said: &Instruction) -> Result<()
     }
     let now = app.clock.now();
     let market = chain.market(now).await?;
-    let view = follow::view(row, nonce, attempts, &chain.settings);
+    let mut view = follow::view(row, nonce, attempts, &chain.settings);
+    if row.ending.is_none() && rejudge::is_foreign(app, row) {
+        view.cap = judge_again(app, chain, row, now).await?.at_most(view.cap);
+    }
     let Some(fees) = sped_up(now, &view, &market) else {
         return Err(busy("its fees are at their cap, or its time is over"));
     };
@@ -61,4 +71,22 @@ pub async fn speed_up(app: &App, id: RequestId, said: &Instruction) -> Result<()
     } else {
         Err(busy("it changed meanwhile"))
     }
+}
+
+/// Policy has changed since the transaction got its nonce. Its versions go on under the decision that gave it,
+/// but nobody pushes what policy would not sign now: the highest fees that it would, or a recorded denial. What
+/// people approved was approved under the other bundle.
+async fn judge_again(
+    app: &App,
+    chain: &ChainRuntime,
+    row: &TransactionRow,
+    now: Timestamp,
+) -> Result<Fees, AppError> {
+    let again = rejudge::rejudge(app, chain, row, now).await?;
+    let verdict = &again.verdict;
+    if verdict.outcome == Outcome::Allow {
+        return Ok(again.fee_cap(row));
+    }
+    let reasons = ask::cannot_wait(verdict);
+    Err(accept::deny(app, row.new.id, again.request(), verdict, reasons, now).await)
 }

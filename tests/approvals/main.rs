@@ -22,5 +22,6 @@ mod crowd;
 mod doors;
 mod ends;
 mod flow;
+mod rejections;
 mod stage;
 mod turns;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 const ETHER: u128 = 1_000_000_000_000_000_000;
 
 /// What waits for people, as one of them sees it.
-async fn waiting(it: &Actor, id: &str) -> Value {
+pub async fn waiting(it: &Actor, id: &str) -> Value {
     let url = format!("{}/admin/v1/approvals", it.server().admin_url());
     let token = it.server().token("dev:alice", Role::Approver);
     let listed = it.server().try_call(Method::GET, url, &token, None, None).await.unwrap().ok();
@@ -17,7 +17,7 @@ async fn waiting(it: &Actor, id: &str) -> Value {
     one.unwrap_or_else(|| panic!("{id} in {listed:#}")).clone()
 }
 
-async fn decide(
+pub async fn decide(
     it: &Actor,
     who: (&str, Role),
     id: &str,

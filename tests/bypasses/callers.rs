@@ -174,6 +174,17 @@ fn bypass_23_on_a_managed_key_nobody_else_gives_nonces() {
     });
 }
 
+/// A token of anybody's making, signed by the issuer's key.
+pub fn forged(
+    key: &std::path::Path,
+    (iss, aud): (&str, &str),
+    sub: &str,
+    roles: &[Role],
+    jti: &str,
+) -> String {
+    issue(key, &Grant { iss, aud, sub, roles, ttl_s: 900, jti }, SystemClock.now()).unwrap()
+}
+
 #[test]
 fn bypass_25_an_issuer_vouches_for_nobody_but_its_own() {
     row("b25", async |it: Actor| {
@@ -181,9 +192,7 @@ fn bypass_25_an_issuer_vouches_for_nobody_but_its_own() {
         let good = it.managed_body(&call(PAYEE, 1, "0x"));
         let url = format!("{}/v1/transactions", it.server().client_url());
         let forged = |iss: &str, aud: &str, sub: &str, roles: &[Role]| {
-            let grant =
-                Grant { iss, aud, sub, roles, ttl_s: 900, jti: &format!("b25-{iss}-{aud}-{sub}") };
-            issue(&key, &grant, SystemClock.now()).unwrap()
+            forged(&key, (iss, aud), sub, roles, &format!("b25-{iss}-{aud}-{sub}"))
         };
         let client = &[Role::Client][..];
         let all =

@@ -44,6 +44,7 @@ fn bypass_24_a_charge_answers_an_event_that_the_server_has_read_itself() {
         let fake = it.anvil().deploy(&artefact("PaymentProcessor"), &arguments).await;
         let seven = requested(&it, &payer, 7, 1000).await;
         let eight = requested(&it, &payer, 8, 1000).await;
+        let ten = requested(&it, &payer, 10, 1000).await;
         let data =
             it.anvil().calldata("requestCharge(uint256,uint256)", &[word(9), word(1000)]).await;
         let sent = it.anvil().send(&payer, &fake, &data, 0).await;
@@ -124,5 +125,27 @@ fn bypass_24_a_charge_answers_an_event_that_the_server_has_read_itself() {
             (409, "conflict"),
         )
         .await;
+        // A charge that waits has its event, by whichever account; once it is cancelled the event is answered
+        // once more, and no more than that. What was mined keeps it.
+        let poor = it.server().key("b24-poor", Some("payments"), "managed").await;
+        let mut waits = it.managed_body(&charge(10, 1000));
+        waits["source"] = ten;
+        let richer = waits.clone();
+        waits["signer"] = json!(poor);
+        let waiting = it.ask(&waits).await;
+        assert_eq!(waiting.status, 201, "{:#}", waiting.body);
+        let doors = [Door::Transactions, Door::Evaluate];
+        it.rejects("an event of what waits", &richer, &doors, (409, "conflict")).await;
+        assert_eq!(it.server().intervene(&waiting.id(), "speed-up").await.code(), "conflict");
+        let cancelled = it.server().intervene(&waiting.id(), "cancel").await.ok();
+        assert_eq!(cancelled["status"], "cancelled");
+        let other = it.ask(&richer).await;
+        assert_eq!(other.status, 201, "{:#}", other.body);
+        it.rejects("an event twice", &waits, &doors, (409, "conflict")).await;
+        it.server().wait_for(&other.id(), &["mined", "finalized"]).await;
+        for (id, verb) in [(other.id(), "cancel"), (done.id(), "cancel"), (done.id(), "speed-up")] {
+            assert_eq!(it.server().intervene(&id, verb).await.code(), "conflict", "{verb}");
+        }
+        it.rejects("an event of what is mined", &waits, &doors, (409, "conflict")).await;
     });
 }

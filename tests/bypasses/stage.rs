@@ -1,7 +1,7 @@
 //! The one server of this crate, and what each test does with it.
 
-use crate::support::server::{Answer, ETHER, LIMIT, Server, SetUp, chain};
-use crate::support::services::{Anvil, poll_until, repository};
+use crate::support::server::{Answer, ETHER, LIMIT, Server, SetUp};
+use crate::support::services::{Anvil, AnvilOptions, Mining, poll_until, repository};
 use alloy::primitives::keccak256;
 use claviger::core::access::Role;
 use reqwest::Method;
@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use tokio::runtime::Runtime;
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 /// Contracts of `bundle/book.toml`, and an address that it does not name.
 pub const GATE: &str = "0x1000000000000000000000000000000000000001";
@@ -34,12 +34,17 @@ const PARTS: &[(&str, &str)] = &[
     ("grants.toml", "calendar.grants.toml"),
     ("grants.toml", "delegation.grants.toml"),
     ("grants.toml", "exposures.grants.toml"),
+    ("grants.toml", "interventions.grants.toml"),
     ("grants.toml", "wrappers.grants.toml"),
 ];
 
 /// All tests of this crate run on one runtime, because they share the server's connections.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
 static STAGE: OnceCell<Stage> = OnceCell::const_new();
+/// A second one, whose chain mines when it is told to: what was sent stays open.
+static OPEN: OnceCell<Stage> = OnceCell::const_new();
+/// A block there is for all that is open: one test at a time.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 pub struct Stage {
     pub anvil: Anvil,
@@ -51,7 +56,16 @@ pub struct Stage {
 /// Runs one test on the stage, as a caller with two keys of its own in the group `payments`.
 pub fn row(name: &str, test: impl AsyncFnOnce(Actor)) {
     RUNTIME.block_on(async {
-        let stage = STAGE.get_or_init(Stage::start).await;
+        let stage = STAGE.get_or_init(|| Stage::start(Mining::Auto)).await;
+        test(stage.actor(name, SUB).await).await;
+    });
+}
+
+/// As [`row`], on a chain that mines only when the test says so.
+pub fn open_row(name: &str, test: impl AsyncFnOnce(Actor)) {
+    RUNTIME.block_on(async {
+        let _turn = TURN.lock().await;
+        let stage = OPEN.get_or_init(|| Stage::start(Mining::Manual)).await;
         test(stage.actor(name, SUB).await).await;
     });
 }
@@ -60,23 +74,30 @@ pub fn bundle() -> PathBuf {
     repository().join("tests/bypasses/bundle")
 }
 
+/// A set-up with the tests' bundle, all parts of it.
+pub fn set_up(anvil: &Anvil) -> SetUp {
+    let setup = SetUp::with_bundle(&anvil.url(), &bundle());
+    for (file, part) in PARTS {
+        let part = std::fs::read_to_string(bundle().with_file_name("parts").join(part)).unwrap();
+        let file = setup.dir().join("policies").join(file);
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(file, text + &part).unwrap();
+    }
+    setup
+}
+
 impl Stage {
-    async fn start() -> Self {
-        let anvil = chain().await;
+    async fn start(mining: Mining) -> Self {
+        let slots_in_an_epoch = Some(1);
+        let options = AnvilOptions { mining, slots_in_an_epoch, ..AnvilOptions::default() };
+        let anvil = Anvil::start(options).await;
         // STOP: it takes every call and does nothing.
         for address in [GATE, USD, UNNAMED, WITH_CODE] {
             anvil.rpc("anvil_setCode", json!([address, "0x00"])).await;
         }
         let delegation = format!("0xef0100{}", GATE.trim_start_matches("0x"));
         anvil.rpc("anvil_setCode", json!([DELEGATED, delegation])).await;
-        let setup = SetUp::with_bundle(&anvil.url(), &bundle());
-        for (file, part) in PARTS {
-            let part =
-                std::fs::read_to_string(bundle().with_file_name("parts").join(part)).unwrap();
-            let file = setup.dir().join("policies").join(file);
-            let text = std::fs::read_to_string(&file).unwrap();
-            std::fs::write(file, text + &part).unwrap();
-        }
+        let setup = set_up(&anvil);
         let server = setup.start(&[]).await;
         let database = setup.dir().join("claviger.db");
         Self { anvil, server, setup, database }

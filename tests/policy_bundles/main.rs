@@ -11,9 +11,11 @@
     reason = "a test fails by panicking"
 )]
 
+mod behind;
 mod commands;
 #[path = "../support"]
 mod support {
+    pub mod fault_proxy;
     pub mod server;
     pub mod services;
 }

@@ -8,6 +8,7 @@ use crate::http::body::JsonBody;
 use crate::http::caller::Caller;
 use crate::http::problem::Problem;
 use crate::http::query::PathId;
+use crate::http::refusal;
 use crate::http::state::HttpState;
 use crate::http::v1::show;
 use axum::Json;
@@ -44,7 +45,8 @@ pub async fn cancel(
 /// `POST /v1/transactions/{id}/speed-up`: signs and sends another version at the next higher fees.
 ///
 /// # Errors
-/// As `docs/problems.md` lists; 409 `conflict` where it is mined, over, or at its cap.
+/// As `docs/problems.md` lists; 409 `conflict` where it is mined, over, or at its cap; 403 `policy-denied`
+/// where a newer bundle would not sign it.
 pub async fn speed_up(
     caller: Caller,
     State(state): State<HttpState>,
@@ -73,11 +75,12 @@ where
         return Err(Problem::invalid("reason", "is longer than 500 characters"));
     }
     let sees_all = caller.may(Action::ReadReasons);
-    let said = Instruction { who: caller.principal, reason };
+    let said = Instruction { who: caller.principal.clone(), reason };
     let app = Arc::clone(&state.app);
     // A caller that hangs up must not stop half-way through.
     let done = tokio::spawn(async move { work(&app, &said).await });
-    done.await.map_err(Problem::internal)??;
+    let done = done.await.map_err(Problem::internal)?;
+    done.map_err(|error| refusal::told(&caller, error))?;
     let found = reading::transaction(&state.app, id, None).await?;
     Ok(Json(show::story(&state.app, &found, sees_all).await))
 }
