@@ -17,6 +17,7 @@ mod support {
 }
 
 mod allowances;
+mod destinations;
 mod doors;
 mod ends;
 mod flow;

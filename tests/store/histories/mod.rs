@@ -224,7 +224,7 @@ async fn probe(
     let fitting: Vec<Charge> = limits.clone().map(|limit| charge(limit, fits(limit))).collect();
     let too_much: Vec<Charge> = limits.clone().map(|limit| charge(limit, much(limit))).collect();
     let full =
-        roll_back!(store, [fitting], |unit| { unit.reserve("probe", &fitting, at(now)).await? });
+        roll_back!(store, [fitting], |unit| unit.reserve("probe", &fitting, at(now)).await?);
     if let Some(full) = full.unwrap() {
         return Err(format!("at {now} there was room: {full:?}; used are {used:?}"));
     }
