@@ -19,6 +19,7 @@ mod support {
 
 mod allowances;
 mod crowd;
+mod destinations;
 mod doors;
 mod ends;
 mod flow;

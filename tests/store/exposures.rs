@@ -21,6 +21,7 @@ on_both!(
     a_permit_is_open_from_its_decision_on,
     what_is_used_counts_from_then_and_the_rest_is_held_on,
     a_look_that_comes_late_changes_nothing,
+    what_a_look_leaves_as_it_was_is_noted_for_all_or_for_none,
     open_ones_are_found_with_those_beside_them,
     what_was_looked_at_in_vain_has_its_turn_after_the_others,
     an_exposure_is_of_the_form_in_which_it_is_given,
@@ -237,6 +238,43 @@ async fn a_look_that_comes_late_changes_nothing(store: Arc<dyn Store>) {
         Box::pin(async move { Ok(End::Commit(unit.see_exposures(&[change], at(0)).await?)) })
     });
     assert!(matches!(more.await, Err(StoreError::Corrupt(_))));
+}
+
+async fn what_a_look_leaves_as_it_was_is_noted_for_all_or_for_none(store: Arc<dyn Store>) {
+    // More than a page of them, which is not full at the end.
+    let owners: Vec<String> = (10..21).map(|n| format!("owner {n}")).collect();
+    for owner in &owners {
+        assert_eq!(holds(&store, hold(owner, vec![exposure(3, 1, 100)])).await.unwrap(), None);
+        settle(&store, owner, true, None, 0).await;
+    }
+    let group =
+        async || read!(store, [], |unit| unit.open_exposures(CHAIN, 99, 1).await?).remove(0);
+    let look = |rows: &[ExposureRow], block: u64| -> Vec<ExposureChange> {
+        rows.iter().map(|row| ExposureChange { block, ..change(row, 0, 0, false) }).collect()
+    };
+    let before = group().await;
+    assert_eq!(before.len(), 11);
+    assert!(see(&store, look(&before, 20), 1).await);
+    let after = group().await;
+    let expected = before.iter().map(|row| {
+        let (seen_block, uses) = (20, row.uses + 1);
+        ExposureRow { seen_block, uses, ..row.clone() }
+    });
+    assert_eq!(after, expected.collect::<Vec<_>>());
+    assert_eq!(limit(&store, 1).await, (11, 55));
+    // Of the last one somebody else has seen more meanwhile; of the first this look would.
+    assert!(see(&store, vec![change(&after[10], 1, 0, true)], 2).await);
+    assert!(!see(&store, look(&after, 21), 3).await);
+    let mut mixed = look(&after, 21);
+    mixed[0] = ExposureChange { block: 21, ..change(&after[0], 1, 0, true) };
+    assert!(!see(&store, mixed.clone(), 3).await);
+    let rows = group().await;
+    assert_eq!(rows, after[..10], "nothing is kept of it");
+    assert_eq!(limit(&store, 1).await, (10, 56));
+    mixed.pop();
+    assert!(see(&store, mixed, 3).await);
+    assert_eq!(limit(&store, 1).await, (9, 57));
+    assert!(group().await.iter().all(|row| row.seen_block == 21));
 }
 
 async fn open_ones_are_found_with_those_beside_them(store: Arc<dyn Store>) {

@@ -28,6 +28,7 @@ mod bundles;
 mod ceremonies;
 mod exposures;
 mod groups;
+mod histories;
 mod keys;
 mod lanes;
 mod leases;

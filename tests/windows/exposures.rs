@@ -1,6 +1,7 @@
 //! What others may take is followed on a real chain, by the server's own job.
 
-use super::{Anvil, LIMIT, Postgres, SetUp, chain, payout_grants, poll_until};
+use super::{Anvil, AnvilOptions, LIMIT, Postgres, SetUp, chain, payout_grants, poll_until};
+use crate::support::fault_proxy::{Fault, FaultProxy, Times};
 use crate::support::invariants::Invariants;
 use alloy::primitives::{Address, U256};
 use claviger::core::amount::Amount;
@@ -11,10 +12,14 @@ use claviger::core::time::Timestamp;
 use claviger::ports::store::{
     End, ExposureRow, ExposureState, Hold, Settlement, Store, look, unit,
 };
-use serde_json::Value;
+use claviger::store::{OpenMode, open};
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 const CHAIN: ChainId = ChainId::new(31337);
+const OTHER: ChainId = ChainId::new(31338);
+/// A token whose state no node tells.
+const SEALED: Address = Address::repeat_byte(0x5e);
 
 fn word(address: &str) -> String {
     format!("{:0>64}", address.trim_start_matches("0x"))
@@ -83,9 +88,12 @@ fn exposure(token: &Token, amount: u64, permit: Option<PermitTerms>) -> Exposure
 }
 
 async fn held(store: &Arc<dyn Store>, owner: &str, exposure: Exposure) {
-    let at_once = exposure.permit.is_some();
-    let chain = Some(CHAIN);
-    let (owner, exposures) = (owner.to_owned(), vec![exposure]);
+    all_held(store, owner, CHAIN, vec![exposure]).await;
+}
+
+async fn all_held(store: &Arc<dyn Store>, owner: &str, chain: ChainId, exposures: Vec<Exposure>) {
+    let at_once = exposures[0].permit.is_some();
+    let (owner, chain) = (owner.to_owned(), Some(chain));
     let hold = Hold { owner, chain, charges: Vec::new(), exposures, at_once };
     let done = unit(&**store, "hold", move |unit| {
         let hold = hold.clone();
@@ -102,13 +110,17 @@ async fn held(store: &Arc<dyn Store>, owner: &str, exposure: Exposure) {
     done.await.unwrap();
 }
 
-async fn row(store: &Arc<dyn Store>, owner: &str) -> ExposureRow {
+async fn exposures(store: &Arc<dyn Store>, owner: &str) -> Vec<ExposureRow> {
     let owner = owner.to_owned();
-    let found = look(&**store, "row", move |unit| {
+    let found = look(&**store, "rows", move |unit| {
         let owner = owner.clone();
         Box::pin(async move { unit.exposures_of(&owner).await })
     });
-    found.await.unwrap().remove(0)
+    found.await.unwrap()
+}
+
+async fn row(store: &Arc<dyn Store>, owner: &str) -> ExposureRow {
+    exposures(store, owner).await.remove(0)
 }
 
 /// Held and spent of the limit.
@@ -161,5 +173,68 @@ async fn what_an_allowance_loses_is_spent_and_what_cannot_be_read_is_held() {
     let used: Vec<&str> = told.iter().filter_map(|leaf| leaf["used"].as_str()).collect();
     assert_eq!(used, ["60", "40"]);
     invariants.check().await;
+    server.stop().await;
+}
+
+/// More than one run looks at, each of a group of its own.
+fn sealed(token: &Token) -> Vec<Exposure> {
+    let spender = |n: u64| Address::left_padding_from(&n.to_be_bytes());
+    let one = |n| Exposure { token: SEALED, spender: spender(n), ..exposure(token, 1, None) };
+    (1..=40).map(one).collect()
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_holds_up_no_other_and_a_silent_chain_no_other_chain() {
+    let token = Token::deploy().await;
+    token.mint(1, 1_000).await;
+    token.approve(1, 2, 100).await;
+    let other = AnvilOptions {
+        chain_id: Some(OTHER.get()),
+        slots_in_an_epoch: Some(1),
+        ..AnvilOptions::default()
+    };
+    let other = Anvil::start(other).await;
+    other.mine(4).await;
+    let (node, silent) =
+        (FaultProxy::start(&token.anvil.url()).await, FaultProxy::start(&other.url()).await);
+    let refuse = Fault::Say(json!({ "code": -32603, "message": "internal error" }));
+    let unread = node.inject_about("eth_call", &SEALED.to_string(), Times::UntilLifted, refuse);
+    let setup = SetUp::new(&node.url(), None, &payout_grants("10"));
+    let file = setup.dir().join("claviger.toml");
+    let config = std::fs::read_to_string(&file).unwrap();
+    let local = config.split_once("[[chain]]").unwrap().1;
+    let local = local.split("\n[").next().unwrap();
+    let more = local.replace("\"local\"", "\"other\"").replace("31337", "31338");
+    let more = more.replace(&node.url(), &silent.url());
+    std::fs::write(&file, format!("{config}\n[[chain]]{more}")).unwrap();
+
+    // Nobody looks yet: those that nothing can be told about come first on both chains.
+    let store = setup.store().await;
+    all_held(&store, "a", CHAIN, sealed(&token)).await;
+    all_held(&store, "b", OTHER, sealed(&token)).await;
+    held(&store, "z", exposure(&token, 100, None)).await;
+    drop(store);
+    let muted = silent.inject("*", Times::UntilLifted, Fault::Hold);
+    let server = setup.start(&[]).await;
+    let store = open(setup.store_url(), OpenMode::Reading).await.unwrap();
+    looked_at(&store, "z", 100).await;
+    token.take(2, 1, 60).await;
+    looked_at(&store, "z", 40).await;
+    silent.wait_for_held(muted, LIMIT).await;
+    assert!(node.hits(unread) > 32, "they had their turn too");
+    let blind = exposures(&store, "a").await;
+    assert!(blind.iter().all(|row| row.seen_block == 0 && row.remaining == row.amount));
+    assert_eq!(limit(&store).await, (120, 60), "and nothing of them is free");
+
+    // Once it can be read, all of them are.
+    node.lift(unread);
+    token.anvil.mine(4).await;
+    poll_until(LIMIT, "all were looked at", async || {
+        exposures(&store, "a").await.iter().all(|row| row.seen_block > 0).then_some(())
+    })
+    .await;
+    assert!(exposures(&store, "b").await.iter().all(|row| row.seen_block == 0));
+    silent.lift_all();
+    drop(store);
     server.stop().await;
 }

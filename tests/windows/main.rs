@@ -14,6 +14,7 @@
 
 #[path = "../support"]
 mod support {
+    pub mod fault_proxy;
     pub mod invariants;
     pub mod server;
     pub mod services;

@@ -38,11 +38,28 @@ statements! {
     SEE_EXPOSURE = "UPDATE exposures SET remaining = $4, submitted = $5, state = $6, ended_by = $7, \
         seen_block = $8, updated_at = $9, uses = uses + 1 \
         WHERE owner = $1 AND n = $2 AND uses = $3 AND state = 'open'";
+    SEE_UNCHANGED = "UPDATE exposures SET seen_block = $1, updated_at = $2, uses = uses + 1 \
+        WHERE state = 'open' AND ((owner = $3 AND n = $4 AND uses = $5) \
+        OR (owner = $6 AND n = $7 AND uses = $8) OR (owner = $9 AND n = $10 AND uses = $11) \
+        OR (owner = $12 AND n = $13 AND uses = $14) OR (owner = $15 AND n = $16 AND uses = $17) \
+        OR (owner = $18 AND n = $19 AND uses = $20) OR (owner = $21 AND n = $22 AND uses = $23) \
+        OR (owner = $24 AND n = $25 AND uses = $26))";
+    LOCK_BESIDE = locked!("SELECT n FROM exposures WHERE chain_id = $1 AND token = $2 \
+        AND account = $3 AND spender = $4 AND state = 'open' ORDER BY owner, n");
 }
+
+/// How many rows [`SEE_UNCHANGED`] names.
+const PAGE: usize = 8;
 
 const HELD: &str = "held";
 const OPEN: &str = "open";
 const ENDED: &str = "ended";
+
+#[derive(FromRow)]
+struct NumberColumn {
+    #[expect(dead_code, reason = "read to be locked")]
+    n: i64,
+}
 
 /// The forms that a name alone says.
 const FORMS: [ApprovalForm; 8] = [
@@ -284,38 +301,93 @@ async fn open(
     Ok(groups)
 }
 
+/// Whether a look has shown nothing new.
+fn is_unchanged(change: &ExposureChange) -> bool {
+    change.used.is_zero()
+        && change.freed.is_zero()
+        && change.ended.is_none()
+        && change.submitted == change.row.submitted
+}
+
+/// Locks what is open of the same token, account and spender, in one order for all who look at it.
+async fn lock_beside(tx: &mut Tx, row: &ExposureRow) -> Result<(), StoreError> {
+    let values = values![
+        to_i64(row.chain)?,
+        row.token.as_slice(),
+        row.account.as_slice(),
+        row.spender.as_slice(),
+    ];
+    tx.all::<NumberColumn>(LOCK_BESIDE, values).await.map(|_| ())
+}
+
 async fn see(tx: &mut Tx, changes: &[ExposureChange], now: Timestamp) -> Result<bool, StoreError> {
-    let moving = changes.iter().filter(|it| !it.used.is_zero() || it.ended.is_some());
-    let holders: Vec<String> = moving.map(|it| held_as(&it.row.owner, it.row.n)).collect();
+    let (still, news): (Vec<_>, Vec<_>) = changes.iter().partition(|it| is_unchanged(it));
+    let holders: Vec<String> = news.iter().map(|it| held_as(&it.row.owner, it.row.n)).collect();
     spend::lock_of(tx, &holders).await?;
-    for change in changes {
-        let row = &change.row;
-        let name = held_as(&row.owner, row.n);
-        let left = row.remaining.checked_sub(change.used);
-        let left = left.and_then(|left| left.checked_sub(change.freed));
-        let Some(left) = left else {
-            return Err(tx.corrupt("more of an exposure is gone than there was"));
-        };
-        let values = vec![
-            Value::from(row.owner.as_str()),
-            Value::from(row.n),
-            Value::from(row.uses),
-            Value::from(left.to_be_bytes().as_slice()),
-            Value::from(i64::from(change.submitted)),
-            Value::from(if change.ended.is_some() { ENDED } else { OPEN }),
-            Value::from(change.ended.map(str::to_owned)),
-            Value::from(to_i64(change.block)?),
-            Value::from(now.millis()),
-        ];
-        if tx.execute(SEE_EXPOSURE, values).await? != 1 {
+    if let [first, _, ..] = changes {
+        lock_beside(tx, &first.row).await?;
+    }
+    for page in still.chunks(PAGE) {
+        if !see_unchanged(tx, page, now).await? {
             return Ok(false);
         }
-        // A limit's part may be larger than what is left of the exposure: at the end all of it goes.
-        let freed = if change.ended.is_some() { Amount::MAX } else { change.freed };
-        if !change.used.is_zero() || !freed.is_zero() {
-            let used_as = format!("{name}/{}", row.uses);
-            spend::use_up(tx, &name, &used_as, (change.used, freed), now).await?;
+    }
+    for change in news {
+        if !see_news(tx, change, now).await? {
+            return Ok(false);
         }
+    }
+    Ok(true)
+}
+
+/// Notes a look at not more than a page of exposures. They are of one look, so of one block.
+async fn see_unchanged(
+    tx: &mut Tx,
+    page: &[&ExposureChange],
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let Some(first) = page.first() else { return Ok(true) };
+    let mut values = values![to_i64(first.block)?, now.millis()];
+    // A page that is not full names its first row more than once.
+    for change in page.iter().chain(std::iter::repeat(first)).take(PAGE) {
+        let row = &change.row;
+        values.extend(values![row.owner.as_str(), row.n, row.uses]);
+    }
+    let seen = tx.execute(SEE_UNCHANGED, values).await?;
+    Ok(usize::try_from(seen).is_ok_and(|seen| seen == page.len()))
+}
+
+async fn see_news(
+    tx: &mut Tx,
+    change: &ExposureChange,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let row = &change.row;
+    let name = held_as(&row.owner, row.n);
+    let left = row.remaining.checked_sub(change.used);
+    let left = left.and_then(|left| left.checked_sub(change.freed));
+    let Some(left) = left else {
+        return Err(tx.corrupt("more of an exposure is gone than there was"));
+    };
+    let values = vec![
+        Value::from(row.owner.as_str()),
+        Value::from(row.n),
+        Value::from(row.uses),
+        Value::from(left.to_be_bytes().as_slice()),
+        Value::from(i64::from(change.submitted)),
+        Value::from(if change.ended.is_some() { ENDED } else { OPEN }),
+        Value::from(change.ended.map(str::to_owned)),
+        Value::from(to_i64(change.block)?),
+        Value::from(now.millis()),
+    ];
+    if tx.execute(SEE_EXPOSURE, values).await? != 1 {
+        return Ok(false);
+    }
+    // A limit's part may be larger than what is left of the exposure: at the end all of it goes.
+    let freed = if change.ended.is_some() { Amount::MAX } else { change.freed };
+    if !change.used.is_zero() || !freed.is_zero() {
+        let used_as = format!("{name}/{}", row.uses);
+        spend::use_up(tx, &name, &used_as, (change.used, freed), now).await?;
     }
     Ok(true)
 }
@@ -356,6 +428,9 @@ impl Windows for Tx {
         rows: &[ExposureRow],
         now: Timestamp,
     ) -> Result<(), StoreError> {
+        // In the order in which others lock them.
+        let mut rows: Vec<&ExposureRow> = rows.iter().collect();
+        rows.sort_by_key(|row| (row.owner.as_str(), row.n));
         for row in rows {
             let values = values![row.owner.as_str(), row.n, now.millis()];
             self.execute(LOOK_AT_EXPOSURE, values).await?;
