@@ -69,6 +69,22 @@ const WORDS: &[(&str, &[&str], &str)] = &[
     ("C_Sign", &["src/hsm/"], "only the HSM room talks to the module"),
     ("session.sign", &["src/hsm/"], "only the HSM room talks to the module"),
     ("signer.sign", &["src/app/sign.rs"], "one use case signs: permit, HSM, compare, store"),
+    // What is judged. Who has no facts cannot make a request for policy.
+    (
+        "Facts {",
+        &["src/app/facts.rs", "src/app/record/read.rs", "src/cli/explain.rs", "src/core/policy/"],
+        "what a decision looks at is read in one place, all of it: app::facts::gather",
+    ),
+    (
+        "Facts::default",
+        &["src/app/facts.rs", "src/app/record/read.rs", "src/cli/explain.rs", "src/core/policy/"],
+        "what a decision looks at is read in one place, all of it: app::facts::gather",
+    ),
+    (
+        "destinations::known(",
+        &["src/app/facts.rs"],
+        "what a decision looks at is read in one place, all of it: app::facts::gather",
+    ),
     // The order of the commits.
     (".take_nonce(", &["src/app/lane.rs"], "nonces are given where the decision is written"),
     (

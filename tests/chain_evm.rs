@@ -17,8 +17,8 @@ use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use claviger::chain::evm::{EvmChain, EvmConfig, EvmError, Finality};
 use claviger::core::id::ChainId;
 use claviger::ports::chain::{
-    BlockAt, BlockId, Broadcast, CallRequest, Chain, ChainError, Claim, Found, Receipt, Seen,
-    Sought,
+    BlockAt, BlockId, Broadcast, CallRequest, Chain, ChainError, Claim, Codes, Found, Receipt,
+    Seen, Sought,
 };
 use ethers_core::k256::ecdsa::SigningKey;
 use ethers_core::types::transaction::eip2718::TypedTransaction;
@@ -119,14 +119,15 @@ async fn the_codes_of_many_accounts_are_of_one_block_in_the_order_asked() {
         anvil.rpc("anvil_setCode", json!([at(byte), format!("0x{byte:02x}")])).await;
     }
     let addresses: Vec<Address> = (1..=50).map(at).collect();
-    let (block, codes) = chain.codes(&addresses).await.unwrap();
+    let Codes { node, block, codes } = chain.codes(&addresses).await.unwrap();
+    assert_eq!(node, 1);
     assert_eq!(Some(block), chain.block(BlockAt::Latest).await.unwrap().map(|head| head.hash));
     for (byte, code) in (1..=50).zip(&codes) {
         let expected = if [3, 9, 40].contains(&byte) { vec![byte] } else { Vec::new() };
         assert_eq!(code.to_vec(), expected, "{byte}");
     }
     assert_eq!(codes.len(), 50);
-    assert_eq!(chain.codes(&[]).await.unwrap(), (block, Vec::new()));
+    assert_eq!(chain.codes(&[]).await.unwrap(), Codes { node, block, codes: Vec::new() });
     // A node that fails in the midst of it has said nothing, and the next one is asked for all.
     let (first, second) =
         (FaultProxy::start(&anvil.url()).await, FaultProxy::start(&anvil.url()).await);
@@ -139,8 +140,29 @@ async fn the_codes_of_many_accounts_are_of_one_block_in_the_order_asked() {
     let alone = chain_of(&[&first.url()], Finality::Finalized);
     assert!(alone.codes(&addresses).await.is_err());
     let both = chain_of(&[&first.url(), &second.url()], Finality::Finalized);
-    assert_eq!(both.codes(&addresses).await.unwrap(), (block, codes));
+    let found = both.codes(&addresses).await.unwrap();
+    assert_eq!(found, Codes { node: 2, block, codes: codes.clone() });
     assert_eq!(second.count("eth_getCode"), 50);
+    // What others say to it: in that block, or at their own head if they do not have it.
+    first.lift_all();
+    let claimed: Vec<(Address, Bytes)> = addresses.into_iter().zip(codes).collect();
+    let chain = chain_of(&[&second.url(), &first.url()], Finality::Finalized);
+    for (block, at, agree) in [
+        (block, None, true),
+        (B256::repeat_byte(9), None, true),
+        (block, Some(2), false),
+        (B256::repeat_byte(9), Some(2), false),
+        (block, Some(10), false),
+    ] {
+        let mut codes = claimed.clone();
+        if let Some(at) = at {
+            let other: &mut (Address, Bytes) = &mut codes[at];
+            other.1 = if other.1.is_empty() { Bytes::from(vec![1]) } else { Bytes::new() };
+        }
+        let said = chain.agreement(&Claim::Codes { block, codes }, Some(1)).await;
+        let (others, against) = if agree { (vec![1, 2], vec![]) } else { (vec![1], vec![2]) };
+        assert_eq!((said.agree, said.contradict), (others, against), "{block} {at:?}");
+    }
 }
 
 #[tokio::test]

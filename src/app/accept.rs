@@ -3,8 +3,9 @@
 
 use crate::app::adopt::{self, OnChain};
 use crate::app::ask::{self, Asked};
+use crate::app::facts::{self, Unread};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, ChainRuntime, clock_watch, destinations, facts, record};
+use crate::app::{App, AppError, ChainRuntime, clock_watch, record};
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::{DATA_BYTES_MAX, intrinsic_gas};
 use crate::core::id::RequestId;
@@ -151,7 +152,6 @@ pub(crate) async fn judge(
     let bundle = app.bundle();
     let judged = judged_request(app, (chain, &bundle), command, &key, purpose);
     let (mut request, estimate) = judged.await?;
-    destinations::learn(app, &bundle, &mut request).await?;
     let verdict = evaluate(&bundle, &request, now);
     let verdict = ask::settled(&bundle, &mut request, verdict, now);
     let sendable = match (estimate, verdict.outcome) {
@@ -283,7 +283,7 @@ async fn judged_request(
         max_priority_fee: command.max_priority_fee.unwrap_or(u128::MAX).min(cap.max_priority_fee),
     };
     let fees = Fees { max_priority_fee: caller.max_priority_fee.min(caller.max_fee), ..caller };
-    let mut tx = TransactionIntent {
+    let tx = TransactionIntent {
         chain: chain.reference(),
         tx_type: command.tx_type.unwrap_or(chain.settings.tx_type),
         to: command.to,
@@ -296,23 +296,20 @@ async fn judged_request(
         not_after: command.not_after,
         source: command.source,
     };
-    let asked = Intent::Transaction(Box::new(tx.clone()));
-    let facts = facts::read(app, chain, bundle, (&asked, key.address), purpose).await?;
-    let estimate = match command.gas {
-        Some(_) => Ok(()),
-        None => {
+    let unread = Unread {
+        principal: &command.principal,
+        key,
+        intent: Intent::Transaction(Box::new(tx)),
+        waiting_since: None,
+    };
+    let mut request = facts::gather(app, bundle, unread, purpose).await?;
+    let estimate = match (command.gas, &mut request.intent) {
+        (None, Intent::Transaction(tx)) => {
             let (gas, estimate) = estimate(chain, command, key.address).await?;
             tx.gas = gas;
             estimate
         }
-    };
-    let request = PolicyRequest {
-        principal: command.principal.clone(),
-        group: key.group.clone(),
-        key: key.id,
-        address: key.address,
-        intent: Intent::Transaction(Box::new(tx)),
-        facts,
+        _ => Ok(()),
     };
     Ok((request, estimate))
 }

@@ -59,17 +59,17 @@ pub(crate) fn of(effects: &[Effect]) -> Uses {
     uses
 }
 
-/// Tells the request which of its destinations are known, if a grant of the bundle asks for it.
+/// Which of its destinations the request may take for known; none where no grant of the bundle asks for it.
 ///
 /// # Errors
 /// When the store does not answer.
-pub(crate) async fn learn(
+pub(crate) async fn known(
     app: &App,
     bundle: &Bundle,
-    request: &mut PolicyRequest,
-) -> Result<(), AppError> {
+    request: &PolicyRequest,
+) -> Result<BTreeSet<Address>, AppError> {
     let Some(chain) = request.intent.chain() else {
-        return Ok(());
+        return Ok(BTreeSet::new());
     };
     let is_asked = bundle.rules().iter().any(|grant| match &grant.rules {
         Rules::Message { .. } => false,
@@ -79,12 +79,12 @@ pub(crate) async fn learn(
             .is_some_and(|delay| delay.first_use_ms.is_some()),
     });
     if !is_asked {
-        return Ok(());
+        return Ok(BTreeSet::new());
     }
     let chain = chain.id;
     let uses = of(&effects(bundle, request));
     if uses.is_empty() {
-        return Ok(());
+        return Ok(BTreeSet::new());
     }
     let named = |(used_for, to): (&String, &BTreeSet<Address>)| {
         (scope(request.group.as_ref(), request.key, used_for), to.clone())
@@ -102,8 +102,7 @@ pub(crate) async fn learn(
         })
     })
     .await?;
-    request.facts.known_destinations = known_for_all(&found, &known);
-    Ok(())
+    Ok(known_for_all(&found, &known))
 }
 
 /// The destinations that are known for everything that they are asked for: facts name addresses alone.

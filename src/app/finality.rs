@@ -76,13 +76,17 @@ pub(crate) async fn is_agreed_final(
 
 /// Whether enough nodes agree with what one of them claims.
 pub(crate) async fn is_agreed(app: &App, chain: &ChainRuntime, claim: &Claim, by: usize) -> bool {
-    let said = chain.port.agreement(claim, Some(by)).await;
-    let enough = said.is_enough(chain.settings.agree);
-    tell(app, chain, claim, &said, enough);
-    enough
+    heard(app, chain, claim, by).await.is_enough(chain.settings.agree)
 }
 
-/// Says who does not agree, and who keeps an end waiting.
+/// What the nodes say to the claim of one of them. Whether that is enough is for the caller to ask.
+pub(crate) async fn heard(app: &App, chain: &ChainRuntime, claim: &Claim, by: usize) -> Agreement {
+    let said = chain.port.agreement(claim, Some(by)).await;
+    tell(app, chain, claim, &said, said.is_enough(chain.settings.agree));
+    said
+}
+
+/// Says who does not agree, and who keeps an end or a decision waiting.
 fn tell(app: &App, chain: &ChainRuntime, claim: &Claim, said: &Agreement, enough: bool) {
     let name = chain.settings.name.to_string();
     if !said.contradict.is_empty() {
@@ -93,10 +97,10 @@ fn tell(app: &App, chain: &ChainRuntime, claim: &Claim, said: &Agreement, enough
         return;
     }
     let (agree, silent, contradict) = (&said.agree, &said.silent, &said.contradict);
-    let what = if contradict.is_empty() {
-        "an end waits until more nodes agree"
-    } else {
-        "the nodes contradict each other"
+    let what = match claim {
+        _ if !contradict.is_empty() => "the nodes contradict each other",
+        Claim::Codes { .. } => "a decision waits until more nodes agree",
+        _ => "an end waits until more nodes agree",
     };
     tracing::warn!(chain = name, ?claim, ?agree, ?silent, ?contradict, enough, "{what}");
 }

@@ -2,10 +2,9 @@
 //! it, or where it has waited: a grant that was removed or has expired signs nothing, and what people approved
 //! is signed only while it is, to the letter, what they approved.
 
+use crate::app::facts::{self, Unread};
 use crate::app::signers::Purpose;
-use crate::app::{
-    App, AppError, ChainRuntime, ask, clock_watch, destinations, facts, policies, record,
-};
+use crate::app::{App, AppError, ChainRuntime, ask, clock_watch, policies, record};
 use crate::core::audit::EncodedLeaf;
 use crate::core::intent::{Fees, Intent};
 use crate::core::policy::{Bundle, Outcome, PolicyRequest, Reason, Verdict, evaluate};
@@ -101,18 +100,13 @@ pub async fn judge_under(
     .await?;
     let key = key.ok_or_else(|| AppError::internal("a transaction's key is not there"))?;
     let intent = Intent::Transaction(Box::new(row.new.intent.clone()));
-    let asked = (&intent, key.address);
-    let facts = facts::read(app, chain, bundle, asked, Purpose::Accept).await?;
-    let mut request = PolicyRequest {
-        principal: row.new.principal.clone(),
-        group: key.group,
-        key: key.id,
-        address: key.address,
-        facts,
+    let unread = Unread {
+        principal: &row.new.principal,
+        key: &key,
         intent,
+        waiting_since: Some(row.new.at),
     };
-    request.facts.waiting_since = Some(row.new.at);
-    destinations::learn(app, bundle, &mut request).await?;
+    let mut request = facts::gather(app, bundle, unread, Purpose::Accept).await?;
     let verdict = evaluate(bundle, &request, now);
     let verdict = ask::settled(bundle, &mut request, verdict, now);
     let hold = Hold::of(id.to_string(), Some(chain.settings.id), &verdict, false);

@@ -2,10 +2,9 @@
 //! There is no way to ask for the signature of a digest.
 
 use crate::app::accept::{admissible, bound_before, deny, event_used, same_body, summary};
+use crate::app::facts::{self, Unread};
 use crate::app::signers::{self, Purpose};
-use crate::app::{
-    App, AppError, ask, clock_watch, destinations, facts, finality, read, record, sign, suspension,
-};
+use crate::app::{App, AppError, ask, clock_watch, finality, read, record, sign, suspension};
 use crate::core::evm::authorization::authorization_bytes;
 use crate::core::evm::message::{message_bytes, typed_data_bytes};
 use crate::core::evm::transaction::UnsignedTransaction;
@@ -14,7 +13,7 @@ use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
 use crate::core::key::{NonceMode, OperatorKey};
 use crate::core::permit::PayloadKind;
 use crate::core::policy::verdict::EventUse;
-use crate::core::policy::{Bundle, Facts, Outcome, PolicyRequest, Verdict, evaluate};
+use crate::core::policy::{Outcome, PolicyRequest, Verdict, evaluate};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::ports::chain::BlockAt;
@@ -159,15 +158,10 @@ pub(crate) async fn judge(
     let payload = payload(&command.intent)?;
     app.policy.must_be_readable()?;
     let bundle = app.bundle();
-    let mut request = PolicyRequest {
-        principal: command.principal.clone(),
-        group: key.group.clone(),
-        key: key.id,
-        address: key.address,
-        facts: facts_of(app, &bundle, &command.intent, &key, purpose).await?,
-        intent: command.intent.clone(),
-    };
-    destinations::learn(app, &bundle, &mut request).await?;
+    numbered(app, &command.intent, &key).await?;
+    let intent = command.intent.clone();
+    let unread = Unread { principal: &command.principal, key: &key, intent, waiting_since: None };
+    let request = facts::gather(app, &bundle, unread, purpose).await?;
     let verdict = evaluate(&bundle, &request, now);
     Ok(Judged { key, payload, request, verdict })
 }
@@ -240,24 +234,18 @@ fn exact(tx: &TransactionIntent) -> Result<(u64, Fees), AppError> {
     }
 }
 
-/// Facts from the chain; of what uses up a nonce only once the account is known to be its caller's to number.
-async fn facts_of(
-    app: &App,
-    bundle: &Bundle,
-    intent: &Intent,
-    key: &OperatorKey,
-    purpose: Purpose,
-) -> Result<Facts, AppError> {
-    let asked = (intent, key.address);
+/// Whether what uses up a nonce is of an account that is its caller's to number, and the nonce is one that can
+/// still be used.
+async fn numbered(app: &App, intent: &Intent, key: &OperatorKey) -> Result<(), AppError> {
     let Some(nonce) = intent.nonce() else {
-        return facts::of_typed_data(app, bundle, asked, purpose).await;
+        return Ok(());
     };
     if key.mode == NonceMode::Managed {
         return Err(AppError::NonceManaged);
     }
     let chain = intent
         .chain()
-        .and_then(|chain| app.chains.get(&chain.name))
+        .and_then(|chain| app.chain_of(chain.id))
         .ok_or_else(|| AppError::invalid("chain", "is not configured here"))?;
     let next = chain.port.nonce(key.address, BlockAt::Latest).await?;
     if nonce < next {
@@ -276,7 +264,7 @@ async fn facts_of(
             format!("is more than {NONCES_AHEAD_MAX} above the account's next, {next}"),
         ));
     }
-    facts::read(app, chain, bundle, asked, purpose).await
+    Ok(())
 }
 
 fn lane_of(request: &PolicyRequest, key: &OperatorKey) -> Option<LaneKey> {

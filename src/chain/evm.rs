@@ -11,7 +11,7 @@ use super::wire::{self, WireReceipt};
 use crate::core::agreement::Agreement;
 use crate::core::id::ChainId;
 use crate::ports::chain::{
-    AccountLook, Block, BlockAt, BlockId, Broadcast, CallRequest, Chain, ChainError, Claim,
+    AccountLook, Block, BlockAt, BlockId, Broadcast, CallRequest, Chain, ChainError, Claim, Codes,
     FeeMarket, Log, Mined, MinedTransaction, Receipt, Sought,
 };
 use alloy::eips::BlockNumberOrTag;
@@ -196,16 +196,25 @@ pub(super) async fn receipt_on(node: &Node, hash: B256) -> Result<Option<Receipt
     }
 }
 
-/// The code of each of these accounts at the node's head, some of them asked for at once.
-async fn codes_on(node: &Node, addresses: &[Address]) -> Result<(B256, Vec<Bytes>), Fault> {
+/// The code of each of these accounts at the node's head.
+pub(super) async fn codes_on(node: &Node, addresses: &[Address]) -> Result<Codes, Fault> {
     let head = block_on(node, BlockAt::Latest, Finality::Safe).await?;
     let block = head.ok_or_else(Fault::unknown_block)?.hash;
+    let codes = codes_in(node, addresses, block).await?;
+    Ok(Codes { node: node.place, block, codes })
+}
+
+/// The same in the state of a block, some of them asked for at once.
+pub(super) async fn codes_in(
+    node: &Node,
+    addresses: &[Address],
+    block: B256,
+) -> Result<Vec<Bytes>, Fault> {
     let asked = addresses.iter().copied().map(|address| {
         let params = (address, json!({ "blockHash": block }));
         async move { node.call("eth_getCode", params).await }
     });
-    let codes = futures::stream::iter(asked).buffered(CODES_AT_ONCE).try_collect().await?;
-    Ok((block, codes))
+    futures::stream::iter(asked).buffered(CODES_AT_ONCE).try_collect().await
 }
 
 fn call_object(call: &CallRequest) -> Value {
@@ -267,7 +276,7 @@ impl Chain for EvmChain {
             .await
     }
 
-    async fn codes(&self, addresses: &[Address]) -> Result<(B256, Vec<Bytes>), ChainError> {
+    async fn codes(&self, addresses: &[Address]) -> Result<Codes, ChainError> {
         self.nodes.read(|node| async move { codes_on(&node, addresses).await }).await
     }
 

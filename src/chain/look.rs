@@ -3,7 +3,7 @@
 //! Everything in an answer is from the same node. Its final block is read before the blocks of the receipts:
 //! a block that is canonical then, and not above it, is final there.
 
-use super::evm::{Finality, block_on, receipt_on};
+use super::evm::{Finality, block_on, codes_in, codes_on, receipt_on};
 use super::node::{Fault, Node};
 use crate::ports::chain::{
     AccountLook, BlockAt, BlockId, Claim, Found, Mined, Receipt, Seen, Sought, StateRead,
@@ -108,6 +108,7 @@ pub(super) async fn word(node: &Node, finality: Finality, claim: &Claim) -> Word
         Claim::State { block, timestamp_s, reads } => {
             same_state(node, finality, *block, *timestamp_s, reads).await
         }
+        Claim::Codes { block, codes } => same_codes(node, *block, codes).await,
         Claim::HeadTime { from_s, until_s } => {
             head_between(node, finality, *from_s, *until_s).await
         }
@@ -204,6 +205,19 @@ async fn same_state(
         }
     }
     Ok(Word::Agrees)
+}
+
+/// Other code contradicts: in that block, and of a node that does not have it, at its own head. Code changes
+/// rarely, and a block that nobody else has may be invented.
+async fn same_codes(node: &Node, block: B256, claimed: &[(Address, Bytes)]) -> Result<Word, Fault> {
+    let addresses: Vec<Address> = claimed.iter().map(|(address, _)| *address).collect();
+    let own = match codes_in(node, &addresses, block).await {
+        Err(Fault::Said(error)) if !error.is_busy() => codes_on(node, &addresses).await?.codes,
+        answer => answer?,
+    };
+    let is_same = own.len() == claimed.len()
+        && own.iter().zip(claimed).all(|(own, (_, claimed))| own == claimed);
+    Ok(if is_same { Word::Agrees } else { Word::Contradicts })
 }
 
 async fn head_between(

@@ -253,6 +253,14 @@ pub enum Claim {
         /// What was read.
         reads: Vec<StateRead>,
     },
+    /// The code of these accounts, in the state of this block. A node that does not have the block says what it
+    /// has at its own head.
+    Codes {
+        /// The block.
+        block: B256,
+        /// The code of each account.
+        codes: Vec<(Address, Bytes)>,
+    },
     /// The node's newest block is of a time between these two, in seconds since 1970.
     HeadTime {
         /// Not before.
@@ -292,6 +300,17 @@ pub struct MinedTransaction {
     pub raw: Option<Bytes>,
 }
 
+/// The code of several accounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Codes {
+    /// The node's place.
+    pub node: usize,
+    /// The block in whose state it was read: the node's head.
+    pub block: B256,
+    /// The code of each account, in their order; empty for an account without.
+    pub codes: Vec<Bytes>,
+}
+
 /// A chain's nodes.
 #[async_trait]
 pub trait Chain: Send + Sync {
@@ -313,9 +332,8 @@ pub trait Chain: Send + Sync {
     /// The code of an account at this block.
     async fn code(&self, address: Address, block: B256) -> Result<Bytes, ChainError>;
 
-    /// The code of each of these accounts, in their order, and the block: one node's head, and all of the
-    /// answer is that node's.
-    async fn codes(&self, addresses: &[Address]) -> Result<(B256, Vec<Bytes>), ChainError>;
+    /// The code of each of these accounts at one node's head. All of the answer is that node's word.
+    async fn codes(&self, addresses: &[Address]) -> Result<Codes, ChainError>;
 
     /// The fee market (`eth_feeHistory`).
     async fn fee_market(&self) -> Result<FeeMarket, ChainError>;

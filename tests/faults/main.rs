@@ -28,6 +28,7 @@ mod support {
 
 mod broken;
 mod caps;
+mod codes;
 mod crashes;
 mod doubles;
 mod economy;

@@ -15,7 +15,7 @@ use claviger::core::agreement::Agreement;
 use claviger::core::id::ChainId;
 use claviger::ports::block_logs::BlockLogs;
 use claviger::ports::chain::{
-    AccountLook, Block, BlockAt, BlockId, Broadcast, CallRequest, Chain, ChainError, Claim,
+    AccountLook, Block, BlockAt, BlockId, Broadcast, CallRequest, Chain, ChainError, Claim, Codes,
     FeeMarket, Log, Mined, MinedTransaction, Receipt, Sought,
 };
 use std::collections::HashMap;
@@ -174,7 +174,7 @@ impl Chain for LyingChain {
         unasked()
     }
 
-    async fn codes(&self, _: &[Address]) -> Result<(B256, Vec<Bytes>), ChainError> {
+    async fn codes(&self, _: &[Address]) -> Result<Codes, ChainError> {
         unasked()
     }
 

@@ -22,6 +22,7 @@ mod support {
 
 mod clock;
 mod exposures;
+mod permits;
 
 use futures::future::join_all;
 use serde_json::{Value, json};

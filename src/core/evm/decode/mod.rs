@@ -14,6 +14,8 @@ mod asset_tests;
 mod assets;
 mod calls;
 #[cfg(test)]
+mod digest_tests;
+#[cfg(test)]
 mod fixtures;
 pub mod known;
 #[cfg(test)]

@@ -78,7 +78,7 @@ fn batch(details: Vec<Value>) -> Value {
     typed(&[fields, DETAILS], PERMIT2, message)
 }
 
-fn transfer_from(witness: &str) -> Value {
+pub(super) fn transfer_from(witness: &str) -> Value {
     let name = if witness.is_empty() { "PermitTransferFrom" } else { "PermitWitnessTransferFrom" };
     let fields = format!(
         "{name}(TokenPermissions permitted,address spender,uint256 nonce,uint256 deadline{witness})"
@@ -88,7 +88,7 @@ fn transfer_from(witness: &str) -> Value {
     typed(&[&fields, PERMISSIONS], PERMIT2, message)
 }
 
-fn batch_transfer_from(witness: &str, amounts: &[&str]) -> Value {
+pub(super) fn batch_transfer_from(witness: &str, amounts: &[&str]) -> Value {
     let name = if witness.is_empty() {
         "PermitBatchTransferFrom"
     } else {
@@ -149,7 +149,7 @@ fn order(offer: Vec<Value>) -> Value {
     typed(&[fields, wanted, offered], SEAPORT, message)
 }
 
-fn set(mut json: Value, pointer: &str, value: Value) -> Value {
+pub(super) fn set(mut json: Value, pointer: &str, value: Value) -> Value {
     *json.pointer_mut(pointer).unwrap_or_else(|| panic!("{pointer}")) = value;
     json
 }
@@ -321,7 +321,7 @@ fn a_seaport_order_offers_item_by_item() {
 }
 
 /// One of each, and where its owner stands.
-fn all() -> Vec<(Value, Option<&'static str>)> {
+pub(super) fn all() -> Vec<(Value, Option<&'static str>)> {
     vec![
         (permit(), Some("owner")),
         (dai(), Some("holder")),

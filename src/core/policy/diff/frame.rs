@@ -1,6 +1,6 @@
 //! What stands around the grants: issuers, guardrails, quorum groups, names, who may change the bundle.
 
-use super::overlap::bound_contract;
+use super::overlap::{bound_contract, target};
 use super::words::{self, Unit, beyond, names};
 use super::{Notes, bounds};
 use crate::core::access::Role;
@@ -347,15 +347,36 @@ fn assets(old: &Bundle, new: &Bundle, notes: &mut Notes) {
                     notes.tightens(said);
                 }
             }
-            (Some(before), Some(after)) => asset(before, after, notes),
+            (Some(before), Some(after)) => {
+                asset((before, after), waits_at_first(new, &chain, address), notes);
+            }
             (None, None) => {}
         }
     }
 }
 
-fn asset(old: &Asset, new: &Asset, notes: &mut Notes) {
+/// Whether what goes to a destination of this asset for the first time waits: which ones are known is kept by
+/// the asset's name.
+fn waits_at_first(bundle: &Bundle, chain: &ChainName, asset: Address) -> bool {
+    bundle.rules().iter().filter(|grant| grant.mode == Mode::Enforce).any(|grant| {
+        let Rules::OnChain(rules) = &grant.rules else {
+            return false;
+        };
+        rules.get(chain).is_some_and(|rule| {
+            let waits = rule.delay.as_ref().is_some_and(|delay| delay.first_use_ms.is_some());
+            waits && target(&rule.action).0 == Some(asset)
+        })
+    })
+}
+
+fn asset((old, new): (&Asset, &Asset), waits_at_first: bool, notes: &mut Notes) {
     if old.name != new.name {
-        notes.neutral(format!("its name is `{}` (was `{}`)", new.name, old.name));
+        let said = format!("its name is `{}` (was `{}`)", new.name, old.name);
+        if waits_at_first {
+            notes.loosens(format!("{said}: whom that name was paid to before is not new to it"));
+        } else {
+            notes.neutral(said);
+        }
     }
     if old.decimals != new.decimals {
         // What that does to amounts is told with each grant and limit.

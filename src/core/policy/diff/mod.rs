@@ -5,9 +5,15 @@
 //! loosening, and never the other way round.
 
 mod bounds;
+#[cfg(test)]
+mod choices;
+#[cfg(test)]
+mod edits;
 mod frame;
 mod grants;
 mod overlap;
+#[cfg(test)]
+mod properties;
 mod rules;
 #[cfg(test)]
 mod tests;

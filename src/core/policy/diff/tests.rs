@@ -274,6 +274,25 @@ fn limits_and_the_change_rule_are_compared() {
     assert_eq!(directions(&none), [Direction::Loosens]);
 }
 
+/// Which destinations were paid before is kept by the asset's name.
+#[test]
+fn another_name_of_an_asset_loosens_where_its_first_destinations_wait() {
+    let named = |name: &str, delay: &str| {
+        let grant = format!("{}{delay}", token_grant("payouts", "250"));
+        let files = files(&grant).into_iter().map(|(path, bytes)| {
+            let text = String::from_utf8(bytes).unwrap();
+            (path, text.replace("\"tusd\"", &format!("\"{name}\"")).into_bytes())
+        });
+        Bundle::load(&files.collect()).unwrap()
+    };
+    let waits = "delay = { first_use_of_destination = \"24h\" }\n";
+    assert!(!diff(&named("tusd", ""), &named("usdt", "")).is_looser());
+    assert!(!diff(&named("tusd", ""), &named("tusd", waits)).is_looser());
+    let found = diff(&named("tusd", waits), &named("usdt", waits));
+    let [what] = said(&found, Direction::Loosens)[..] else { panic!("{found:#?}") };
+    assert!(what.contains("not new to it"), "{what}");
+}
+
 /// A grant that may fit the requests below, or just not.
 fn any_grant(id: &'static str) -> impl Strategy<Value = String> {
     let per_tx = select(vec!["0.000000000000001", "1", "3"]);
