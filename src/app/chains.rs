@@ -10,7 +10,7 @@ use crate::core::tx::fee::Market;
 use crate::core::tx::step::Pace;
 use crate::ports::chain::{BlockAt, Chain, ChainError};
 use crate::ports::store::{End, unit};
-use alloy::primitives::{Address, U256};
+use alloy::primitives::{Address, B256, U256};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 const DELEGATION: [u8; 3] = [0xef, 0x01, 0x00];
 /// How long it is believed that an account is delegated, or is not, in milliseconds.
 const DELEGATED_MS: i64 = 60_000;
+/// How long it is believed what policy lets a transaction offer.
+const OFFER_MS: i64 = 60_000;
 
 /// What the configuration says about a chain.
 #[derive(Debug, Clone)]
@@ -55,9 +57,21 @@ pub struct ChainRuntime {
     checked_lanes: Mutex<HashMap<Address, bool>>,
     delegated: Mutex<HashMap<Address, (Timestamp, bool)>>,
     foreign: Mutex<HashMap<RequestId, Timestamp>>,
+    offers: Mutex<HashMap<RequestId, Offer>>,
     /// What was found out lately about its final blocks.
     pub(crate) finality: FinalityKept,
     final_seen: Mutex<Option<u64>>,
+}
+
+/// What policy in force lets a transaction offer that has its nonce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// The bundle that was asked.
+    pub bundle: B256,
+    /// When.
+    pub at: Timestamp,
+    /// The most; `None` where it would not be signed any more.
+    pub most: Option<Fees>,
 }
 
 impl std::fmt::Debug for ChainRuntime {
@@ -80,6 +94,7 @@ impl ChainRuntime {
             checked_lanes: Mutex::default(),
             delegated: Mutex::default(),
             foreign: Mutex::default(),
+            offers: Mutex::default(),
             finality: FinalityKept::default(),
             final_seen: Mutex::default(),
         }
@@ -183,6 +198,21 @@ impl ChainRuntime {
     /// It does not say so (any more).
     pub fn not_foreign(&self, request: RequestId) {
         self.foreign.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
+    }
+
+    /// What policy was found to let a transaction offer that has its nonce, if this bundle was asked lately.
+    #[must_use]
+    pub fn offer_of(&self, request: RequestId, bundle: B256, now: Timestamp) -> Option<Offer> {
+        let offers = self.offers.lock().unwrap_or_else(PoisonError::into_inner);
+        let offer = offers.get(&request).copied()?;
+        (offer.bundle == bundle && now.since(offer.at) < OFFER_MS).then_some(offer)
+    }
+
+    /// Remembers it.
+    pub fn keep_offer(&self, request: RequestId, offer: Offer) {
+        let mut offers = self.offers.lock().unwrap_or_else(PoisonError::into_inner);
+        offers.retain(|_, kept| offer.at.since(kept.at) < OFFER_MS);
+        offers.insert(request, offer);
     }
 
     /// The newest final block that this process has been told of. Only for people.

@@ -102,7 +102,15 @@ fn tell(app: &App, chain: &ChainRuntime, claim: &Claim, said: &Agreement, enough
         Claim::Codes { .. } => "a decision waits until more nodes agree",
         _ => "an end waits until more nodes agree",
     };
-    tracing::warn!(chain = name, ?claim, ?agree, ?silent, ?contradict, enough, "{what}");
+    let claim = match claim {
+        // All of the code would be megabytes.
+        Claim::Codes { block, codes } => {
+            let accounts: Vec<String> = codes.iter().map(|(of, _)| format!("{of:#x}")).collect();
+            format!("the code of {} in block {block}", accounts.join(", "))
+        }
+        claim => format!("{claim:?}"),
+    };
+    tracing::warn!(chain = name, claim, ?agree, ?silent, ?contradict, enough, "{what}");
 }
 
 /// Why nothing goes on on this chain, if it was reorganised below a block in which an end was told. Asked at

@@ -4,7 +4,7 @@ use crate::app::inclusion::{self, Elsewhere, RowLook};
 use crate::app::outbid::{Version, no_op_type, outbid};
 use crate::app::sign::Signed;
 use crate::app::{
-    App, AppError, ChainRuntime, ChainSettings, chains, finality, lease, read, record, send,
+    App, AppError, ChainRuntime, ChainSettings, bump, chains, finality, lease, read, record, send,
     waiting,
 };
 use crate::core::id::RequestId;
@@ -126,7 +126,8 @@ async fn follow_one(
     let now = app.clock.now();
     chain.saw_final(look.last_final.map(|block| block.number));
     let nonce = row.nonce.ok_or_else(|| AppError::internal("an open transaction has no nonce"))?;
-    let view = view(row, nonce, attempts, &chain.settings);
+    let mut view = view(row, nonce, attempts, &chain.settings);
+    view.cap = bump::cap(app, chain, (row, attempts), view.cap, now).await;
     let pace = chain.settings.pace;
     let view = waiting::behind(app, row, view, look.nonce_latest, chain).await?;
     let signed_at = attempts.last().and_then(|last| last.signed_at);

@@ -8,6 +8,7 @@ pub mod accept;
 pub mod adopt;
 pub mod approve;
 mod ask;
+mod bump;
 pub mod cancel;
 pub mod ceremony;
 pub mod chains;

@@ -32,6 +32,8 @@ pub struct Rejudged {
     pub decision_json: String,
     /// Whether the verdict wants approvals, and these very terms were approved and have let it go on.
     is_approved: bool,
+    /// Whether it waited, and was let go on.
+    was_released: bool,
 }
 
 /// What a second verdict makes of a queued transaction.
@@ -112,8 +114,16 @@ pub async fn judge_under(
     let hold = Hold::of(id.to_string(), Some(chain.settings.id), &verdict, false);
     clock_watch::check(app, &hold).await?;
     let decision_json = record::decision_json(&request, &verdict, now);
+    let was_released = waited.as_ref().is_some_and(|waited| waited.released_at.is_some());
     let is_approved = waited.is_some_and(|waited| is_approved(row, &waited, &request, &verdict));
-    Ok(Rejudged { request, version: row.version, verdict, decision_json, is_approved })
+    Ok(Rejudged {
+        request,
+        version: row.version,
+        verdict,
+        decision_json,
+        is_approved,
+        was_released,
+    })
 }
 
 /// Whether what the verdict wants to be approved is, to the letter, what was approved and has let the row go on.
@@ -158,6 +168,16 @@ impl Rejudged {
     pub(crate) fn fee_cap(&self, row: &TransactionRow) -> Fees {
         let before = row.new.fee_cap;
         self.verdict.fee_cap.map_or(before, |cap| before.at_most(cap))
+    }
+
+    /// The most that a transaction which has its nonce may offer; `None` where policy would not sign it now. What
+    /// people let go on once is not asked for again: its bytes are out, and only its fees are new.
+    pub(crate) fn most(&self, row: &TransactionRow) -> Option<Fees> {
+        match self.verdict.outcome {
+            Outcome::Allow => Some(self.fee_cap(row)),
+            Outcome::NeedApproval if self.was_released => Some(self.fee_cap(row)),
+            Outcome::NeedApproval | Outcome::Delay | Outcome::Deny => None,
+        }
     }
 
     /// Prepares the end of a row that is refused for these reasons.

@@ -10,7 +10,6 @@ use crate::app::{
 };
 use crate::core::id::RequestId;
 use crate::core::intent::Fees;
-use crate::core::policy::Outcome;
 use crate::core::time::Timestamp;
 use crate::core::tx::state::Status;
 use crate::core::tx::step::sped_up;
@@ -74,8 +73,7 @@ pub async fn speed_up(app: &App, id: RequestId, said: &Instruction) -> Result<()
 }
 
 /// Policy has changed since the transaction got its nonce. Its versions go on under the decision that gave it,
-/// but nobody pushes what policy would not sign now: the highest fees that it would, or a recorded denial. What
-/// people approved was approved under the other bundle.
+/// but nobody pushes what policy would not sign now: the highest fees that it would, or a recorded denial.
 async fn judge_again(
     app: &App,
     chain: &ChainRuntime,
@@ -83,10 +81,10 @@ async fn judge_again(
     now: Timestamp,
 ) -> Result<Fees, AppError> {
     let again = rejudge::rejudge(app, chain, row, now).await?;
-    let verdict = &again.verdict;
-    if verdict.outcome == Outcome::Allow {
-        return Ok(again.fee_cap(row));
+    if let Some(most) = again.most(row) {
+        return Ok(most);
     }
+    let verdict = &again.verdict;
     let reasons = ask::cannot_wait(verdict);
     Err(accept::deny(app, row.new.id, again.request(), verdict, reasons, now).await)
 }

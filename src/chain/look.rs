@@ -3,7 +3,7 @@
 //! Everything in an answer is from the same node. Its final block is read before the blocks of the receipts:
 //! a block that is canonical then, and not above it, is final there.
 
-use super::evm::{Finality, block_on, codes_in, codes_on, receipt_on};
+use super::evm::{Finality, block_on, codes_in, receipt_on};
 use super::node::{Fault, Node};
 use crate::ports::chain::{
     AccountLook, BlockAt, BlockId, Claim, Found, Mined, Receipt, Seen, Sought, StateRead,
@@ -14,6 +14,13 @@ use alloy::rpc::types::Header;
 use serde::Deserialize;
 use serde_json::json;
 use std::collections::HashMap;
+
+/// Code in the state of a block that is further behind a node's head, in blocks and in seconds, is no word on
+/// what is there now.
+const CODES_BLOCKS_BEHIND: u64 = 5;
+const CODES_SECONDS_BEHIND: u64 = 60;
+/// So many accounts' code is held at once while it is compared.
+const CODES_HELD: usize = 8;
 
 /// A block with the hashes of its transactions.
 #[derive(Debug, Deserialize)]
@@ -207,17 +214,43 @@ async fn same_state(
     Ok(Word::Agrees)
 }
 
-/// Other code contradicts: in that block, and of a node that does not have it, at its own head. Code changes
-/// rarely, and a block that nobody else has may be invented.
+/// Other code contradicts: in that block, and of a node that does not have it, at its own head. A block that is
+/// not canonical here, or that lies far behind this node's head, contradicts too: its state may be true and long
+/// gone.
 async fn same_codes(node: &Node, block: B256, claimed: &[(Address, Bytes)]) -> Result<Word, Fault> {
-    let addresses: Vec<Address> = claimed.iter().map(|(address, _)| *address).collect();
-    let own = match codes_in(node, &addresses, block).await {
-        Err(Fault::Said(error)) if !error.is_busy() => codes_on(node, &addresses).await?.codes,
-        answer => answer?,
+    let any = Finality::Safe;
+    let Some(head) = block_on(node, BlockAt::Latest, any).await? else {
+        return Ok(Word::Silent);
     };
-    let is_same = own.len() == claimed.len()
-        && own.iter().zip(claimed).all(|(own, (_, claimed))| own == claimed);
-    Ok(if is_same { Word::Agrees } else { Word::Contradicts })
+    let found = match block_on(node, BlockAt::Hash(block), any).await {
+        // Some say that they do not have it in words.
+        Err(Fault::Said(error)) if !error.is_busy() => None,
+        found => found?,
+    };
+    let at = match found {
+        None => head.hash,
+        Some(found) => {
+            let canonical = block_on(node, BlockAt::Number(found.number), any).await?;
+            let blocks = head.number.saturating_sub(found.number);
+            let seconds = head.timestamp_s.saturating_sub(found.timestamp_s);
+            let is_old = blocks > CODES_BLOCKS_BEHIND && seconds > CODES_SECONDS_BEHIND;
+            if is_old || canonical.is_none_or(|here| here.hash != block) {
+                return Ok(Word::Contradicts);
+            }
+            block
+        }
+    };
+    // A few at a time: they can be long, and nobody is to make us hold many of them.
+    for some in claimed.chunks(CODES_HELD) {
+        let addresses: Vec<Address> = some.iter().map(|(address, _)| *address).collect();
+        let own = codes_in(node, &addresses, at).await?;
+        let is_same = own.len() == some.len()
+            && own.iter().zip(some).all(|(own, (_, claimed))| own == claimed);
+        if !is_same {
+            return Ok(Word::Contradicts);
+        }
+    }
+    Ok(Word::Agrees)
 }
 
 async fn head_between(

@@ -253,8 +253,8 @@ pub enum Claim {
         /// What was read.
         reads: Vec<StateRead>,
     },
-    /// The code of these accounts, in the state of this block. A node that does not have the block says what it
-    /// has at its own head.
+    /// The code of these accounts, in the state of this block, which is canonical and new. A node that does not
+    /// have the block says what it has at its own head.
     Codes {
         /// The block.
         block: B256,

@@ -16,7 +16,7 @@
 //! | 1 | ABI that is not canonical | T S E | `calldata`; C U carry no calldata |
 //! | 2 | calls in calls | T S E | `calldata`, `wrappers`; C U carry no calldata |
 //! | 3 | delegatecall | T S E | `calldata`, `wrappers`; C U carry no calldata |
-//! | 4 | what is not known | T S E | `calldata`; C U carry no calldata |
+//! | 4 | what is not known | T S E | `calldata`; C U carry no calldata, and U judges again only under another bundle |
 //! | 5 | rules that do not apply | T S E | `universal`; C U have no rule that could be left out but the role: row 25 |
 //! | 6 | any instead of all | T S E | `universal`, `wrappers`; C U name one request |
 //! | 7 | typed data by name | S E | `signatures`; typed data has one door |

@@ -133,3 +133,33 @@ async fn what_waits_for_the_market_without_a_nonce_is_passed_over_and_its_deadli
     assert_eq!((stage.anvil.nonce(&address).await, stage.paid().await), (3, 3));
     stage.check().await;
 }
+
+#[tokio::test]
+async fn nothing_is_raised_by_itself_that_the_bundle_in_force_would_not_sign() {
+    let stage = Stage::new().await;
+    let (server, _) = stage.open(&[RESEND_SOON]).await;
+    let paid = id(&stage.pay(&server, "paid").await);
+    poll_until(LIMIT, "it is raised by itself", async || {
+        (attempts(&server.read(&paid).await).len() > 1).then_some(())
+    })
+    .await;
+    server.stop().await;
+    // The payment's grant is gone when the server comes back.
+    let grants = stage.setup.dir().join("policies/grants.toml");
+    let text = std::fs::read_to_string(&grants).unwrap();
+    std::fs::write(&grants, text.replace("svc:payouts", "svc:watcher")).unwrap();
+    let server = stage.setup.start(&[RESEND_SOON]).await;
+    let before = attempts(&server.read(&paid).await);
+    let sends = |all: &[Value]| all.last().unwrap()["sends"].as_i64().unwrap();
+    let after = poll_until(LIMIT, "the same bytes go out again and again", async || {
+        let all = attempts(&server.read(&paid).await);
+        (all.len() > before.len() || sends(&all) > sends(&before) + 3).then_some(all)
+    })
+    .await;
+    assert_eq!(after.len(), before.len(), "{after:#?}");
+    stage.mine_until_mined(&server, &paid).await;
+    stage.make_final().await;
+    server.wait_for(&paid, &["finalized"]).await;
+    server.stop().await;
+    stage.check().await;
+}

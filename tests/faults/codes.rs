@@ -1,7 +1,7 @@
 //! What code stands at an address decides what a call is taken for. One node's word about it is not enough.
 
 use crate::stage::{MINED, Options, SUB, Stage, id};
-use crate::support::fault_proxy::{Fault, FaultProxy, RuleId, Times};
+use crate::support::fault_proxy::{Fault, FaultProxy, Lag, RuleId, Times};
 use crate::support::server::{
     Answer, ETHER, LIMIT, PAYEE, PROCESSOR, Server, payout, payout_grants,
 };
@@ -95,6 +95,16 @@ async fn code_that_one_node_invents_or_hides_decides_nothing() {
     assert_eq!((answer.status, answer.code()), (503, "chain-unavailable"), "{:#}", answer.body);
     liar.lift(lie);
     third.lift(silent);
+
+    // It tells the truth of a block that is long gone.
+    set_code(&stage, PROCESSOR, PINNED).await;
+    stage.anvil.mine(1).await;
+    set_code(&stage, PROCESSOR, UPGRADED).await;
+    stage.anvil.rpc("evm_increaseTime", json!([120])).await;
+    stage.anvil.mine(10).await;
+    liar.lag(Some(Lag::all(10)));
+    denied(&pinned(&server, "of-old").await);
+    liar.lag(None);
     let after = stage.pay(&server, "after").await;
     server.wait_for(&id(&after), MINED).await;
     let sent = [liar.sent(), third.sent()].concat();
