@@ -73,7 +73,7 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
     }
     suspension::refuse(app).await?;
     let now = app.clock.now();
-    let Judged { key, payload: (kind, bytes, fees), request, verdict } =
+    let Judged { key, payload: (kind, bytes, fees), request, verdict, .. } =
         judge(app, &command, Purpose::Accept, now).await?;
     let id = RequestId::new(app.entropy.uuid());
     if verdict.outcome != Outcome::Allow {
@@ -140,6 +140,8 @@ pub(crate) struct Judged {
     pub(crate) payload: (PayloadKind, Vec<u8>, Fees),
     /// The request with its facts.
     pub(crate) request: PolicyRequest,
+    /// The bundle that decided.
+    pub(crate) bundle: Arc<Bundle>,
     /// The verdict.
     pub(crate) verdict: Verdict,
 }
@@ -169,7 +171,7 @@ pub(crate) async fn judge(
     };
     destinations::learn(app, &bundle, &mut request).await?;
     let verdict = evaluate(&bundle, &request, now);
-    Ok(Judged { key, payload, request, verdict })
+    Ok(Judged { key, payload, request, bundle, verdict })
 }
 
 /// The decision is committed: a silent HSM is no longer an error.

@@ -6,7 +6,7 @@ use super::matching::{Ask, Failed, Match, Rule, stage, told};
 use crate::core::amount::Amount;
 use crate::core::intent::{Fees, Intent};
 use crate::core::policy::bundle::condition::ArgRule;
-use crate::core::policy::bundle::grant::{Action, CallRule, Grant, Hours, TextRule};
+use crate::core::policy::bundle::grant::{Action, CallRule, Hours, TextRule};
 use crate::core::policy::effect::{CallArgument, CallEffect, Effect, PermitTerms};
 use crate::core::policy::verdict::EventUse;
 use crate::core::time::Timestamp;
@@ -53,15 +53,13 @@ pub(super) fn sum(found: &Match<'_>, action: &Action, ask: &Ask<'_>) -> Amount {
 /// What the grant says about the request as a whole: its time, its sums, its fee. Returns the fees that it
 /// lets be signed at most; `None` where there is no fee.
 pub(super) fn stands(found: &Match<'_>, ask: &Ask<'_>) -> Result<Option<Fees>, Failed> {
-    within_time(found.grant, ask)?;
+    within_time(found, ask)?;
     let Rule::Chain { rule, .. } = found.rule else {
         return Ok(None);
     };
     within_sums(found, &rule.action, ask)?;
     match (&ask.request.intent, &rule.fee, &rule.action) {
-        (Intent::Transaction(tx), Some(fee), _) => {
-            fee_cap(fee, tx).map(Some).map_err(|told| ask.failed(stage::FEE, || told))
-        }
+        (Intent::Transaction(tx), Some(fee), _) => fee_cap(fee, tx, ask).map(Some),
         (Intent::Transaction(_), None, _) => {
             Err(ask.failed(stage::FEE, || told("fee", "a signature alone", "a transaction")))
         }
@@ -72,13 +70,16 @@ pub(super) fn stands(found: &Match<'_>, ask: &Ask<'_>) -> Result<Option<Fees>, F
     }
 }
 
-fn within_time(grant: &Grant, ask: &Ask<'_>) -> Result<(), Failed> {
-    if ask.now >= grant.expires_at {
-        return Err(
-            ask.failed(stage::EXPIRES, || told("expires", &grant.expires, ask.now.to_string()))
-        );
+fn within_time(found: &Match<'_>, ask: &Ask<'_>) -> Result<(), Failed> {
+    if ask.now >= found.life.expires_at {
+        return Err(ask.failed(stage::EXPIRES, || {
+            told("expires", &found.grant.expires, ask.now.to_string())
+        }));
     }
-    match &grant.hours {
+    if !found.life.has_hours {
+        return Ok(());
+    }
+    match &found.grant.hours {
         Some(hours) if !is_open(hours, ask.now) => {
             Err(ask.failed(stage::HOURS, || told("hours", &hours.text, ask.now.to_string())))
         }
@@ -137,7 +138,7 @@ pub(super) fn covers(
     found: &Match<'_>,
     effect: &Effect,
     ask: &Ask<'_>,
-) -> Result<Option<EventUse>, Failed> {
+) -> Result<Option<Box<EventUse>>, Failed> {
     let rule = match found.rule {
         Rule::Message { text, .. } => {
             return match effect {
@@ -217,13 +218,13 @@ fn covers_call(
     rule: &CallRule,
     call: &CallEffect,
     ask: &Ask<'_>,
-) -> Result<Option<EventUse>, Failed> {
+) -> Result<Option<Box<EventUse>>, Failed> {
     covers_args(&rule.args, &call.args, ask)?;
     match (&rule.event, &ask.request.intent) {
         (None, _) => Ok(None),
         (Some(event), Intent::Transaction(tx)) => {
             event::check(event, rule, call, tx, ask.request.facts.event.as_ref())
-                .map(Some)
+                .map(|used| Some(Box::new(used)))
                 .map_err(|told| ask.failed(stage::BOUNDS, || told))
         }
         (Some(_), _) => {

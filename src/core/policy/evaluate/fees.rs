@@ -1,6 +1,6 @@
 //! The fees that a grant lets be signed at most.
 
-use super::matching::{Told, told};
+use super::matching::{Ask, Failed, Told, stage, told};
 use crate::core::amount::Amount;
 use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent, TxType};
 use crate::core::policy::bundle::grant::FeeRule;
@@ -9,23 +9,29 @@ use alloy::primitives::U256;
 
 /// The fees that may be signed at most. A type with one price (legacy, EIP-2930) pays all of it, so
 /// the price is bounded by the tip's bound too: else it were a way around that.
-pub(super) fn fee_cap(rule: &FeeRule, tx: &TransactionIntent) -> Result<Fees, Told> {
+pub(super) fn fee_cap(
+    rule: &FeeRule,
+    tx: &TransactionIntent,
+    ask: &Ask<'_>,
+) -> Result<Fees, Failed> {
+    let failed = |words: &dyn Fn() -> Told| Err(ask.failed(stage::FEE, words));
     if tx.gas > rule.max_gas {
-        return Err(told("fee.max_gas", rule.max_gas.to_string(), tx.gas.to_string()));
+        return failed(&|| told("fee.max_gas", rule.max_gas.to_string(), tx.gas.to_string()));
     }
     let (asked, max) = (tx.fees.highest(), rule.max);
     match tx.fees {
         FeeAsk::Exact(_) => {
             let wei = |value: u128| format!("{value} wei");
             if asked.max_fee > max.max_fee {
-                return Err(told("fee.max_fee_gwei", wei(max.max_fee), wei(asked.max_fee)));
+                return failed(&|| told("fee.max_fee_gwei", wei(max.max_fee), wei(asked.max_fee)));
             }
             if asked.max_priority_fee > max.max_priority_fee {
-                let (max, asked) = (wei(max.max_priority_fee), wei(asked.max_priority_fee));
-                return Err(told("fee.max_tip_gwei", max, asked));
+                let (max, asked) = (max.max_priority_fee, asked.max_priority_fee);
+                return failed(&|| told("fee.max_tip_gwei", wei(max), wei(asked)));
             }
             if asked.max_priority_fee > asked.max_fee {
-                return Err(told("fee", "a tip not above the fee", wei(asked.max_priority_fee)));
+                let tip = asked.max_priority_fee;
+                return failed(&|| told("fee", "a tip not above the fee", wei(tip)));
             }
             Ok(asked)
         }

@@ -7,11 +7,13 @@ use crate::core::id::ChainName;
 use crate::core::policy::bundle::grant::{
     Action, CallRule, ChainRule, Destinations, Grant, Mode, Rules, SignerRef, TextRule, Window,
 };
+use crate::core::policy::bundle::index::{GrantNumber, Life, OfChain, Parts};
 use crate::core::policy::effect::{CallEffect, Effect};
 use crate::core::policy::{Bundle, PolicyRequest, Reason};
 use crate::core::time::Timestamp;
 use alloy::primitives::Address;
 use std::collections::BTreeSet;
+use std::ops::Deref;
 
 /// A request with what was read from it.
 #[derive(Clone, Copy)]
@@ -30,15 +32,47 @@ pub(super) struct Ask<'a> {
 #[derive(Clone, Copy)]
 pub(super) enum Rule<'a> {
     Message { text: &'a TextRule, windows: &'a [Window] },
-    Chain { name: &'a ChainName, rule: &'a ChainRule },
+    Chain { name: &'a ChainName, rule: &'a ChainRule, parts: Parts },
 }
 
 /// A grant whose selectors match effects of the request, or whose windows count its fee.
 pub(super) struct Match<'a> {
     pub grant: &'a Grant,
+    pub number: GrantNumber,
+    pub life: Life,
     pub rule: Rule<'a>,
-    /// Which effects, by their places; empty where only the fee concerns it.
-    pub effects: Vec<usize>,
+    /// Which effects; empty where only the fee concerns it.
+    pub effects: Places,
+}
+
+/// Effects by their places, in order. Nearly every grant matches one at most, which is not worth an allocation.
+pub(super) enum Places {
+    None,
+    One(usize),
+    Many(Vec<usize>),
+}
+
+impl Deref for Places {
+    type Target = [usize];
+
+    fn deref(&self) -> &[usize] {
+        match self {
+            Self::None => &[],
+            Self::One(place) => std::slice::from_ref(place),
+            Self::Many(places) => places,
+        }
+    }
+}
+
+impl FromIterator<usize> for Places {
+    fn from_iter<I: IntoIterator<Item = usize>>(places: I) -> Self {
+        let mut places = places.into_iter();
+        match (places.next(), places.next()) {
+            (None, _) => Self::None,
+            (Some(one), None) => Self::One(one),
+            (Some(one), Some(two)) => Self::Many([one, two].into_iter().chain(places).collect()),
+        }
+    }
 }
 
 /// Why something failed: field, expected, actual.
@@ -47,7 +81,7 @@ pub(super) type Told = (String, String, String);
 /// The first thing that failed, and how far the grant got: the further, the nearer it was.
 pub(super) struct Failed {
     pub stage: u8,
-    pub told: Option<Told>,
+    pub told: Option<Box<Told>>,
 }
 
 pub(super) fn told(
@@ -61,7 +95,7 @@ pub(super) fn told(
 impl Failed {
     /// The reason, where it was put into words.
     pub fn reason(self, grant: &Grant) -> Option<Reason> {
-        let (field, expected, actual) = self.told?;
+        let (field, expected, actual) = *self.told?;
         Some(Reason { grant: Some(grant.id.clone()), field, expected, actual })
     }
 }
@@ -82,11 +116,16 @@ pub(super) mod stage {
 impl<'a> Ask<'a> {
     /// A failure, in words if they are wanted.
     pub fn failed(&self, stage: u8, words: impl FnOnce() -> Told) -> Failed {
-        Failed { stage, told: self.tell.then(words) }
+        Failed { stage, told: self.tell.then(|| Box::new(words())) }
     }
 
     pub fn effect(&self, place: usize) -> Option<&'a Effect> {
         self.effects.get(place)
+    }
+
+    /// What the grants say on the request's chain.
+    pub fn on_chain(&self) -> Option<&'a OfChain> {
+        self.bundle.index().chain(self.chain()?)
     }
 
     /// The chain, where the intent has one.
@@ -105,7 +144,11 @@ pub(super) fn signs(signers: &BTreeSet<SignerRef>, request: &PolicyRequest) -> b
 }
 
 /// Who may use the grant, who signs, and where.
-pub(super) fn rule_of<'a>(grant: &'a Grant, ask: &Ask<'a>) -> Result<Rule<'a>, Failed> {
+pub(super) fn rule_of<'a>(
+    number: GrantNumber,
+    grant: &'a Grant,
+    ask: &Ask<'a>,
+) -> Result<Rule<'a>, Failed> {
     let request = ask.request;
     if !grant.principals.contains(&request.principal.sub) {
         return Err(ask.failed(stage::PRINCIPALS, || {
@@ -127,14 +170,15 @@ pub(super) fn rule_of<'a>(grant: &'a Grant, ask: &Ask<'a>) -> Result<Rule<'a>, F
         Rules::Message { text, windows } => Ok(Rule::Message { text, windows }),
         Rules::OnChain(rules) => {
             let chain = ask.chain();
-            chain.and_then(|chain| rules.get(chain).map(|rule| (chain, rule))).map_or_else(
+            let row = chain.and_then(|chain| Some((chain, ask.on_chain()?.row(number)?)));
+            row.map_or_else(
                 || {
                     Err(ask.failed(stage::CHAINS, || {
                         let expected: Vec<&str> = rules.keys().map(ChainName::as_str).collect();
                         told("chains", expected.join(", "), chain.map_or("none", ChainName::as_str))
                     }))
                 },
-                |(name, rule)| Ok(Rule::Chain { name, rule }),
+                |(name, row)| Ok(Rule::Chain { name, rule: &row.rule, parts: row.parts }),
             )
         }
     }
@@ -282,34 +326,46 @@ pub(super) const fn effect_name(effect: &Effect) -> &'static str {
 }
 
 /// All grants whose selectors match something of the request, in the order of their ids: those that decide,
-/// and those in shadow mode.
+/// and those in shadow mode. The index knows who may use which grant, and where; what it finds still has to
+/// select the effect.
 pub(super) fn matches<'a>(ask: &Ask<'a>) -> (Vec<Match<'a>>, Vec<Match<'a>>) {
     let (index, sub) = (ask.bundle.index(), &ask.request.principal.sub);
+    let (chain, on_chain) = (ask.chain(), ask.on_chain());
     // Each grant with the place of an effect, or with none where it may count the fee alone.
-    let mut found: Vec<(usize, Option<usize>)> = Vec::new();
+    let mut found: Vec<(GrantNumber, Option<usize>)> = Vec::new();
     for (place, effect) in ask.effects.iter().enumerate() {
-        let numbers = index.matching(sub, ask.chain(), effect);
-        found.extend(numbers.into_iter().map(|number| (number, Some(place))));
+        for numbers in index.matching(sub, chain, effect) {
+            found.extend(numbers.iter().map(|number| (*number, Some(place))));
+        }
     }
-    let natives = ask.chain().map_or(&[][..], |chain| index.native_windows(sub, chain));
+    let natives = chain.map_or(&[][..], |chain| index.native_windows(sub, chain));
     found.extend(natives.iter().map(|number| (*number, None)));
-    found.sort_unstable();
-    let (mut deciding, mut shadows) = (Vec::new(), Vec::new());
+    // A few runs, each in order: they are merged.
+    found.sort();
+    let signed = index.signed_by(ask.request);
+    let (mut deciding, mut shadows) = (Vec::with_capacity(found.len()), Vec::new());
     for one in found.chunk_by(|a, b| a.0 == b.0) {
-        let grant = one.first().and_then(|(number, _)| ask.bundle.rules().get(*number));
-        let Some((grant, rule)) = grant.and_then(|grant| Some((grant, rule_of(grant, ask).ok()?)))
+        let Some((number, _)) = one.first().copied().filter(|(number, _)| signed.contains(*number))
         else {
             continue;
+        };
+        let (Some(grant), Some(life)) = (ask.bundle.rules().get(number), index.life(number)) else {
+            continue;
+        };
+        let row = chain.and_then(|chain| Some((chain, on_chain?.row(number)?)));
+        let rule = match (row, &grant.rules) {
+            (Some((name, row)), _) => Rule::Chain { name, rule: &row.rule, parts: row.parts },
+            (None, Rules::Message { text, windows }) => Rule::Message { text, windows },
+            (None, Rules::OnChain(_)) => continue,
         };
         let selected = |place: &usize| {
             ask.effect(*place).is_some_and(|effect| selects(rule, effect, ask).is_ok())
         };
-        let effects: Vec<usize> =
-            one.iter().filter_map(|(_, place)| *place).filter(selected).collect();
-        match grant.mode {
-            Mode::Enforce => deciding.push(Match { grant, rule, effects }),
+        let effects: Places = one.iter().filter_map(|(_, place)| *place).filter(selected).collect();
+        match life.mode {
+            Mode::Enforce => deciding.push(Match { grant, number, life, rule, effects }),
             Mode::Shadow if effects.is_empty() => {}
-            Mode::Shadow => shadows.push(Match { grant, rule, effects }),
+            Mode::Shadow => shadows.push(Match { grant, number, life, rule, effects }),
         }
     }
     (deciding, shadows)

@@ -122,16 +122,18 @@ impl Drafts {
     }
 
     fn add_match(&mut self, found: &Match<'_>, ask: &Ask<'_>) {
-        let slot = Slot { grant: &found.grant.id, whose: whose(ask) };
+        let slot = || Slot { grant: &found.grant.id, whose: whose(ask) };
         let (chain, rule) = match found.rule {
             Rule::Message { windows, .. } => {
                 for window in windows {
-                    self.add(slot.count(window, 1), false);
+                    self.add(slot().count(window, 1), false);
                 }
                 return;
             }
-            Rule::Chain { name, rule } => (name, rule),
+            Rule::Chain { parts, .. } if !parts.windows => return,
+            Rule::Chain { name, rule, .. } => (name, rule),
         };
+        let slot = slot();
         let matched = || found.effects.iter().filter_map(|place| ask.effect(*place));
         for window in &rule.windows {
             match (window.holds, &rule.action) {
