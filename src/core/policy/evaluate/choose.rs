@@ -25,26 +25,31 @@ pub(super) struct Choice {
 /// # Errors
 /// Where even at the lowest fee this is too much: which windows.
 pub(super) fn choose(
-    coverage: &Coverage<'_, '_>,
+    coverage: &Coverage<'_>,
     drafts: &Drafts,
     ask: &Ask<'_>,
 ) -> Result<Choice, Vec<Reason>> {
     let covered = || coverage.beside_fee();
     let at = |max_fee: Option<u128>| fee_at(ask.request, max_fee.unwrap_or(0));
-    // Above the lowest of the highest caps, some effect is not covered.
-    let highest = covered().map(|all| all.iter().map(Candidate::max_fee).max().flatten());
-    let highest = highest.min().flatten();
+    // Above the lowest of the highest, some effect is not covered.
+    let highest = covered().map(|cover| cover.max_fees.iter().max().copied()).min().flatten();
     let mut max_fee = highest;
     let exceeded = drafts.exceeded(at(highest));
     if !exceeded.is_empty() {
-        let all = covered().flatten().map(Candidate::max_fee);
-        let mut lower: Vec<Option<u128>> = all.filter(|cap| *cap < highest).collect();
+        let all = covered().flat_map(|cover| &cover.max_fees).copied();
+        let mut lower: Vec<u128> = all.filter(|fee| Some(*fee) < highest).collect();
         let lowest = lower.iter().min().copied();
-        let fits = |cap: Option<u128>| drafts.exceeded(at(cap)).is_empty();
-        max_fee = highest_that(&mut lower, fits)
-            .ok_or_else(|| lowest.map_or(exceeded, |lowest| drafts.exceeded(at(lowest))))?;
+        let fits = |fee: u128| drafts.exceeded(at(Some(fee))).is_empty();
+        max_fee = highest_that(&mut lower, fits);
+        if max_fee.is_none() {
+            return Err(match lowest {
+                Some(_) => drafts.exceeded(at(lowest)),
+                None => exceeded,
+            });
+        }
     }
-    let chosen: Vec<&Candidate<'_>> = covered().filter_map(|all| best(all, max_fee)).collect();
+    let chosen: Vec<&Candidate<'_>> =
+        covered().filter_map(|cover| best(&cover.candidates, max_fee)).collect();
     Ok(Choice {
         grants: chosen.iter().map(|one| one.grant.id.clone()).collect(),
         fee_cap: max_fee.map(|max_fee| cap(&chosen, max_fee, ask)),
@@ -54,19 +59,16 @@ pub(super) fn choose(
 }
 
 /// The highest that fits, where all below it fit as well. Halving needs no order of all of them.
-fn highest_that(
-    mut caps: &mut [Option<u128>],
-    fits: impl Fn(Option<u128>) -> bool,
-) -> Option<Option<u128>> {
+fn highest_that(mut fees: &mut [u128], fits: impl Fn(u128) -> bool) -> Option<u128> {
     let mut highest = None;
-    while !caps.is_empty() {
-        let middle = caps.len() / 2;
-        let (below, cap, above) = caps.select_nth_unstable(middle);
-        if fits(*cap) {
-            highest = Some(*cap);
-            caps = above;
+    while !fees.is_empty() {
+        let middle = fees.len() / 2;
+        let (below, fee, above) = fees.select_nth_unstable(middle);
+        if fits(*fee) {
+            highest = Some(*fee);
+            fees = above;
         } else {
-            caps = below;
+            fees = below;
         }
     }
     highest
@@ -75,10 +77,9 @@ fn highest_that(
 /// Of those that let this fee be signed: the highest tip, then one that uses up the named event, then the
 /// first by id.
 fn best<'c, 'a>(all: &'c [Candidate<'a>], max_fee: Option<u128>) -> Option<&'c Candidate<'a>> {
-    let rank = |one: &Candidate<'_>| (one.cap.map(|cap| cap.max_priority_fee), one.event.is_some());
-    let able = all.iter().filter(|one| one.cap.map(|cap| cap.max_fee) >= max_fee);
+    let able = all.iter().filter(|one| one.max_fee() >= max_fee);
     // The last of equals would win.
-    able.rev().max_by_key(|one| rank(one))
+    able.rev().max_by_key(|one| one.rank())
 }
 
 /// The fees at this price: the lowest tip of those chosen.

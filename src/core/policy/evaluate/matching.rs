@@ -5,7 +5,7 @@
 use crate::core::evm::decode::typed_data::ReadTypedData;
 use crate::core::id::ChainName;
 use crate::core::policy::bundle::grant::{
-    Action, CallRule, ChainRule, Destinations, Grant, Mode, Rules, SignerRef, TextRule, Window,
+    Action, CallRule, ChainRule, Destinations, Grant, Rules, SignerRef, TextRule, Window,
 };
 use crate::core::policy::bundle::index::{GrantNumber, Life, OfChain, Parts};
 use crate::core::policy::effect::{CallEffect, Effect};
@@ -325,48 +325,66 @@ pub(super) const fn effect_name(effect: &Effect) -> &'static str {
     }
 }
 
-/// All grants whose selectors match something of the request, in the order of their ids: those that decide,
-/// and those in shadow mode. The index knows who may use which grant, and where; what it finds still has to
-/// select the effect.
-pub(super) fn matches<'a>(ask: &Ask<'a>) -> (Vec<Match<'a>>, Vec<Match<'a>>) {
+impl<'a> Match<'a> {
+    /// A grant with the effects among these that its selectors match.
+    pub fn of(
+        number: GrantNumber,
+        rule: Rule<'a>,
+        places: impl IntoIterator<Item = usize>,
+        ask: &Ask<'a>,
+    ) -> Option<Self> {
+        let grant = ask.bundle.rules().get(number)?;
+        let life = ask.bundle.index().life(number)?;
+        let selected =
+            |place: &usize| ask.effect(*place).is_some_and(|it| selects(rule, it, ask).is_ok());
+        let effects = places.into_iter().filter(selected).collect();
+        Some(Self { grant, number, life, rule, effects })
+    }
+
+    /// Whether it counts anything, or lets anything wait, beside what it covers.
+    pub const fn follows(&self) -> bool {
+        match self.rule {
+            Rule::Message { windows, .. } => !windows.is_empty(),
+            Rule::Chain { parts, .. } => parts.windows || parts.needs,
+        }
+    }
+}
+
+/// Hands over all grants whose selectors match something of the request, in the order of their ids. The index
+/// knows who may use which grant, and where; what it finds still has to select the effect. There may be
+/// thousands, so they are not kept here.
+pub(super) fn matches<'a>(ask: &Ask<'a>, mut found: impl FnMut(Match<'a>)) {
     let (index, sub) = (ask.bundle.index(), &ask.request.principal.sub);
     let (chain, on_chain) = (ask.chain(), ask.on_chain());
     // Each grant with the place of an effect, or with none where it may count the fee alone.
-    let mut found: Vec<(GrantNumber, Option<usize>)> = Vec::new();
+    let mut near: Vec<(GrantNumber, usize)> = Vec::new();
     for (place, effect) in ask.effects.iter().enumerate() {
         for numbers in index.matching(sub, chain, effect) {
-            found.extend(numbers.iter().map(|number| (*number, Some(place))));
+            near.extend(numbers.iter().map(|number| (*number, place)));
         }
     }
     let natives = chain.map_or(&[][..], |chain| index.native_windows(sub, chain));
-    found.extend(natives.iter().map(|number| (*number, None)));
-    // A few runs, each in order: they are merged.
-    found.sort();
+    near.extend(natives.iter().map(|number| (*number, ask.effects.len())));
+    if !near.is_sorted() {
+        // A few runs, each in order: they are merged.
+        near.sort();
+    }
     let signed = index.signed_by(ask.request);
-    let (mut deciding, mut shadows) = (Vec::with_capacity(found.len()), Vec::new());
-    for one in found.chunk_by(|a, b| a.0 == b.0) {
+    for one in near.chunk_by(|a, b| a.0 == b.0) {
         let Some((number, _)) = one.first().copied().filter(|(number, _)| signed.contains(*number))
         else {
             continue;
         };
-        let (Some(grant), Some(life)) = (ask.bundle.rules().get(number), index.life(number)) else {
-            continue;
-        };
         let row = chain.and_then(|chain| Some((chain, on_chain?.row(number)?)));
-        let rule = match (row, &grant.rules) {
-            (Some((name, row)), _) => Rule::Chain { name, rule: &row.rule, parts: row.parts },
-            (None, Rules::Message { text, windows }) => Rule::Message { text, windows },
-            (None, Rules::OnChain(_)) => continue,
+        let rule = match row {
+            Some((name, row)) => Rule::Chain { name, rule: &row.rule, parts: row.parts },
+            None => match ask.bundle.rules().get(number).map(|grant| &grant.rules) {
+                Some(Rules::Message { text, windows }) => Rule::Message { text, windows },
+                _ => continue,
+            },
         };
-        let selected = |place: &usize| {
-            ask.effect(*place).is_some_and(|effect| selects(rule, effect, ask).is_ok())
-        };
-        let effects: Places = one.iter().filter_map(|(_, place)| *place).filter(selected).collect();
-        match life.mode {
-            Mode::Enforce => deciding.push(Match { grant, number, life, rule, effects }),
-            Mode::Shadow if effects.is_empty() => {}
-            Mode::Shadow => shadows.push(Match { grant, number, life, rule, effects }),
+        if let Some(one) = Match::of(number, rule, one.iter().map(|(_, place)| *place), ask) {
+            found(one);
         }
     }
-    (deciding, shadows)
 }

@@ -43,7 +43,7 @@ use crate::core::time::Timestamp;
 use choose::choose;
 use coverage::Coverage;
 use fees::with_cap;
-use matching::{Ask, matches};
+use matching::Ask;
 use needs::Needs;
 use windows::Drafts;
 
@@ -67,8 +67,7 @@ fn explain_effects(
     now: Timestamp,
 ) -> Explanation {
     asking(bundle, request, effects, now, |ask| {
-        let (found, _) = matches(ask);
-        let coverage = Coverage::of(&found, ask);
+        let coverage = Coverage::of(ask);
         let misses = reasons::misses(&coverage, &coverage.places(), ask).collect();
         Explanation { verdict: verdict(ask), misses }
     })
@@ -136,18 +135,17 @@ fn whole_request(bundle: &Bundle, request: &PolicyRequest) -> Vec<Reason> {
 }
 
 fn decide(verdict: &mut Verdict, ask: &Ask<'_>) {
-    let (found, shadows) = matches(ask);
-    verdict.shadows = shadow::shadows(&shadows, ask);
-    let coverage = Coverage::of(&found, ask);
+    let coverage = Coverage::of(ask);
+    verdict.shadows = shadow::shadows(&coverage.shadows, ask);
     let uncovered = coverage.uncovered();
     if !uncovered.is_empty() || coverage.places().is_empty() {
         verdict.reasons = reasons::uncovered(&coverage, &uncovered, ask);
         return;
     }
-    let drafts = Drafts::of(&found, ask);
+    let drafts = Drafts::of(&coverage.following, ask);
     match choose(&coverage, &drafts, ask) {
         Ok(choice) => {
-            let needs = Needs::of(&found, ask);
+            let needs = Needs::of(&coverage.following, ask);
             verdict.outcome = needs.outcome();
             verdict.grants = choice.grants.into_iter().collect();
             verdict.effects = with_cap(ask.effects, ask.request, choice.fee_cap);

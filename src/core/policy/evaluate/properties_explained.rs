@@ -4,7 +4,6 @@
 #![expect(clippy::arithmetic_side_effects, reason = "a test fails by panicking")]
 
 use super::bounds::{covers, stands};
-use super::coverage::Coverage;
 use super::fees::fee_at;
 use super::fixtures::now;
 use super::matching::{Ask, Match, Places, matches, rule_of, selects};
@@ -90,12 +89,18 @@ fn tried(ask: &Ask<'_>) -> Vec<(u8, Miss)> {
 
 /// The highest fee at which all is covered and nothing is above a window, by trying; `None` if there is none.
 fn tried_fees(ask: &Ask<'_>) -> Option<Option<u128>> {
-    let (found, _) = matches(ask);
-    let (coverage, drafts) = (Coverage::of(&found, ask), Drafts::of(&found, ask));
-    let caps = |at: &[super::coverage::Candidate<'_>]| -> Vec<Option<u128>> {
-        at.iter().map(super::coverage::Candidate::max_fee).collect()
-    };
-    let covered: Vec<Vec<Option<u128>>> = coverage.beside_fee().map(caps).collect();
+    let mut found = Vec::new();
+    matches(ask, |one| found.extend((one.life.mode == Mode::Enforce).then_some(one)));
+    let drafts = Drafts::of(&found, ask);
+    let beside_fee = ask.effects.iter().enumerate();
+    let beside_fee = beside_fee.filter(|(_, effect)| !matches!(effect, Effect::FeeMax { .. }));
+    let covered: Vec<Vec<Option<u128>>> = beside_fee
+        .map(|(place, effect)| {
+            let concerned = found.iter().filter(|one| one.effects.contains(&place));
+            let able = concerned.filter(|one| covers(one, effect, ask).is_ok());
+            able.filter_map(|one| Some(stands(one, ask).ok()?.map(|cap| cap.max_fee))).collect()
+        })
+        .collect();
     let mut fees = covered.concat();
     fees.sort_unstable();
     fees.into_iter().rev().find(|fee| {

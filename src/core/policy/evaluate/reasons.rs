@@ -5,7 +5,7 @@
 
 use super::bounds::{covers, stands};
 use super::coverage::{Coverage, OF_MATCHES};
-use super::matching::{Ask, Failed, effect_name, rule_of, selects, stage};
+use super::matching::{Ask, Failed, Match, effect_name, rule_of, selects, stage};
 use crate::core::policy::bundle::grant_set::GrantSet;
 use crate::core::policy::bundle::index::GrantNumber;
 use crate::core::policy::{Effect, Miss, Reason};
@@ -14,11 +14,7 @@ use crate::core::policy::{Effect, Miss, Reason};
 pub(super) const REASONS_MAX: usize = 16;
 
 /// Why these effects, by their places, are not covered.
-pub(super) fn uncovered(
-    coverage: &Coverage<'_, '_>,
-    places: &[usize],
-    ask: &Ask<'_>,
-) -> Vec<Reason> {
+pub(super) fn uncovered(coverage: &Coverage<'_>, places: &[usize], ask: &Ask<'_>) -> Vec<Reason> {
     let able = able(ask);
     let unknown = |effect: &&Effect| of_kind(effect, ask).and(&able).is_empty();
     let effects = places.iter().filter_map(|place| ask.effect(*place));
@@ -42,19 +38,23 @@ pub(super) fn uncovered(
 /// Every grant that decides and does not cover one of these effects: the nearest first, then by effect and id.
 /// What fails whatever the effect is told once. Nothing is put into words before it is asked for.
 pub(super) fn misses<'m>(
-    coverage: &'m Coverage<'_, '_>,
+    coverage: &'m Coverage<'_>,
     places: &'m [usize],
     ask: &'m Ask<'m>,
 ) -> impl Iterator<Item = Miss> + 'm {
     let matched = OF_MATCHES.into_iter().flat_map(move |stage| coverage.missed_at(stage, places));
-    let others = std::iter::once_with(move || not_selected(coverage, places, ask)).flatten();
-    matched.chain(others).filter_map(move |(number, place)| miss(coverage, number, place, ask))
+    let matched = matched.filter_map(move |(number, place)| miss(number, place, ask));
+    let others = std::iter::once_with(move || not_selected(places, ask)).flatten();
+    // What matches is among those of its kind, and was told before.
+    let others = others.filter_map(move |(number, place)| miss(number, place, ask));
+    matched
+        .map(|(_, miss)| miss)
+        .chain(others.filter(|(stage, _)| !OF_MATCHES.contains(stage)).map(|(_, miss)| miss))
 }
 
 /// Those whose selectors do not match, each with an effect: of the right kind, of another kind, of other chains,
 /// of other keys, of other callers.
 fn not_selected<'m>(
-    coverage: &'m Coverage<'_, '_>,
     places: &'m [usize],
     ask: &'m Ask<'m>,
 ) -> impl Iterator<Item = (GrantNumber, usize)> + 'm {
@@ -70,10 +70,9 @@ fn not_selected<'m>(
         .collect();
     let of_others: Vec<(usize, GrantSet)> =
         each_kind.iter().map(|(place, kind)| (*place, able.without(kind))).collect();
-    let subject = each_kind.into_iter().flat_map(move |(place, kind)| {
-        let of_kind = able.and(&kind).into_numbers();
-        of_kind.filter(move |it| !coverage.matches(*it, place)).map(move |it| (it, place))
-    });
+    let subject = each_kind
+        .into_iter()
+        .flat_map(move |(place, kind)| able.and(&kind).into_numbers().map(move |it| (it, place)));
     let action = of_others
         .into_iter()
         .flat_map(|(place, others)| others.into_numbers().map(move |it| (it, place)));
@@ -97,39 +96,29 @@ fn of_kind(effect: &Effect, ask: &Ask<'_>) -> GrantSet {
     ask.bundle.index().of_kind(ask.chain(), effect)
 }
 
-/// In words.
-fn miss(
-    coverage: &Coverage<'_, '_>,
-    number: GrantNumber,
-    place: usize,
-    ask: &Ask<'_>,
-) -> Option<Miss> {
+/// In words, with its stage; `None` where the grant covers the effect.
+fn miss(number: GrantNumber, place: usize, ask: &Ask<'_>) -> Option<(u8, Miss)> {
     let ask = Ask { tell: true, ..*ask };
     let grant = ask.bundle.rules().get(number)?;
-    let failed = try_one(coverage, number, ask.effect(place)?, &ask).err()?;
-    let effect = (failed.stage > stage::CHAINS).then_some(place);
-    Some(Miss { effect, reason: failed.reason(grant)? })
+    let failed = try_one(number, ask.effect(place)?, &ask).err()?;
+    let stage = failed.stage;
+    let effect = (stage > stage::CHAINS).then_some(place);
+    Some((stage, Miss { effect, reason: failed.reason(grant)? }))
 }
 
 /// Tries a grant from the start.
-pub(super) fn try_one(
-    coverage: &Coverage<'_, '_>,
-    number: GrantNumber,
-    effect: &Effect,
-    ask: &Ask<'_>,
-) -> Result<(), Failed> {
+fn try_one(number: GrantNumber, effect: &Effect, ask: &Ask<'_>) -> Result<(), Failed> {
     let Some(grant) = ask.bundle.rules().get(number) else {
         return Ok(());
     };
     let rule = rule_of(number, grant, ask)?;
     selects(rule, effect, ask)?;
-    match coverage.found(number) {
-        Some(found) => {
-            stands(found, ask)?;
-            covers(found, effect, ask).map(drop)
-        }
-        None => Ok(()),
-    }
+    let quiet = Ask { tell: false, ..*ask };
+    let Some(found) = Match::of(number, rule, 0..ask.effects.len(), &quiet) else {
+        return Ok(());
+    };
+    stands(&found, ask)?;
+    covers(&found, effect, ask).map(drop)
 }
 
 /// No grant of this caller, key and chain has this action at all.
