@@ -3,7 +3,9 @@
 
 use super::grant::{Action, ChainRule, Destinations, Grant, Holds, Mode, Rules, SignerRef};
 use super::grant_set::GrantSet;
+use crate::core::amount::Amount;
 use crate::core::id::ChainName;
+use crate::core::intent::Fees;
 use crate::core::policy::PolicyRequest;
 use crate::core::policy::effect::Effect;
 use crate::core::time::Timestamp;
@@ -17,8 +19,6 @@ pub type GrantNumber = usize;
 /// All grants by whom and what they are for.
 #[derive(Clone, Debug, Default)]
 pub struct GrantIndex {
-    /// Of each grant, in their order.
-    lives: Vec<Life>,
     /// The grants that decide.
     enforced: GrantSet,
     /// The grants for messages, which belong to no chain.
@@ -26,17 +26,6 @@ pub struct GrantIndex {
     by_sub: HashMap<String, OfPrincipal>,
     by_signer: HashMap<SignerRef, GrantSet>,
     by_chain: HashMap<ChainName, OfChain>,
-}
-
-/// What is asked of every grant that matches, beside its rule: kept close together, as there may be thousands.
-#[derive(Clone, Copy, Debug)]
-pub struct Life {
-    /// The first moment at which the grant allows nothing any more.
-    pub expires_at: Timestamp,
-    /// Whether it has hours.
-    pub has_hours: bool,
-    /// Whether it decides.
-    pub mode: Mode,
 }
 
 /// The grants of one principal.
@@ -65,22 +54,38 @@ pub struct OfChain {
     asks_first_use: bool,
 }
 
-/// What a grant says on one chain, and what of it is worth a look.
+/// What a grant says on one chain.
 #[derive(Clone, Debug)]
 pub struct Row {
     /// The rule.
     pub rule: Arc<ChainRule>,
-    /// Which parts it has.
-    pub parts: Parts,
+    /// What is asked of it first.
+    pub terms: Terms,
 }
 
-/// Parts of a rule that most rules lack.
-#[derive(Clone, Copy, Debug)]
-pub struct Parts {
-    /// Windows, of the action or of the fee.
-    pub windows: bool,
-    /// An approval or a delay.
-    pub needs: bool,
+/// What is asked of every grant that matches, taken out of the grant and its rule. There may be thousands, and to
+/// fetch each from where it was read costs more than to decide about it: these lie side by side.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// The first moment at which the grant allows nothing any more.
+    pub expires_at: Timestamp,
+    /// Whether it has hours.
+    pub has_hours: bool,
+    /// Whether it decides.
+    pub mode: Mode,
+    /// Whether what the index finds, of the signing account's own, is all that the selectors match.
+    pub is_found_exactly: bool,
+    /// How much all effects that match may move together; `None` where more is said about it than one number, or
+    /// nothing.
+    pub most: Option<Amount>,
+    /// The highest fees and the gas limit; `None` where nothing is sent.
+    pub fee: Option<(Fees, u64)>,
+    /// Whether it covers every effect that matches, within those bounds.
+    pub is_plain: bool,
+    /// Whether it has windows, of the action or of the fee.
+    pub has_windows: bool,
+    /// Whether it has an approval or a delay.
+    pub has_needs: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -113,11 +118,6 @@ impl GrantIndex {
     pub fn of(grants: &[Grant]) -> Self {
         let mut index = Self::default();
         for (number, grant) in grants.iter().enumerate() {
-            index.lives.push(Life {
-                expires_at: grant.expires_at,
-                has_hours: grant.hours.is_some(),
-                mode: grant.mode,
-            });
             if grant.mode == Mode::Enforce {
                 index.enforced.insert(number);
             }
@@ -131,18 +131,13 @@ impl GrantIndex {
                 Rules::Message { .. } => index.messages.insert(number),
                 Rules::OnChain(rules) => {
                     for (chain, rule) in rules {
-                        index.by_chain.entry(chain.clone()).or_default().add(number, rule);
+                        let on_chain = index.by_chain.entry(chain.clone()).or_default();
+                        on_chain.add(number, grant, rule);
                     }
                 }
             }
         }
         index
-    }
-
-    /// When a grant allows anything.
-    #[must_use]
-    pub fn life(&self, number: GrantNumber) -> Option<Life> {
-        self.lives.get(number).copied()
     }
 
     /// The grants that decide.
@@ -245,21 +240,60 @@ impl OfChain {
         self.asks_first_use
     }
 
-    fn add(&mut self, number: GrantNumber, rule: &Arc<ChainRule>) {
+    fn add(&mut self, number: GrantNumber, grant: &Grant, rule: &Arc<ChainRule>) {
         self.grants.insert(number);
         self.by_kind.entry(kind_of_action(&rule.action)).or_default().insert(number);
-        let fees = rule.fee.as_ref().is_some_and(|fee| !fee.windows.is_empty());
-        let parts = Parts {
-            windows: fees || !rule.windows.is_empty(),
-            needs: rule.approval.is_some() || rule.delay.is_some(),
-        };
         self.asks_first_use |= rule.delay.as_ref().is_some_and(|it| it.first_use_ms.is_some());
         if self.rows.len() <= number {
             self.rows.resize(number.saturating_add(1), None);
         }
         if let Some(row) = self.rows.get_mut(number) {
-            *row = Some(Row { rule: Arc::clone(rule), parts });
+            *row = Some(Row { rule: Arc::clone(rule), terms: Terms::of(grant, rule) });
         }
+    }
+}
+
+impl Terms {
+    fn of(grant: &Grant, rule: &ChainRule) -> Self {
+        let fee_windows = rule.fee.as_ref().is_some_and(|fee| !fee.windows.is_empty());
+        Self {
+            expires_at: grant.expires_at,
+            has_hours: grant.hours.is_some(),
+            mode: grant.mode,
+            is_found_exactly: rule.through.is_empty()
+                && !matches!(rule.action, Action::Opaque { .. } | Action::TypedData(_)),
+            most: most(&rule.action),
+            fee: rule.fee.as_ref().map(|fee| (fee.max, fee.max_gas)),
+            is_plain: is_plain(&rule.action),
+            has_windows: fee_windows || !rule.windows.is_empty(),
+            has_needs: rule.approval.is_some() || rule.delay.is_some(),
+        }
+    }
+}
+
+const fn most(action: &Action) -> Option<Amount> {
+    match action {
+        Action::NativeTransfer { per_tx, .. }
+        | Action::TokenTransfer { per_tx, .. }
+        | Action::NftTransfer { per_tx, .. } => Some(*per_tx),
+        Action::Call(rule) | Action::Admin(rule) => Some(rule.value_max),
+        Action::Deploy { value_max, .. } | Action::Opaque { value_max, .. } => Some(*value_max),
+        Action::TokenApprove { .. }
+        | Action::NftApprove { .. }
+        | Action::Delegate { .. }
+        | Action::TypedData(_) => None,
+    }
+}
+
+fn is_plain(action: &Action) -> bool {
+    match action {
+        Action::NativeTransfer { .. } | Action::TokenTransfer { .. } | Action::Delegate { .. } => {
+            true
+        }
+        Action::NftTransfer { ids, .. } | Action::NftApprove { ids, .. } => ids.is_none(),
+        Action::Call(rule) | Action::Admin(rule) => rule.args.is_empty() && rule.event.is_none(),
+        Action::Opaque { code_hash, .. } => code_hash.is_none(),
+        Action::TokenApprove { .. } | Action::Deploy { .. } | Action::TypedData(_) => false,
     }
 }
 

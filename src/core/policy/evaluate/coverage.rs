@@ -84,7 +84,7 @@ impl<'a> Coverage<'a> {
         let effects = ask.effects.iter().enumerate();
         let beside_fee = effects.filter(|(_, effect)| !matches!(effect, Effect::FeeMax { .. }));
         coverage.beside_fee = beside_fee.map(|(place, _)| (place, Cover::default())).collect();
-        matches(ask, |one| match one.life.mode {
+        matches(ask, |one| match one.mode() {
             Mode::Enforce => {
                 coverage.add(&one, ask);
                 if one.follows() {

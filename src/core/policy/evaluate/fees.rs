@@ -3,22 +3,21 @@
 use super::matching::{Ask, Failed, Told, stage, told};
 use crate::core::amount::Amount;
 use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent, TxType};
-use crate::core::policy::bundle::grant::FeeRule;
 use crate::core::policy::{Effect, PolicyRequest};
 use alloy::primitives::U256;
 
 /// The fees that may be signed at most. A type with one price (legacy, EIP-2930) pays all of it, so
 /// the price is bounded by the tip's bound too: else it were a way around that.
 pub(super) fn fee_cap(
-    rule: &FeeRule,
+    (max, max_gas): (Fees, u64),
     tx: &TransactionIntent,
     ask: &Ask<'_>,
 ) -> Result<Fees, Failed> {
     let failed = |words: &dyn Fn() -> Told| Err(ask.failed(stage::FEE, words));
-    if tx.gas > rule.max_gas {
-        return failed(&|| told("fee.max_gas", rule.max_gas.to_string(), tx.gas.to_string()));
+    if tx.gas > max_gas {
+        return failed(&|| told("fee.max_gas", max_gas.to_string(), tx.gas.to_string()));
     }
-    let (asked, max) = (tx.fees.highest(), rule.max);
+    let asked = tx.fees.highest();
     match tx.fees {
         FeeAsk::Exact(_) => {
             let wei = |value: u128| format!("{value} wei");

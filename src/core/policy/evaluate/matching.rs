@@ -5,9 +5,9 @@
 use crate::core::evm::decode::typed_data::ReadTypedData;
 use crate::core::id::ChainName;
 use crate::core::policy::bundle::grant::{
-    Action, CallRule, ChainRule, Destinations, Grant, Rules, SignerRef, TextRule, Window,
+    Action, CallRule, ChainRule, Destinations, Grant, Mode, Rules, SignerRef, TextRule, Window,
 };
-use crate::core::policy::bundle::index::{GrantNumber, Life, OfChain, Parts};
+use crate::core::policy::bundle::index::{GrantNumber, OfChain, Terms};
 use crate::core::policy::effect::{CallEffect, Effect};
 use crate::core::policy::{Bundle, PolicyRequest, Reason};
 use crate::core::time::Timestamp;
@@ -32,14 +32,13 @@ pub(super) struct Ask<'a> {
 #[derive(Clone, Copy)]
 pub(super) enum Rule<'a> {
     Message { text: &'a TextRule, windows: &'a [Window] },
-    Chain { name: &'a ChainName, rule: &'a ChainRule, parts: Parts },
+    Chain { name: &'a ChainName, rule: &'a ChainRule, terms: &'a Terms },
 }
 
 /// A grant whose selectors match effects of the request, or whose windows count its fee.
 pub(super) struct Match<'a> {
     pub grant: &'a Grant,
     pub number: GrantNumber,
-    pub life: Life,
     pub rule: Rule<'a>,
     /// Which effects; empty where only the fee concerns it.
     pub effects: Places,
@@ -178,7 +177,7 @@ pub(super) fn rule_of<'a>(
                         told("chains", expected.join(", "), chain.map_or("none", ChainName::as_str))
                     }))
                 },
-                |(name, row)| Ok(Rule::Chain { name, rule: &row.rule, parts: row.parts }),
+                |(name, row)| Ok(Rule::Chain { name, rule: &row.rule, terms: &row.terms }),
             )
         }
     }
@@ -326,26 +325,40 @@ pub(super) const fn effect_name(effect: &Effect) -> &'static str {
 }
 
 impl<'a> Match<'a> {
-    /// A grant with the effects among these that its selectors match.
+    /// A grant with the effects among these that are selected.
     pub fn of(
         number: GrantNumber,
         rule: Rule<'a>,
-        places: impl IntoIterator<Item = usize>,
+        (places, selected): (impl IntoIterator<Item = usize>, impl Fn(&Effect) -> bool),
         ask: &Ask<'a>,
     ) -> Option<Self> {
         let grant = ask.bundle.rules().get(number)?;
-        let life = ask.bundle.index().life(number)?;
-        let selected =
-            |place: &usize| ask.effect(*place).is_some_and(|it| selects(rule, it, ask).is_ok());
-        let effects = places.into_iter().filter(selected).collect();
-        Some(Self { grant, number, life, rule, effects })
+        let here = |place: &usize| ask.effect(*place).is_some_and(&selected);
+        let effects = places.into_iter().filter(here).collect();
+        Some(Self { grant, number, rule, effects })
+    }
+
+    /// Whether it decides.
+    pub const fn mode(&self) -> Mode {
+        match self.rule {
+            Rule::Message { .. } => self.grant.mode,
+            Rule::Chain { terms, .. } => terms.mode,
+        }
+    }
+
+    /// The first moment at which the grant allows nothing any more, and whether it has hours.
+    pub const fn life(&self) -> (Timestamp, bool) {
+        match self.rule {
+            Rule::Message { .. } => (self.grant.expires_at, self.grant.hours.is_some()),
+            Rule::Chain { terms, .. } => (terms.expires_at, terms.has_hours),
+        }
     }
 
     /// Whether it counts anything, or lets anything wait, beside what it covers.
     pub const fn follows(&self) -> bool {
         match self.rule {
             Rule::Message { windows, .. } => !windows.is_empty(),
-            Rule::Chain { parts, .. } => parts.windows || parts.needs,
+            Rule::Chain { terms, .. } => terms.has_windows || terms.has_needs,
         }
     }
 }
@@ -377,13 +390,19 @@ pub(super) fn matches<'a>(ask: &Ask<'a>, mut found: impl FnMut(Match<'a>)) {
         };
         let row = chain.and_then(|chain| Some((chain, on_chain?.row(number)?)));
         let rule = match row {
-            Some((name, row)) => Rule::Chain { name, rule: &row.rule, parts: row.parts },
+            Some((name, row)) => Rule::Chain { name, rule: &row.rule, terms: &row.terms },
             None => match ask.bundle.rules().get(number).map(|grant| &grant.rules) {
                 Some(Rules::Message { text, windows }) => Rule::Message { text, windows },
                 _ => continue,
             },
         };
-        if let Some(one) = Match::of(number, rule, one.iter().map(|(_, place)| *place), ask) {
+        let exactly = matches!(rule, Rule::Chain { terms, .. } if terms.is_found_exactly);
+        let selected = |effect: &Effect| match exactly {
+            true => effect.actor().is_none_or(|actor| actor == ask.request.address),
+            false => selects(rule, effect, ask).is_ok(),
+        };
+        let places = one.iter().map(|(_, place)| *place);
+        if let Some(one) = Match::of(number, rule, (places, selected), ask) {
             found(one);
         }
     }

@@ -21,10 +21,10 @@ impl Needs {
         let mut needs = Self::default();
         let mut delay: Option<DelayNeed> = None;
         for one in found {
-            let Rule::Chain { rule, parts, .. } = one.rule else {
+            let Rule::Chain { rule, terms, .. } = one.rule else {
                 continue;
             };
-            if !parts.needs {
+            if !terms.has_needs {
                 continue;
             }
             let effects: Vec<&Effect> =

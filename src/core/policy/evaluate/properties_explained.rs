@@ -71,8 +71,7 @@ fn tried(ask: &Ask<'_>) -> Vec<(u8, Miss)> {
         };
         let selected = places().filter(|(_, effect)| selects(rule, effect, ask).is_ok());
         let effects: Places = selected.map(|(place, _)| place).collect();
-        let life = ask.bundle.index().life(number).unwrap();
-        let found = Match { grant, number, life, rule, effects };
+        let found = Match { grant, number, rule, effects };
         for (place, effect) in places() {
             let tried = selects(rule, effect, ask)
                 .and_then(|()| stands(&found, ask))
@@ -90,7 +89,7 @@ fn tried(ask: &Ask<'_>) -> Vec<(u8, Miss)> {
 /// The highest fee at which all is covered and nothing is above a window, by trying; `None` if there is none.
 fn tried_fees(ask: &Ask<'_>) -> Option<Option<u128>> {
     let mut found = Vec::new();
-    matches(ask, |one| found.extend((one.life.mode == Mode::Enforce).then_some(one)));
+    matches(ask, |one| found.extend((one.mode() == Mode::Enforce).then_some(one)));
     let drafts = Drafts::of(&found, ask);
     let beside_fee = ask.effects.iter().enumerate();
     let beside_fee = beside_fee.filter(|(_, effect)| !matches!(effect, Effect::FeeMax { .. }));

@@ -114,7 +114,8 @@ fn try_one(number: GrantNumber, effect: &Effect, ask: &Ask<'_>) -> Result<(), Fa
     let rule = rule_of(number, grant, ask)?;
     selects(rule, effect, ask)?;
     let quiet = Ask { tell: false, ..*ask };
-    let Some(found) = Match::of(number, rule, 0..ask.effects.len(), &quiet) else {
+    let selected = |effect: &Effect| selects(rule, effect, &quiet).is_ok();
+    let Some(found) = Match::of(number, rule, (0..ask.effects.len(), selected), ask) else {
         return Ok(());
     };
     stands(&found, ask)?;
