@@ -73,8 +73,6 @@ pub struct Terms {
     pub has_hours: bool,
     /// Whether it decides.
     pub mode: Mode,
-    /// Whether what the index finds, of the signing account's own, is all that the selectors match.
-    pub is_found_exactly: bool,
     /// How much all effects that match may move together; `None` where more is said about it than one number, or
     /// nothing.
     pub most: Option<Amount>,
@@ -82,6 +80,8 @@ pub struct Terms {
     pub fee: Option<(Fees, u64)>,
     /// Whether it covers every effect that matches, within those bounds.
     pub is_plain: bool,
+    /// Whether it is for transactions, and says nothing beside when, how much and at which fee.
+    pub is_simple: bool,
     /// Whether it has windows, of the action or of the fee.
     pub has_windows: bool,
     /// Whether it has an approval or a delay.
@@ -256,17 +256,27 @@ impl OfChain {
 impl Terms {
     fn of(grant: &Grant, rule: &ChainRule) -> Self {
         let fee_windows = rule.fee.as_ref().is_some_and(|fee| !fee.windows.is_empty());
+        // All that the index finds, of the signing account's own, is what the selectors match.
+        let is_found_exactly = rule.through.is_empty()
+            && !matches!(rule.action, Action::Opaque { .. } | Action::TypedData(_));
+        let has_windows = fee_windows || !rule.windows.is_empty();
+        let has_needs = rule.approval.is_some() || rule.delay.is_some();
+        let is_plain = is_plain(&rule.action);
+        let follows_or_waits = has_windows || has_needs || grant.hours.is_some();
         Self {
             expires_at: grant.expires_at,
             has_hours: grant.hours.is_some(),
             mode: grant.mode,
-            is_found_exactly: rule.through.is_empty()
-                && !matches!(rule.action, Action::Opaque { .. } | Action::TypedData(_)),
             most: most(&rule.action),
             fee: rule.fee.as_ref().map(|fee| (fee.max, fee.max_gas)),
-            is_plain: is_plain(&rule.action),
-            has_windows: fee_windows || !rule.windows.is_empty(),
-            has_needs: rule.approval.is_some() || rule.delay.is_some(),
+            is_plain,
+            is_simple: grant.mode == Mode::Enforce
+                && is_found_exactly
+                && is_plain
+                && !follows_or_waits
+                && !matches!(rule.action, Action::Delegate { .. }),
+            has_windows,
+            has_needs,
         }
     }
 }

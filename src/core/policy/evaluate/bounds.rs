@@ -1,7 +1,7 @@
 //! The bounds of a grant whose selectors match: whether it covers what they match.
 
 use super::event;
-use super::fees::fee_cap;
+use super::fees::{FeeMiss, fee_cap};
 use super::matching::{Ask, Failed, Match, Rule, stage, told};
 use crate::core::amount::Amount;
 use crate::core::intent::{Fees, Intent};
@@ -46,7 +46,7 @@ pub(super) const fn amount_of(action: &Action, effect: &Effect) -> Amount {
 }
 
 /// How much an effect moves, of the unit of the actions that match it.
-const fn moved(effect: &Effect) -> Amount {
+pub(super) const fn moved(effect: &Effect) -> Amount {
     match effect {
         Effect::TokenOut { amount, .. }
         | Effect::NftOut { amount, .. }
@@ -73,7 +73,8 @@ pub(super) fn stands(found: &Match<'_>, ask: &Ask<'_>) -> Result<Option<Fees>, F
         let fee = terms.fee.ok_or_else(|| {
             ask.failed(stage::FEE, || told("fee", "a signature alone", "a transaction"))
         })?;
-        return fee_cap(fee, tx, ask).map(Some);
+        let miss = |miss: FeeMiss| ask.failed(stage::FEE, || miss.told(fee, tx));
+        return fee_cap(fee, tx).map(Some).map_err(miss);
     }
     match &rule.action {
         Action::TypedData(_) | Action::Delegate { .. } | Action::TokenApprove { .. } => Ok(None),

@@ -48,10 +48,11 @@ pub(super) fn choose(
             });
         }
     }
-    let chosen: Vec<&Candidate<'_>> =
+    let chosen: Vec<&Candidate> =
         covered().filter_map(|cover| best(&cover.candidates, max_fee)).collect();
+    let rules = ask.bundle.rules();
     Ok(Choice {
-        grants: chosen.iter().map(|one| one.grant.id.clone()).collect(),
+        grants: chosen.iter().filter_map(|one| Some(rules.get(one.number)?.id.clone())).collect(),
         fee_cap: max_fee.map(|max_fee| cap(&chosen, max_fee, ask)),
         event_use: chosen.iter().find_map(|one| one.event.as_deref().cloned()),
         charges: drafts.charges(at(max_fee)),
@@ -76,14 +77,14 @@ fn highest_that(mut fees: &mut [u128], fits: impl Fn(u128) -> bool) -> Option<u1
 
 /// Of those that let this fee be signed: the highest tip, then one that uses up the named event, then the
 /// first by id.
-fn best<'c, 'a>(all: &'c [Candidate<'a>], max_fee: Option<u128>) -> Option<&'c Candidate<'a>> {
+fn best(all: &[Candidate], max_fee: Option<u128>) -> Option<&Candidate> {
     let able = all.iter().filter(|one| one.max_fee() >= max_fee);
     // The last of equals would win.
     able.rev().max_by_key(|one| one.rank())
 }
 
 /// The fees at this price: the lowest tip of those chosen.
-fn cap(chosen: &[&Candidate<'_>], max_fee: u128, ask: &Ask<'_>) -> Fees {
+fn cap(chosen: &[&Candidate], max_fee: u128, ask: &Ask<'_>) -> Fees {
     let one_price =
         matches!(&ask.request.intent, Intent::Transaction(tx) if has_one_price(tx.tx_type));
     let tips = chosen.iter().filter_map(|one| one.cap).map(|cap| cap.max_priority_fee);

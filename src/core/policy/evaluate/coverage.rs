@@ -1,12 +1,15 @@
 //! Which of the grants whose selectors match really cover what, and how far the others get.
 
-use super::bounds::{covers, stands};
-use super::matching::{Ask, Match, matches, stage};
-use crate::core::intent::Fees;
+use super::bounds::{covers, moved, stands};
+use super::fees::fee_cap;
+use super::matching::{Ask, Found, Match, near, stage};
+use crate::core::amount::Amount;
+use crate::core::intent::{Fees, Intent};
 use crate::core::policy::Effect;
-use crate::core::policy::bundle::grant::{Grant, Mode};
-use crate::core::policy::bundle::index::GrantNumber;
+use crate::core::policy::bundle::grant::Mode;
+use crate::core::policy::bundle::index::{GrantNumber, Terms};
 use crate::core::policy::verdict::EventUse;
+use alloy::primitives::U256;
 
 /// The stages at which a grant fails that matches, the nearest to covering first.
 pub(super) const OF_MATCHES: [u8; 4] = [stage::FEE, stage::BOUNDS, stage::HOURS, stage::EXPIRES];
@@ -15,17 +18,17 @@ pub(super) const OF_MATCHES: [u8; 4] = [stage::FEE, stage::BOUNDS, stage::HOURS,
 const COMPARED: usize = 4;
 
 /// A grant that covers an effect.
-pub(super) struct Candidate<'a> {
-    pub grant: &'a Grant,
+pub(super) struct Candidate {
+    pub number: GrantNumber,
     pub cap: Option<Fees>,
     pub event: Option<Box<EventUse>>,
 }
 
 /// What covers an effect. Of grants that are never preferred to an earlier one, only the price is kept.
 #[derive(Default)]
-pub(super) struct Cover<'a> {
+pub(super) struct Cover {
     /// In the order of ids.
-    pub candidates: Vec<Candidate<'a>>,
+    pub candidates: Vec<Candidate>,
     /// The prices that they let be signed at most, in no order; empty where nothing is sent.
     pub max_fees: Vec<u128>,
 }
@@ -40,8 +43,10 @@ struct Missed {
 /// What the grants that match came to.
 #[derive(Default)]
 pub(super) struct Coverage<'a> {
-    /// Each effect beside the fee, by its place.
-    beside_fee: Vec<(usize, Cover<'a>)>,
+    /// Of each effect, by its place.
+    covers: Vec<Cover>,
+    /// The effects beside the fee, by their places.
+    places: Vec<usize>,
     missed: Vec<Missed>,
     /// Those that decide and have windows, approvals or delays, in the order of ids.
     pub following: Vec<Match<'a>>,
@@ -49,7 +54,7 @@ pub(super) struct Coverage<'a> {
     pub shadows: Vec<Match<'a>>,
 }
 
-impl Candidate<'_> {
+impl Candidate {
     /// What is preferred among those that let a price be signed: the highest tip, then one that uses up the named
     /// event.
     pub fn rank(&self) -> (Option<u128>, bool) {
@@ -62,18 +67,34 @@ impl Candidate<'_> {
     }
 }
 
-impl<'a> Cover<'a> {
-    fn add(&mut self, one: Candidate<'a>) {
+impl Cover {
+    fn add(&mut self, one: Candidate) {
         if let Some(max_fee) = one.max_fee()
             && self.max_fees.last() != Some(&max_fee)
         {
             self.max_fees.push(max_fee);
         }
         let is_better =
-            |other: &Candidate<'_>| other.max_fee() >= one.max_fee() && other.rank() >= one.rank();
+            |other: &Candidate| other.max_fee() >= one.max_fee() && other.rank() >= one.rank();
         if !self.candidates.iter().rev().take(COMPARED).any(is_better) {
             self.candidates.push(one);
         }
+    }
+}
+
+/// What an effect of the signing account's own moves.
+struct Own {
+    amount: Amount,
+    /// What reached the top of 256 bits is within no bound.
+    is_beyond: bool,
+}
+
+impl Own {
+    /// `None` where the account acts through another.
+    fn of(effect: &Effect, ask: &Ask<'_>) -> Option<Self> {
+        let is_own = effect.actor().is_none_or(|actor| actor == ask.request.address);
+        let amount = moved(effect);
+        is_own.then(|| Self { amount, is_beyond: amount == Amount::new(U256::MAX) })
     }
 }
 
@@ -83,18 +104,64 @@ impl<'a> Coverage<'a> {
         let mut coverage = Self::default();
         let effects = ask.effects.iter().enumerate();
         let beside_fee = effects.filter(|(_, effect)| !matches!(effect, Effect::FeeMax { .. }));
-        coverage.beside_fee = beside_fee.map(|(place, _)| (place, Cover::default())).collect();
-        matches(ask, |one| match one.mode() {
+        coverage.places = beside_fee.map(|(place, _)| place).collect();
+        coverage.covers.resize_with(ask.effects.len(), Cover::default);
+        let own: Vec<Option<Own>> = ask.effects.iter().map(|effect| Own::of(effect, ask)).collect();
+        near(ask, |found| match found {
+            Found::Simple { number, terms, place } => {
+                if let Some(Some(own)) = own.get(place) {
+                    coverage.add_simple(number, terms, (place, own), ask);
+                }
+            }
+            Found::Other { number, rule, near } => {
+                if let Some(one) = Match::near(number, rule, near, ask) {
+                    coverage.add_match(one, ask);
+                }
+            }
+        });
+        coverage
+    }
+
+    fn add_match(&mut self, one: Match<'a>, ask: &Ask<'_>) {
+        match one.mode() {
             Mode::Enforce => {
-                coverage.add(&one, ask);
+                self.add(&one, ask);
                 if one.follows() {
-                    coverage.following.push(one);
+                    self.following.push(one);
                 }
             }
             Mode::Shadow if one.effects.is_empty() => {}
-            Mode::Shadow => coverage.shadows.push(one),
-        });
-        coverage
+            Mode::Shadow => self.shadows.push(one),
+        }
+    }
+
+    /// As [`Self::add`], for what says nothing beside when, how much and at which fee.
+    fn add_simple(
+        &mut self,
+        number: GrantNumber,
+        terms: &Terms,
+        (place, own): (usize, &Own),
+        ask: &Ask<'_>,
+    ) {
+        let cap = match (&ask.request.intent, terms.fee) {
+            // In the order of `stands`.
+            _ if ask.now >= terms.expires_at => Err(stage::EXPIRES),
+            _ if terms.most.is_some_and(|most| own.is_beyond || own.amount > most) => {
+                Err(stage::BOUNDS)
+            }
+            (Intent::Transaction(tx), Some(fee)) => {
+                fee_cap(fee, tx).map(Some).map_err(|_| stage::FEE)
+            }
+            _ => Err(stage::FEE),
+        };
+        match cap {
+            Ok(cap) => {
+                if let Some(cover) = self.covers.get_mut(place) {
+                    cover.add(Candidate { number, cap, event: None });
+                }
+            }
+            Err(stage) => self.missed.push(Missed { stage, place, number }),
+        }
     }
 
     fn add(&mut self, one: &Match<'a>, ask: &Ask<'_>) {
@@ -111,31 +178,31 @@ impl<'a> Coverage<'a> {
             }
         };
         for place in one.effects.iter().copied() {
-            let at = self.beside_fee.binary_search_by_key(&place, |(place, _)| *place);
-            let cover = at.ok().and_then(|at| self.beside_fee.get_mut(at));
-            let (Some(effect), Some((_, cover))) = (ask.effect(place), cover) else {
+            let (Some(effect), Some(cover)) = (ask.effect(place), self.covers.get_mut(place))
+            else {
                 continue;
             };
             match covers(one, effect, ask) {
-                Ok(event) => cover.add(Candidate { grant: one.grant, cap, event }),
+                Ok(event) => cover.add(Candidate { number, cap, event }),
                 Err(failed) => self.missed.push(Missed { stage: failed.stage, place, number }),
             }
         }
     }
 
     /// What covers each effect beside the fee.
-    pub fn beside_fee(&self) -> impl Iterator<Item = &Cover<'a>> {
-        self.beside_fee.iter().map(|(_, cover)| cover)
+    pub fn beside_fee(&self) -> impl Iterator<Item = &Cover> {
+        self.places.iter().filter_map(|place| self.covers.get(*place))
     }
 
     /// The effects beside the fee, by their places.
-    pub fn places(&self) -> Vec<usize> {
-        self.beside_fee.iter().map(|(place, _)| *place).collect()
+    pub fn places(&self) -> &[usize] {
+        &self.places
     }
 
     /// Those of them that no grant covers.
     pub fn uncovered(&self) -> Vec<usize> {
-        let uncovered = self.beside_fee.iter().filter(|(_, cover)| cover.candidates.is_empty());
+        let covers = self.places.iter().zip(self.beside_fee());
+        let uncovered = covers.filter(|(_, cover)| cover.candidates.is_empty());
         uncovered.map(|(place, _)| *place).collect()
     }
 

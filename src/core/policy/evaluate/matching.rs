@@ -338,6 +338,17 @@ impl<'a> Match<'a> {
         Some(Self { grant, number, rule, effects })
     }
 
+    /// What the index found, with the effects that are really selected.
+    pub fn near(
+        number: GrantNumber,
+        rule: Rule<'a>,
+        near: &[(GrantNumber, usize)],
+        ask: &Ask<'a>,
+    ) -> Option<Self> {
+        let selected = |effect: &Effect| selects(rule, effect, ask).is_ok();
+        Self::of(number, rule, (near.iter().map(|(_, place)| *place), selected), ask)
+    }
+
     /// Whether it decides.
     pub const fn mode(&self) -> Mode {
         match self.rule {
@@ -363,10 +374,16 @@ impl<'a> Match<'a> {
     }
 }
 
-/// Hands over all grants whose selectors match something of the request, in the order of their ids. The index
-/// knows who may use which grant, and where; what it finds still has to select the effect. There may be
-/// thousands, so they are not kept here.
-pub(super) fn matches<'a>(ask: &Ask<'a>, mut found: impl FnMut(Match<'a>)) {
+/// What the index found: one grant with one effect of the signing account's own, or what is to be looked at.
+pub(super) enum Found<'f, 'a> {
+    Simple { number: GrantNumber, terms: &'a Terms, place: usize },
+    Other { number: GrantNumber, rule: Rule<'a>, near: &'f [(GrantNumber, usize)] },
+}
+
+/// Hands over all grants that may match something of the request, in the order of their ids. The index knows who
+/// may use which grant, and where; what it finds may still have to select the effect. There may be thousands, so
+/// nothing is made of them here.
+pub(super) fn near<'a>(ask: &Ask<'a>, mut found: impl FnMut(Found<'_, 'a>)) {
     let (index, sub) = (ask.bundle.index(), &ask.request.principal.sub);
     let (chain, on_chain) = (ask.chain(), ask.on_chain());
     // Each grant with the place of an effect, or with none where it may count the fee alone.
@@ -383,27 +400,22 @@ pub(super) fn matches<'a>(ask: &Ask<'a>, mut found: impl FnMut(Match<'a>)) {
         near.sort();
     }
     let signed = index.signed_by(ask.request);
-    for one in near.chunk_by(|a, b| a.0 == b.0) {
-        let Some((number, _)) = one.first().copied().filter(|(number, _)| signed.contains(*number))
-        else {
+    for near in near.chunk_by(|a, b| a.0 == b.0) {
+        let Some((number, place)) = near.first().copied().filter(|it| signed.contains(it.0)) else {
             continue;
         };
         let row = chain.and_then(|chain| Some((chain, on_chain?.row(number)?)));
         let rule = match row {
+            Some((_, row)) if row.terms.is_simple && near.len() == 1 => {
+                found(Found::Simple { number, terms: &row.terms, place });
+                continue;
+            }
             Some((name, row)) => Rule::Chain { name, rule: &row.rule, terms: &row.terms },
             None => match ask.bundle.rules().get(number).map(|grant| &grant.rules) {
                 Some(Rules::Message { text, windows }) => Rule::Message { text, windows },
                 _ => continue,
             },
         };
-        let exactly = matches!(rule, Rule::Chain { terms, .. } if terms.is_found_exactly);
-        let selected = |effect: &Effect| match exactly {
-            true => effect.actor().is_none_or(|actor| actor == ask.request.address),
-            false => selects(rule, effect, ask).is_ok(),
-        };
-        let places = one.iter().map(|(_, place)| *place);
-        if let Some(one) = Match::of(number, rule, (places, selected), ask) {
-            found(one);
-        }
+        found(Found::Other { number, rule, near });
     }
 }

@@ -68,7 +68,7 @@ fn explain_effects(
 ) -> Explanation {
     asking(bundle, request, effects, now, |ask| {
         let coverage = Coverage::of(ask);
-        let misses = reasons::misses(&coverage, &coverage.places(), ask).collect();
+        let misses = reasons::misses(&coverage, coverage.places(), ask).collect();
         Explanation { verdict: verdict(ask), misses }
     })
 }

@@ -6,7 +6,7 @@
 use super::bounds::{covers, stands};
 use super::fees::fee_at;
 use super::fixtures::now;
-use super::matching::{Ask, Match, Places, matches, rule_of, selects};
+use super::matching::{Ask, Match, Places, rule_of, selects};
 use super::reasons::REASONS_MAX;
 use super::universe::*;
 use super::windows::Drafts;
@@ -88,8 +88,15 @@ fn tried(ask: &Ask<'_>) -> Vec<(u8, Miss)> {
 
 /// The highest fee at which all is covered and nothing is above a window, by trying; `None` if there is none.
 fn tried_fees(ask: &Ask<'_>) -> Option<Option<u128>> {
-    let mut found = Vec::new();
-    matches(ask, |one| found.extend((one.mode() == Mode::Enforce).then_some(one)));
+    let enforced = ask.bundle.rules().iter().enumerate();
+    let enforced = enforced.filter(|(_, grant)| grant.mode == Mode::Enforce);
+    let found: Vec<Match<'_>> = enforced
+        .filter_map(|(number, grant)| {
+            let rule = rule_of(number, grant, ask).ok()?;
+            let selected = |effect: &Effect| selects(rule, effect, ask).is_ok();
+            Match::of(number, rule, (0..ask.effects.len(), selected), ask)
+        })
+        .collect();
     let drafts = Drafts::of(&found, ask);
     let beside_fee = ask.effects.iter().enumerate();
     let beside_fee = beside_fee.filter(|(_, effect)| !matches!(effect, Effect::FeeMax { .. }));
