@@ -154,7 +154,7 @@ fn any_bounds(number: usize) -> String {
     let other = 3 + number * 7_919 % GRANTS;
     any(number)
         .replace("per_tx = \"2.0\"", &format!("per_tx = \"2.{other:04}\""))
-        .replace("max_fee_gwei = \"150\"", &format!("max_fee_gwei = \"150.{other:04}\""))
+        .replace("max_fee_gwei = \"150\"", &format!("max_fee_gwei = \"100.{other:04}\""))
         .replace("max_gas = 200000", &format!("max_gas = {}", 200_000 + other))
 }
 

@@ -31,13 +31,8 @@ pub(super) struct Cover {
     pub candidates: Vec<Candidate>,
     /// The prices that they let be signed at most, in no order; empty where nothing is sent.
     pub max_fees: Vec<u128>,
-}
-
-/// A grant that matches an effect and does not cover it.
-struct Missed {
-    stage: u8,
-    place: usize,
-    number: GrantNumber,
+    /// The fees of the last one that uses up no event: another of the same is not preferred to it.
+    last: Option<Fees>,
 }
 
 /// What the grants that match came to.
@@ -47,7 +42,8 @@ pub(super) struct Coverage<'a> {
     covers: Vec<Cover>,
     /// The effects beside the fee, by their places.
     places: Vec<usize>,
-    missed: Vec<Missed>,
+    /// Each grant with an effect that it matches and does not cover: by stage, as in [`OF_MATCHES`].
+    missed: [Vec<(GrantNumber, usize)>; OF_MATCHES.len()],
     /// Those that decide and have windows, approvals or delays, in the order of ids.
     pub following: Vec<Match<'a>>,
     /// Those in shadow mode.
@@ -68,6 +64,13 @@ impl Candidate {
 }
 
 impl Cover {
+    fn add_fees(&mut self, number: GrantNumber, fees: Fees) {
+        if self.last != Some(fees) {
+            self.last = Some(fees);
+            self.add(Candidate { number, cap: Some(fees), event: None });
+        }
+    }
+
     fn add(&mut self, one: Candidate) {
         if let Some(max_fee) = one.max_fee()
             && self.max_fees.last() != Some(&max_fee)
@@ -149,18 +152,16 @@ impl<'a> Coverage<'a> {
             _ if terms.most.is_some_and(|most| own.is_beyond || own.amount > most) => {
                 Err(stage::BOUNDS)
             }
-            (Intent::Transaction(tx), Some(fee)) => {
-                fee_cap(fee, tx).map(Some).map_err(|_| stage::FEE)
-            }
+            (Intent::Transaction(tx), Some(fee)) => fee_cap(fee, tx).map_err(|_| stage::FEE),
             _ => Err(stage::FEE),
         };
         match cap {
             Ok(cap) => {
                 if let Some(cover) = self.covers.get_mut(place) {
-                    cover.add(Candidate { number, cap, event: None });
+                    cover.add_fees(number, cap);
                 }
             }
-            Err(stage) => self.missed.push(Missed { stage, place, number }),
+            Err(stage) => self.miss(stage, number, place),
         }
     }
 
@@ -172,8 +173,9 @@ impl<'a> Coverage<'a> {
         let cap = match stands(one, ask) {
             Ok(cap) => cap,
             Err(failed) => {
-                let (stage, places) = (failed.stage, one.effects.iter().copied());
-                self.missed.extend(places.map(|place| Missed { stage, place, number }));
+                for place in one.effects.iter() {
+                    self.miss(failed.stage, number, *place);
+                }
                 return;
             }
         };
@@ -184,7 +186,7 @@ impl<'a> Coverage<'a> {
             };
             match covers(one, effect, ask) {
                 Ok(event) => cover.add(Candidate { number, cap, event }),
-                Err(failed) => self.missed.push(Missed { stage: failed.stage, place, number }),
+                Err(failed) => self.miss(failed.stage, number, place),
             }
         }
     }
@@ -206,13 +208,22 @@ impl<'a> Coverage<'a> {
         uncovered.map(|(place, _)| *place).collect()
     }
 
-    /// The grants that match one of these effects and failed at this stage, by effect and then by id.
-    pub fn missed_at(&self, stage: u8, places: &[usize]) -> Vec<(GrantNumber, usize)> {
-        let here = |one: &&Missed| one.stage == stage && places.contains(&one.place);
-        let missed = self.missed.iter().filter(here);
-        let mut missed: Vec<(GrantNumber, usize)> =
-            missed.map(|one| (one.number, one.place)).collect();
-        missed.sort_by_key(|(_, place)| *place);
-        missed
+    fn miss(&mut self, stage: u8, number: GrantNumber, place: usize) {
+        let mut stages = OF_MATCHES.iter().zip(&mut self.missed);
+        if let Some((_, missed)) = stages.find(|(one, _)| **one == stage) {
+            missed.push((number, place));
+        }
+    }
+
+    /// The grants that match one of these effects and do not cover it, the nearest to that first, then by effect
+    /// and by id.
+    pub fn missed<'m>(
+        &'m self,
+        places: &'m [usize],
+    ) -> impl Iterator<Item = (GrantNumber, usize)> + 'm {
+        let all = self.missed.iter().flat_map(move |missed| {
+            places.iter().flat_map(move |place| missed.iter().filter(move |it| it.1 == *place))
+        });
+        all.copied()
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn misses<'m>(
     places: &'m [usize],
     ask: &'m Ask<'m>,
 ) -> impl Iterator<Item = Miss> + 'm {
-    let matched = OF_MATCHES.into_iter().flat_map(move |stage| coverage.missed_at(stage, places));
+    let matched = coverage.missed(places);
     let matched = matched.filter_map(move |(number, place)| miss(number, place, ask));
     let others = std::iter::once_with(move || not_selected(places, ask)).flatten();
     // What matches is among those of its kind, and was told before.
