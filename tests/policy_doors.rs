@@ -239,7 +239,19 @@ async fn an_evaluation_says_what_the_door_would_say() {
 #[tokio::test]
 async fn why_policy_refuses_is_told_in_full_only_to_who_may_see_it() {
     let anvil = chain().await;
-    let setup = SetUp::new(&anvil.url(), None, &grants());
+    // To the stranger everything waits.
+    let slow = payout_grants("2.5")
+        .replace("\"payouts\"", "\"slow\"")
+        .replace(
+            "{ book = \"payees\" }",
+            "{ address = [\"0x90F79bf6EB2c4f870365E785982E1f101E93b906\"] }",
+        )
+        .replace(
+            "scope = \"group\" }]",
+            "scope = \"group\" }, { span = \"1h\", count = 3, scope = \"principal\" }]",
+        )
+        + "delay = { always = \"1h\" }\n";
+    let setup = SetUp::new(&anvil.url(), None, &(grants() + &slow));
     let file = setup.dir().join("policies/bundle.toml");
     let bundle = std::fs::read_to_string(&file).unwrap();
     let both = bundle.replacen("roles = [\"client\"]", "roles = [\"client\", \"auditor\"]", 1);
@@ -296,6 +308,40 @@ async fn why_policy_refuses_is_told_in_full_only_to_who_may_see_it() {
     };
     assert!(windows(&[Role::Client]).await.get("max").is_none());
     assert_eq!(wei(&windows(&full_roles).await, "max"), ETHER * 5 / 2);
+    // What would wait is told with its windows: to a client, with those of its own.
+    let mut to_stranger = payout(ETHER);
+    to_stranger["to"] = json!(STRANGER);
+    let evaluated = async |roles: &[Role], body: &Value| {
+        let url = format!("{}/v1/policy/evaluate", server.client_url());
+        let token = server.token_of(SUB, roles);
+        server.try_call(Method::POST, url, &token, None, Some(body)).await.unwrap().ok()
+    };
+    let windows = |shown: &Value| {
+        let all = shown["limits"].as_array().unwrap().iter();
+        let mut spans: Vec<String> = all
+            .map(|limit| format!("{} {} {}", limit["span"], limit["used"], limit["has_room"]))
+            .collect();
+        spans.sort();
+        spans
+    };
+    let client = evaluated(&[Role::Client], &to_stranger).await;
+    assert_eq!((&client["outcome"], &client["delay"]["for"]), (&json!("delay"), &json!("1h")));
+    assert_eq!(windows(&client), ["\"1h\" \"0\" true"], "{client:#}");
+    assert!(client.get("misses").is_none(), "{client:#}");
+    let auditor = evaluated(&[Role::Client, Role::Auditor], &to_stranger).await;
+    let both = ["\"1h\" \"0\" true", "\"24h\" \"0\" true", "\"24h\" \"0\" true"];
+    assert_eq!(windows(&auditor), both, "{auditor:#}");
+    // Each grant with the first field that fails, though another covers it.
+    let missed = |shown: &Value, grant: &str| {
+        let all = shown["misses"].as_array().unwrap().iter();
+        let of: Vec<&Value> = all.filter(|miss| miss["grant"] == grant).collect();
+        of.iter().map(|miss| json!([miss["effect"], miss["field"]])).collect::<Vec<_>>()
+    };
+    assert_eq!(missed(&auditor, "payouts"), [json!([0, "to"])], "{auditor:#}");
+    assert_eq!(missed(&auditor, "slow"), [json!(null); 0]);
+    let auditor = evaluated(&[Role::Client, Role::Auditor], &too_much).await;
+    assert_eq!(missed(&auditor, "payouts"), [json!([0, "per_tx"])], "{auditor:#}");
+    assert_eq!(missed(&auditor, "slow"), [json!([0, "to"])]);
     // The same at the door for signatures.
     let body = json!({ "signer": "payments", "message": { "text": "send money" } });
     let told = server.sign(SUB, None, &body).await;

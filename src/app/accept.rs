@@ -86,7 +86,7 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
     let repeated = adopt::repeated(app, &command).await?;
     let now = app.clock.now();
     let judged = repeated.as_ref().map_or(&command, |repeated| &repeated.command);
-    let Judged { key, request, verdict, sendable } =
+    let Judged { key, request, verdict, sendable, .. } =
         judge(app, judged, Purpose::Accept, now).await?;
     let id = RequestId::new(app.entropy.uuid());
     if verdict.outcome == Outcome::Deny {
@@ -125,6 +125,8 @@ pub(crate) struct Judged {
     pub(crate) key: OperatorKey,
     /// The request with its facts.
     pub(crate) request: PolicyRequest,
+    /// The bundle that decided.
+    pub(crate) bundle: Arc<Bundle>,
     /// The verdict.
     pub(crate) verdict: Verdict,
     /// Whether nodes would take what policy allows; told only after it has.
@@ -163,7 +165,7 @@ pub(crate) async fn judge(
         },
         (estimate, _) => estimate,
     };
-    Ok(Judged { key, request, verdict, sendable })
+    Ok(Judged { key, request, bundle, verdict, sendable })
 }
 
 /// What no node would ever take must not get a nonce: it would block every later one.

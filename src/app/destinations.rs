@@ -10,7 +10,6 @@
 use crate::app::{App, AppError};
 use crate::core::evm::decode::effects;
 use crate::core::id::{GroupName, KeyId};
-use crate::core::policy::bundle::grant::Rules;
 use crate::core::policy::{Bundle, Effect, PolicyRequest};
 use crate::core::time::Timestamp;
 use crate::ports::store::{TransactionRow, UsedDestinations, look};
@@ -71,14 +70,7 @@ pub(crate) async fn known(
     let Some(chain) = request.intent.chain() else {
         return Ok(BTreeSet::new());
     };
-    let is_asked = bundle.rules().iter().any(|grant| match &grant.rules {
-        Rules::Message { .. } => false,
-        Rules::OnChain(rules) => rules
-            .get(&chain.name)
-            .and_then(|rule| rule.delay.as_ref())
-            .is_some_and(|delay| delay.first_use_ms.is_some()),
-    });
-    if !is_asked {
+    if !bundle.asks_first_use(&chain.name) {
         return Ok(BTreeSet::new());
     }
     let chain = chain.id;

@@ -9,7 +9,7 @@ use crate::core::id::RequestId;
 use crate::core::intent::Intent;
 use crate::core::key::NonceMode;
 use crate::core::policy::verdict::EventUse;
-use crate::core::policy::{Charge, Outcome, PolicyRequest, Reason, Verdict};
+use crate::core::policy::{Bundle, Charge, Miss, Outcome, PolicyRequest, Reason, Verdict, explain};
 use crate::core::time::Timestamp;
 use crate::ports::store::{Hold, LimitExceeded, LimitUse, StoreError, Unit, look};
 use alloy::primitives::Address;
@@ -33,8 +33,11 @@ pub struct Evaluation {
     pub verdict: Verdict,
     /// Why not: the verdict's reasons, or the full windows.
     pub reasons: Vec<Reason>,
-    /// What each window would be charged, and what it holds now.
+    /// What each window would be charged, and what it holds now: empty where no grants cover the request, or a
+    /// guardrail refuses it.
     pub limits: Vec<(Charge, LimitUse)>,
+    /// What was judged, by which bundle, and when.
+    judged: (PolicyRequest, Arc<Bundle>, Timestamp),
     /// The account that would sign.
     pub address: Address,
 }
@@ -46,13 +49,13 @@ pub struct Evaluation {
 /// another request has answered, a transaction that nodes would not take, something not available.
 pub async fn evaluate(app: &App, command: EvaluateCommand) -> Result<Evaluation, AppError> {
     let now = app.clock.now();
-    let (request, verdict) = match &command {
+    let (request, bundle, verdict) = match &command {
         EvaluateCommand::Transaction(command) => {
             let judged = accept::judge(app, command, Purpose::Tell, now).await?;
             if judged.verdict.outcome != Outcome::Deny {
                 judged.sendable?;
             }
-            (judged.request, judged.verdict)
+            (judged.request, judged.bundle, judged.verdict)
         }
         EvaluateCommand::Signature(command) => {
             let judged = sign_request::judge(app, command, Purpose::Tell, now).await?;
@@ -61,24 +64,45 @@ pub async fn evaluate(app: &App, command: EvaluateCommand) -> Result<Evaluation,
             {
                 accept::admissible(tx)?;
             }
-            (judged.request, judged.verdict)
+            (judged.request, judged.bundle, judged.verdict)
         }
     };
+    let (outcome, reasons) = match (&command, verdict.outcome) {
+        (EvaluateCommand::Signature(_), Outcome::Delay | Outcome::NeedApproval) => {
+            (Outcome::Deny, ask::cannot_wait(&verdict))
+        }
+        (_, outcome) => (outcome, verdict.reasons.clone()),
+    };
     let address = request.address;
-    if verdict.outcome != Outcome::Allow {
-        // What waits is judged again when it goes on: how full the windows are now does not matter.
-        let (outcome, reasons) = match &command {
-            EvaluateCommand::Transaction(_) => (verdict.outcome, verdict.reasons.clone()),
-            EvaluateCommand::Signature(_) => (Outcome::Deny, ask::cannot_wait(&verdict)),
-        };
-        return Ok(Evaluation { outcome, verdict, reasons, limits: Vec::new(), address });
+    let judged = (request, bundle, now);
+    let mut said = Evaluation { outcome, verdict, reasons, limits: Vec::new(), address, judged };
+    if said.verdict.outcome == Outcome::Deny {
+        return Ok(said);
     }
-    let uses = room(app, &request, &verdict, now).await?;
-    let limits: Vec<(Charge, LimitUse)> = charges_of(&verdict).into_iter().zip(uses).collect();
-    let full = limits.iter().filter(|(_, found)| !found.fits);
-    let reasons: Vec<Reason> = full.map(|(charge, found)| window_reason(charge, found)).collect();
-    let outcome = if reasons.is_empty() { Outcome::Allow } else { Outcome::Deny };
-    Ok(Evaluation { outcome, verdict, reasons, limits, address })
+    let found = room(app, &said.judged.0, &said.verdict, now).await?;
+    said.limits = charges_of(&said.verdict).into_iter().zip(found.uses).collect();
+    if said.outcome == Outcome::Deny {
+        return Ok(said);
+    }
+    found.free?;
+    // What waits is judged again when it goes on: how full the windows are now decides nothing.
+    if said.outcome == Outcome::Allow {
+        let full = said.limits.iter().filter(|(_, found)| !found.fits);
+        said.reasons = full.map(|(charge, found)| window_reason(charge, found)).collect();
+        if !said.reasons.is_empty() {
+            said.outcome = Outcome::Deny;
+        }
+    }
+    Ok(said)
+}
+
+impl Evaluation {
+    /// Every grant that decides, with what it does not cover, whatever the outcome.
+    #[must_use]
+    pub fn misses(&self) -> Vec<Miss> {
+        let (request, bundle, now) = &self.judged;
+        explain(bundle, request, *now).misses
+    }
 }
 
 /// What each window would be asked for, with what others may take later.
@@ -96,14 +120,22 @@ fn window_reason(charge: &Charge, found: &LimitUse) -> Reason {
     })
 }
 
-/// What the windows hold now, if the event that the request answers is free. Versions of one nonce share
+/// What is in the database beside the request.
+struct Room {
+    /// What the windows hold now.
+    uses: Vec<LimitUse>,
+    /// Whether the event that the request answers is free, and its nonce the caller's to give.
+    free: Result<(), AppError>,
+}
+
+/// What the windows hold now, and whether anything else has what the request needs. Versions of one nonce share
 /// what is held, and their event, as at the real door.
 async fn room(
     app: &App,
     request: &PolicyRequest,
     verdict: &Verdict,
     now: Timestamp,
-) -> Result<Vec<LimitUse>, AppError> {
+) -> Result<Room, AppError> {
     // Without a nonce of the caller's, the request would be a new owner, who holds nothing.
     let asked = Arc::new((shared_owner(request), charges_of(verdict), verdict.event_use.clone()));
     let lane = request.intent.nonce().and(request.intent.chain());
@@ -125,13 +157,12 @@ async fn room(
         })
     })
     .await?;
-    if let Some(other) = other {
-        return Err(event_used(other));
-    }
-    if mode.is_some_and(|mode| mode != NonceMode::External) {
-        return Err(AppError::NonceManaged);
-    }
-    Ok(uses)
+    let free = match other {
+        Some(other) => Err(event_used(other)),
+        None if mode.is_some_and(|mode| mode != NonceMode::External) => Err(AppError::NonceManaged),
+        None => Ok(()),
+    };
+    Ok(Room { uses, free })
 }
 
 /// The request that has the event, unless it is another version of the same nonce.

@@ -13,7 +13,7 @@ use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent};
 use crate::core::key::{NonceMode, OperatorKey};
 use crate::core::permit::PayloadKind;
 use crate::core::policy::verdict::EventUse;
-use crate::core::policy::{Outcome, PolicyRequest, Verdict, evaluate};
+use crate::core::policy::{Bundle, Outcome, PolicyRequest, Verdict, evaluate};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::ports::chain::BlockAt;
@@ -72,7 +72,7 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
     }
     suspension::refuse(app).await?;
     let now = app.clock.now();
-    let Judged { key, payload: (kind, bytes, fees), request, verdict } =
+    let Judged { key, payload: (kind, bytes, fees), request, verdict, .. } =
         judge(app, &command, Purpose::Accept, now).await?;
     let id = RequestId::new(app.entropy.uuid());
     if verdict.outcome != Outcome::Allow {
@@ -139,6 +139,8 @@ pub(crate) struct Judged {
     pub(crate) payload: (PayloadKind, Vec<u8>, Fees),
     /// The request with its facts.
     pub(crate) request: PolicyRequest,
+    /// The bundle that decided.
+    pub(crate) bundle: Arc<Bundle>,
     /// The verdict.
     pub(crate) verdict: Verdict,
 }
@@ -163,7 +165,7 @@ pub(crate) async fn judge(
     let unread = Unread { principal: &command.principal, key: &key, intent, waiting_since: None };
     let request = facts::gather(app, &bundle, unread, purpose).await?;
     let verdict = evaluate(&bundle, &request, now);
-    Ok(Judged { key, payload, request, verdict })
+    Ok(Judged { key, payload, request, bundle, verdict })
 }
 
 /// The decision is committed: a silent HSM is no longer an error.

@@ -411,7 +411,7 @@ pub enum PolicyCommand {
                       \"request\":{\"chain\":\"local\",\"signer\":\"payments\",\"to\":\"0x70997970c51812dc3a010c7d01b50e0d17dc79c8\",\"value\":\"1\"},\n    \
                       \"facts\":{\"address\":\"0x90f79bf6eb2c4f870365e785982e1f101e93b906\",\"group\":\"payments\",\"chain_id\":31337,\n    \
                       \"now\":\"2026-12-01T12:00:00Z\",\"codes\":{\"0x70997970c51812dc3a010c7d01b50e0d17dc79c8\":\"none\"}}}' > ask.json\n  \
-                      claviger policy explain ./dev/policies --request ask.json"
+                      claviger policy explain ./dev/policies --request ask.json --all"
     )]
     Explain {
         /// The bundle's folder.
@@ -419,6 +419,9 @@ pub enum PolicyCommand {
         /// The request with its facts.
         #[arg(long)]
         request: PathBuf,
+        /// List every grant that does not cover it, and not only the nearest (JSON always has all).
+        #[arg(long)]
+        all: bool,
         /// Print JSON.
         #[arg(long)]
         json: bool,

@@ -4,7 +4,8 @@
 use crate::app::record::{self, read};
 use crate::cli::{Failure, load, print};
 use crate::core::policy::{
-    Bundle, Charge, CodeFact, Outcome, PolicyRequest, Verdict, evaluate, facts::Facts,
+    Bundle, Charge, CodeFact, Explanation, Outcome, PolicyRequest, Reason, Verdict, explain,
+    facts::Facts,
 };
 use crate::core::time::Timestamp;
 use alloy::primitives::{Address, Bytes};
@@ -53,7 +54,7 @@ struct Known {
 ///
 /// # Errors
 /// When the bundle does not load, or the file is not a request with its facts.
-pub fn run(dir: &Path, file: &Path, as_json: bool) -> Result<(), Failure> {
+pub fn run(dir: &Path, file: &Path, all: bool, as_json: bool) -> Result<(), Failure> {
     let bundle = load::bundle(dir)?;
     let wrong = |error: &dyn std::fmt::Display| Failure::of(&file.display().to_string(), error);
     let text = std::fs::read_to_string(file).map_err(|error| wrong(&error))?;
@@ -66,11 +67,11 @@ pub fn run(dir: &Path, file: &Path, as_json: bool) -> Result<(), Failure> {
     };
     let asked = read::recorded(&decision.to_string(), Timestamp::default());
     let asked = asked.map_err(|error| wrong(&error))?;
-    let verdict = evaluate(&bundle, &asked.request, asked.now);
+    let explained = explain(&bundle, &asked.request, asked.now);
     if as_json {
-        print::json(&shown(&bundle, &verdict));
+        print::json(&shown(&bundle, &explained));
     } else {
-        tell(&bundle, &asked.request, &verdict);
+        tell(&bundle, &asked.request, &explained, all);
     }
     Ok(())
 }
@@ -201,12 +202,16 @@ fn asked(charge: &Charge) -> String {
     charge.asked().map_or_else(|| "more than 2^256".to_owned(), |asked| asked.to_string())
 }
 
-fn tell(bundle: &Bundle, request: &PolicyRequest, verdict: &Verdict) {
+fn tell(bundle: &Bundle, request: &PolicyRequest, explained: &Explanation, all: bool) {
+    let verdict = &explained.verdict;
     print::line(&format!("bundle {} {:#x}", bundle.version(), bundle.hash()));
     print::line(&format!("{} asks: {}", request.principal, verdict.outcome.name()));
     print::line("");
-    let mut rows = vec![vec!["EFFECT".to_owned()]];
-    rows.extend(effects(verdict).iter().map(|effect| vec![in_words(effect)]));
+    let mut rows = vec![["#", "EFFECT"].map(str::to_owned).to_vec()];
+    let effects = effects(verdict);
+    rows.extend(
+        effects.iter().zip(1..).map(|(it, at): (_, u32)| vec![at.to_string(), in_words(it)]),
+    );
     print::table(&rows);
     let grants: Vec<&str> = verdict.grants.iter().map(|grant| grant.as_str()).collect();
     if verdict.outcome != Outcome::Deny {
@@ -225,28 +230,56 @@ fn tell(bundle: &Bundle, request: &PolicyRequest, verdict: &Verdict) {
         let quorums: Vec<String> = need.quorums.iter().map(|it| format!("{it:?}")).collect();
         print::line(&format!("needs approval by {}", quorums.join(" and ")));
     }
-    tell_reasons(verdict);
+    tell_reasons(explained, all);
     tell_windows(verdict);
 }
 
-fn tell_reasons(verdict: &Verdict) {
-    let mut rows =
-        vec![["GRANT", "FIRST FIELD THAT FAILS", "EXPECTED", "IS"].map(str::to_owned).to_vec()];
-    rows.extend(verdict.reasons.iter().map(|reason| {
+/// The reasons of the verdict, or with them all that every grant misses.
+fn tell_reasons(explained: &Explanation, all: bool) {
+    let Explanation { verdict, misses } = explained;
+    let heads = ["GRANT", "#", "FIRST FIELD THAT FAILS", "EXPECTED", "IS"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    let row = |reason: &Reason, effect: Option<usize>| {
         let grant = reason.grant.as_ref().map_or_else(|| "(any)".to_owned(), ToString::to_string);
-        vec![grant, reason.field.clone(), reason.expected.clone(), reason.actual.clone()]
-    }));
+        let effect = effect.map_or_else(String::new, |at| at.saturating_add(1).to_string());
+        vec![grant, effect, reason.field.clone(), reason.expected.clone(), reason.actual.clone()]
+    };
+    let missed = |reason: &Reason| misses.iter().find(|miss| miss.reason == *reason);
+    let (by_grants, others): (Vec<&Reason>, Vec<&Reason>) =
+        verdict.reasons.iter().partition(|reason| missed(reason).is_some());
+    rows.extend(others.into_iter().map(|reason| row(reason, None)));
+    let nearest = |reason: &&Reason| row(reason, missed(reason).and_then(|miss| miss.effect));
+    let shown = if all {
+        rows.extend(misses.iter().map(|miss| row(&miss.reason, miss.effect)));
+        misses.len()
+    } else {
+        rows.extend(by_grants.iter().map(nearest));
+        misses.iter().filter(|miss| by_grants.contains(&&miss.reason)).count()
+    };
     rows.extend(verdict.shadows.iter().map(|shadow| {
         let reason = shadow.reason.as_ref();
         let part = |read: fn(&crate::core::policy::Reason) -> &String| {
             reason.map_or_else(String::new, |reason| read(reason).clone())
         };
         let grant = format!("{} (shadow: {})", shadow.grant, shadow.outcome.name());
-        vec![grant, part(|it| &it.field), part(|it| &it.expected), part(|it| &it.actual)]
+        vec![
+            grant,
+            String::new(),
+            part(|it| &it.field),
+            part(|it| &it.expected),
+            part(|it| &it.actual),
+        ]
     }));
     if rows.len() > 1 {
         print::line("");
         print::table(&rows);
+    }
+    let hidden = misses.len().saturating_sub(shown);
+    if hidden > 0 {
+        let more = if shown == 0 { "" } else { " more" };
+        print::line(&format!(
+            "{hidden}{more} times a grant does not cover an effect: --all lists them"
+        ));
     }
 }
 
@@ -287,7 +320,8 @@ fn in_words(effect: &Value) -> String {
     format!("{name} {}", rest.collect::<Vec<_>>().join(" "))
 }
 
-fn shown(bundle: &Bundle, verdict: &Verdict) -> Value {
+fn shown(bundle: &Bundle, explained: &Explanation) -> Value {
+    let verdict = &explained.verdict;
     let exposed = verdict.exposures.iter().flat_map(|exposure| &exposure.charges);
     let windows: Vec<Value> = verdict
         .charges
@@ -304,6 +338,7 @@ fn shown(bundle: &Bundle, verdict: &Verdict) -> Value {
         "effects": effects(verdict),
         "grants": verdict.grants,
         "reasons": verdict.reasons,
+        "misses": explained.misses,
         "windows": windows,
         "delay_ms": verdict.delay.as_ref().map(|delay| delay.ms.to_string()),
         "approval": verdict.approval.as_ref().map(|need| &need.quorums),

@@ -71,6 +71,16 @@ async fn a_payment_waits_for_its_people_and_is_paid_once(store_url: Option<Strin
     assert_eq!(small.status, 201, "{:#}", small.body);
     finalized(&anvil, &server, &small.id()).await;
 
+    // What would be asked of the windows is told beside who would be asked.
+    let url = format!("{}/v1/policy/evaluate", server.client_url());
+    let token = server.token_of(SUB, &[Role::Client, Role::Approver]);
+    let told = server.try_call(Method::POST, url, &token, None, Some(&large())).await.unwrap().ok();
+    assert_eq!((&told["outcome"], &told["reasons"]), (&json!("need_approval"), &json!([])));
+    let window = &told["limits"][0];
+    let wei = |field: &str| window[field].as_str().unwrap().parse::<u128>().unwrap();
+    assert!(wei("used") >= ETHER / 2 && wei("asked") >= ETHER, "{told:#}");
+    assert_eq!((wei("max"), &window["has_room"]), (10 * ETHER, &json!(true)));
+
     let id = asked(&server, "large", &large()).await;
     let told = as_requester(&server, &id).await;
     assert_eq!(told["status"], "awaiting_approval");

@@ -140,6 +140,16 @@ fn a_request_in_a_file_is_decided_and_explained() {
     let reasons = report["reasons"].as_array().unwrap();
     let nearest = reasons.iter().find(|reason| reason["grant"] == "native-payouts").unwrap();
     assert_eq!(nearest["field"], "per_tx", "{report:#}");
+    assert!(report["misses"].as_array().unwrap().len() >= reasons.len(), "{report:#}");
+    // Of what is allowed, only how many others miss.
+    let (_, out, _) = explain(&ask("1000"), &[]);
+    let hidden = out.lines().find(|line| line.contains("--all lists them")).unwrap();
+    let hidden: usize = hidden.split(' ').next().unwrap().parse().unwrap();
+    assert!(!out.contains("FIRST FIELD THAT FAILS"), "{out}");
+    let (_, out, _) = explain(&ask("1000"), &["--all"]);
+    assert!(!out.contains("--all lists them"), "{out}");
+    let misses = out.lines().skip_while(|line| !line.contains("FIRST FIELD THAT FAILS")).skip(1);
+    assert_eq!(misses.take_while(|line| !line.is_empty()).count(), hidden, "{out}");
     let mut unknown = ask("1");
     unknown["facts"]["codes"] = json!({});
     let (_, out, _) = explain(&unknown, &[]);

@@ -51,8 +51,8 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Policy(PolicyCommand::Check { dir, json }) => bundles::check(dir, *json),
         Command::Policy(PolicyCommand::Test { dir, json }) => bundles::test(dir, *json),
         Command::Policy(PolicyCommand::Diff { old, new, json }) => bundles::diff(old, new, *json),
-        Command::Policy(PolicyCommand::Explain { dir, request, json }) => {
-            explain::run(dir, request, *json)
+        Command::Policy(PolicyCommand::Explain { dir, request, all, json }) => {
+            explain::run(dir, request, *all, *json)
         }
         Command::Policy(PolicyCommand::Replay(args)) => block_on(1, policy::replay(args)),
     }

@@ -13,12 +13,12 @@ pub mod verdict;
 
 pub use bundle::{Bundle, BundleError};
 pub use effect::Effect;
-pub use evaluate::evaluate;
 pub use evaluate::in_force::{
     CountedKeys, WindowInForce, counted_keys, destination_in, windows_in_force, windows_in_force_to,
 };
+pub use evaluate::{evaluate, explain};
 pub use facts::{CodeFact, EventFact, Facts, PolicyRequest};
 pub use verdict::{
-    ApprovalNeed, Charge, ChargeKind, DelayNeed, Exposure, LimitId, Outcome, Period, Reason,
-    Shadow, Verdict,
+    ApprovalNeed, Charge, ChargeKind, DelayNeed, Explanation, Exposure, LimitId, Miss, Outcome,
+    Period, Reason, Shadow, Verdict,
 };

@@ -51,6 +51,26 @@ pub struct Reason {
     pub actual: String,
 }
 
+/// A grant that does not cover an effect, or nothing of the request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Miss {
+    /// The effect, by its place; `None` where the grant is not for this caller, key or chain at all.
+    pub effect: Option<usize>,
+    /// The first field that failed.
+    #[serde(flatten)]
+    pub reason: Reason,
+}
+
+/// A verdict with all that grants say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// What is decided. Its reasons are the nearest misses, and not many.
+    pub verdict: Verdict,
+    /// Every grant that decides, with each effect beside the fee that it does not cover: the nearest first, then
+    /// by effect and id.
+    pub misses: Vec<Miss>,
+}
+
 /// Which counter: stable across bundles as long as the grant keeps its id, span, unit and scope.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LimitId(pub [u8; 32]);
@@ -211,7 +231,8 @@ pub struct Verdict {
     pub grants: Vec<GrantId>,
     /// What the request would do.
     pub effects: Vec<Effect>,
-    /// Why not (empty unless denied).
+    /// Why not (empty unless denied). Of grants that miss, the sixteen that come nearest: [`Explanation`]
+    /// has all.
     pub reasons: Vec<Reason>,
     /// What to reserve until the nonce is final (empty on deny), in the order of limit ids, each limit once.
     pub charges: Vec<Charge>,

@@ -92,6 +92,8 @@ fn shown(app: &App, caller: &Caller, found: &Evaluation) -> Result<Value, Proble
     if let (true, Value::Object(fields)) = (sees_all, &mut shown) {
         let shadows = serde_json::to_value(record::shadows(&found.verdict));
         fields.insert("shadows".to_owned(), shadows.map_err(Problem::internal)?);
+        let misses = serde_json::to_value(found.misses());
+        fields.insert("misses".to_owned(), misses.map_err(Problem::internal)?);
     }
     Ok(shown)
 }

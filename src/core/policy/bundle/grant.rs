@@ -10,6 +10,7 @@ use crate::core::time::Timestamp;
 use alloy::dyn_abi::DynSolType;
 use alloy::primitives::{Address, B256, U256};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// One allow rule.
 #[derive(Clone, Debug)]
@@ -79,7 +80,7 @@ pub struct DelayRule {
 }
 
 /// A signer as a grant names it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SignerRef {
     /// Any key of a group.
     Group(GroupName),
@@ -100,7 +101,7 @@ pub enum Rules {
         windows: Vec<Window>,
     },
     /// One rule for each chain that the grant names.
-    OnChain(BTreeMap<ChainName, ChainRule>),
+    OnChain(BTreeMap<ChainName, Arc<ChainRule>>),
 }
 
 /// What a grant allows on one chain.

@@ -6,6 +6,7 @@ mod cases;
 pub mod condition;
 mod counters;
 pub mod grant;
+pub(super) mod grant_set;
 pub mod guardrail;
 pub(super) mod index;
 mod read_call;
@@ -26,7 +27,7 @@ use alloy::primitives::B256;
 pub use cases::CaseReport;
 use grant::{Grant, SignerRef};
 use guardrail::Guardrails;
-use index::GrantIndex;
+use index::{GrantIndex, OfChain};
 use registry::Registry;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
@@ -265,6 +266,12 @@ impl Bundle {
     #[must_use]
     pub const fn guardrails(&self) -> &Guardrails {
         &self.guardrails
+    }
+
+    /// Whether a grant lets the first use of a destination on a chain wait.
+    #[must_use]
+    pub fn asks_first_use(&self, chain: &ChainName) -> bool {
+        self.index.chain(chain).is_some_and(OfChain::asks_first_use)
     }
 
     /// Which grants may concern a request.

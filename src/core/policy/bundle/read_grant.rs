@@ -12,6 +12,7 @@ use crate::core::id::{GrantId, GroupName, KeyId};
 use crate::core::intent::Fees;
 use crate::core::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 const DAY_MS: i64 = 86_400_000;
 
@@ -73,7 +74,7 @@ impl Bundle {
             let rule = self
                 .read_chain_rule(raw, &chain)
                 .map_err(|problem| format!("on `{chain}`: {problem}"))?;
-            if rules.insert(chain, rule).is_some() {
+            if rules.insert(chain, Arc::new(rule)).is_some() {
                 return Err(format!("chains: `{name}` is there twice"));
             }
         }

@@ -1,12 +1,13 @@
 //! The bounds of a grant whose selectors match: whether it covers what they match.
 
 use super::event;
-use super::fees::fee_cap;
+use super::fees::{FeeMiss, fee_cap};
 use super::matching::{Ask, Failed, Match, Rule, stage, told};
 use crate::core::amount::Amount;
 use crate::core::intent::{Fees, Intent};
 use crate::core::policy::bundle::condition::ArgRule;
-use crate::core::policy::bundle::grant::{Action, CallRule, Grant, Hours, TextRule};
+use crate::core::policy::bundle::grant::{Action, CallRule, Hours, TextRule};
+use crate::core::policy::bundle::index::Terms;
 use crate::core::policy::effect::{CallArgument, CallEffect, Effect, PermitTerms};
 use crate::core::policy::verdict::EventUse;
 use crate::core::time::Timestamp;
@@ -44,41 +45,54 @@ pub(super) const fn amount_of(action: &Action, effect: &Effect) -> Amount {
     }
 }
 
+/// How much an effect moves, of the unit of the actions that match it.
+pub(super) const fn moved(effect: &Effect) -> Amount {
+    match effect {
+        Effect::TokenOut { amount, .. }
+        | Effect::NftOut { amount, .. }
+        | Effect::Approve { amount, .. } => *amount,
+        other => other.native(),
+    }
+}
+
 /// What all effects that the selectors match move together.
-pub(super) fn sum(found: &Match<'_>, action: &Action, ask: &Ask<'_>) -> Amount {
+fn sum(found: &Match<'_>, ask: &Ask<'_>) -> Amount {
     let effects = found.effects.iter().filter_map(|place| ask.effect(*place));
-    effects.fold(Amount::ZERO, |sum, effect| saturating_add(sum, amount_of(action, effect)))
+    effects.fold(Amount::ZERO, |sum, effect| saturating_add(sum, moved(effect)))
 }
 
 /// What the grant says about the request as a whole: its time, its sums, its fee. Returns the fees that it
 /// lets be signed at most; `None` where there is no fee.
 pub(super) fn stands(found: &Match<'_>, ask: &Ask<'_>) -> Result<Option<Fees>, Failed> {
-    within_time(found.grant, ask)?;
-    let Rule::Chain { rule, .. } = found.rule else {
+    within_time(found, ask)?;
+    let Rule::Chain { rule, terms, .. } = found.rule else {
         return Ok(None);
     };
-    within_sums(found, &rule.action, ask)?;
-    match (&ask.request.intent, &rule.fee, &rule.action) {
-        (Intent::Transaction(tx), Some(fee), _) => {
-            fee_cap(fee, tx).map(Some).map_err(|told| ask.failed(stage::FEE, || told))
-        }
-        (Intent::Transaction(_), None, _) => {
-            Err(ask.failed(stage::FEE, || told("fee", "a signature alone", "a transaction")))
-        }
-        (_, _, Action::TypedData(_) | Action::Delegate { .. } | Action::TokenApprove { .. }) => {
-            Ok(None)
-        }
+    within_sums(found, terms, &rule.action, ask)?;
+    if let Intent::Transaction(tx) = &ask.request.intent {
+        let fee = terms.fee.ok_or_else(|| {
+            ask.failed(stage::FEE, || told("fee", "a signature alone", "a transaction"))
+        })?;
+        let miss = |miss: FeeMiss| ask.failed(stage::FEE, || miss.told(fee, tx));
+        return fee_cap(fee, tx).map(Some).map_err(miss);
+    }
+    match &rule.action {
+        Action::TypedData(_) | Action::Delegate { .. } | Action::TokenApprove { .. } => Ok(None),
         _ => Err(ask.failed(stage::FEE, || told("fee", "a transaction", "a signature alone"))),
     }
 }
 
-fn within_time(grant: &Grant, ask: &Ask<'_>) -> Result<(), Failed> {
-    if ask.now >= grant.expires_at {
-        return Err(
-            ask.failed(stage::EXPIRES, || told("expires", &grant.expires, ask.now.to_string()))
-        );
+fn within_time(found: &Match<'_>, ask: &Ask<'_>) -> Result<(), Failed> {
+    let (expires_at, has_hours) = found.life();
+    if ask.now >= expires_at {
+        return Err(ask.failed(stage::EXPIRES, || {
+            told("expires", &found.grant.expires, ask.now.to_string())
+        }));
     }
-    match &grant.hours {
+    if !has_hours {
+        return Ok(());
+    }
+    match &found.grant.hours {
         Some(hours) if !is_open(hours, ask.now) => {
             Err(ask.failed(stage::HOURS, || told("hours", &hours.text, ask.now.to_string())))
         }
@@ -96,40 +110,42 @@ fn is_open(hours: &Hours, now: Timestamp) -> bool {
         && minute < i64::from(hours.to_minute)
 }
 
-fn within_sums(found: &Match<'_>, action: &Action, ask: &Ask<'_>) -> Result<(), Failed> {
-    let at_most = |field: &str, max: Amount, actual: Amount| {
+fn within_sums(
+    found: &Match<'_>,
+    terms: &Terms,
+    action: &Action,
+    ask: &Ask<'_>,
+) -> Result<(), Failed> {
+    let at_most = |field: &dyn Fn() -> &'static str, max: Amount, actual: Amount| {
         // A sum that overflowed stays at the top, which is within no bound.
         if actual <= max && actual != Amount::new(U256::MAX) {
             return Ok(());
         }
-        Err(ask.failed(stage::BOUNDS, || told(field, max.to_string(), actual.to_string())))
+        Err(ask.failed(stage::BOUNDS, || told(field(), max.to_string(), actual.to_string())))
     };
-    match action {
-        Action::NativeTransfer { per_tx, .. }
-        | Action::TokenTransfer { per_tx, .. }
-        | Action::NftTransfer { per_tx, .. } => at_most("per_tx", *per_tx, sum(found, action, ask)),
-        Action::TokenApprove { per_tx, unlimited, .. } => {
-            let effects = found.effects.iter().filter_map(|place| ask.effect(*place));
-            let mut finite = Amount::ZERO;
-            for amount in effects.map(|effect| amount_of(action, effect)) {
-                if !is_unlimited(amount) {
-                    finite = saturating_add(finite, amount);
-                } else if !unlimited {
-                    return Err(ask.failed(stage::BOUNDS, || {
-                        told("unlimited", "an allowance that ends", "unlimited")
-                    }));
-                }
-            }
-            at_most("per_tx", *per_tx, finite)
-        }
-        Action::Call(rule) | Action::Admin(rule) => {
-            at_most("value.max", rule.value_max, sum(found, action, ask))
-        }
-        Action::Deploy { value_max, .. } | Action::Opaque { value_max, .. } => {
-            at_most("value.max", *value_max, sum(found, action, ask))
-        }
-        Action::NftApprove { .. } | Action::Delegate { .. } | Action::TypedData(_) => Ok(()),
+    if let Some(most) = terms.most {
+        let field = || match action {
+            Action::NativeTransfer { .. }
+            | Action::TokenTransfer { .. }
+            | Action::NftTransfer { .. } => "per_tx",
+            _ => "value.max",
+        };
+        return at_most(&field, most, sum(found, ask));
     }
+    let Action::TokenApprove { per_tx, unlimited, .. } = action else {
+        return Ok(());
+    };
+    let mut finite = Amount::ZERO;
+    for amount in found.effects.iter().filter_map(|place| ask.effect(*place)).map(moved) {
+        if !is_unlimited(amount) {
+            finite = saturating_add(finite, amount);
+        } else if !unlimited {
+            return Err(ask.failed(stage::BOUNDS, || {
+                told("unlimited", "an allowance that ends", "unlimited")
+            }));
+        }
+    }
+    at_most(&|| "per_tx", *per_tx, finite)
 }
 
 /// What the grant says about one effect. Returns the event that covering it uses up.
@@ -137,7 +153,7 @@ pub(super) fn covers(
     found: &Match<'_>,
     effect: &Effect,
     ask: &Ask<'_>,
-) -> Result<Option<EventUse>, Failed> {
+) -> Result<Option<Box<EventUse>>, Failed> {
     let rule = match found.rule {
         Rule::Message { text, .. } => {
             return match effect {
@@ -146,6 +162,7 @@ pub(super) fn covers(
             }
             .map(|()| None);
         }
+        Rule::Chain { terms, .. } if terms.is_plain => return Ok(None),
         Rule::Chain { rule, .. } => rule,
     };
     match (&rule.action, effect) {
@@ -217,13 +234,13 @@ fn covers_call(
     rule: &CallRule,
     call: &CallEffect,
     ask: &Ask<'_>,
-) -> Result<Option<EventUse>, Failed> {
+) -> Result<Option<Box<EventUse>>, Failed> {
     covers_args(&rule.args, &call.args, ask)?;
     match (&rule.event, &ask.request.intent) {
         (None, _) => Ok(None),
         (Some(event), Intent::Transaction(tx)) => {
             event::check(event, rule, call, tx, ask.request.facts.event.as_ref())
-                .map(Some)
+                .map(|used| Some(Box::new(used)))
                 .map_err(|told| ask.failed(stage::BOUNDS, || told))
         }
         (Some(_), _) => {

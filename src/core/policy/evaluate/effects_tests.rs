@@ -67,7 +67,8 @@ fn decide_at(
 ) -> Verdict {
     let sends = matches!(request.intent, Intent::Transaction(_));
     let fee = sends.then(fee);
-    judge(bundle, request, effects.iter().cloned().chain(fee).collect(), now)
+    let effects: Vec<Effect> = effects.iter().cloned().chain(fee).collect();
+    judge(bundle, request, &effects, now)
 }
 
 #[track_caller]

@@ -3,37 +3,64 @@
 use super::matching::{Told, told};
 use crate::core::amount::Amount;
 use crate::core::intent::{FeeAsk, Fees, Intent, TransactionIntent, TxType};
-use crate::core::policy::bundle::grant::FeeRule;
 use crate::core::policy::{Effect, PolicyRequest};
 use alloy::primitives::U256;
 
+/// What of a fee is beyond what a grant says.
+#[derive(Clone, Copy)]
+pub(super) enum FeeMiss {
+    Gas,
+    Fee,
+    Tip,
+    /// The tip is above the fee.
+    Order,
+}
+
 /// The fees that may be signed at most. A type with one price (legacy, EIP-2930) pays all of it, so
 /// the price is bounded by the tip's bound too: else it were a way around that.
-pub(super) fn fee_cap(rule: &FeeRule, tx: &TransactionIntent) -> Result<Fees, Told> {
-    if tx.gas > rule.max_gas {
-        return Err(told("fee.max_gas", rule.max_gas.to_string(), tx.gas.to_string()));
+#[inline]
+pub(super) fn fee_cap(
+    (max, max_gas): (Fees, u64),
+    tx: &TransactionIntent,
+) -> Result<Fees, FeeMiss> {
+    if tx.gas > max_gas {
+        return Err(FeeMiss::Gas);
     }
-    let (asked, max) = (tx.fees.highest(), rule.max);
     match tx.fees {
-        FeeAsk::Exact(_) => {
-            let wei = |value: u128| format!("{value} wei");
+        FeeAsk::Exact(asked) => {
             if asked.max_fee > max.max_fee {
-                return Err(told("fee.max_fee_gwei", wei(max.max_fee), wei(asked.max_fee)));
+                return Err(FeeMiss::Fee);
             }
             if asked.max_priority_fee > max.max_priority_fee {
-                let (max, asked) = (wei(max.max_priority_fee), wei(asked.max_priority_fee));
-                return Err(told("fee.max_tip_gwei", max, asked));
+                return Err(FeeMiss::Tip);
             }
             if asked.max_priority_fee > asked.max_fee {
-                return Err(told("fee", "a tip not above the fee", wei(asked.max_priority_fee)));
+                return Err(FeeMiss::Order);
             }
             Ok(asked)
         }
-        FeeAsk::UpTo(_) => {
+        FeeAsk::UpTo(asked) => {
             let max_fee = asked.max_fee.min(max.max_fee);
             let tip = asked.max_priority_fee.min(max.max_priority_fee).min(max_fee);
             let max_fee = if has_one_price(tx.tx_type) { tip } else { max_fee };
             Ok(Fees { max_fee, max_priority_fee: tip })
+        }
+    }
+}
+
+impl FeeMiss {
+    /// In words.
+    pub fn told(self, (max, max_gas): (Fees, u64), tx: &TransactionIntent) -> Told {
+        let wei = |value: u128| format!("{value} wei");
+        let asked = tx.fees.highest();
+        match self {
+            Self::Gas => told("fee.max_gas", max_gas.to_string(), tx.gas.to_string()),
+            Self::Fee => told("fee.max_fee_gwei", wei(max.max_fee), wei(asked.max_fee)),
+            Self::Tip => {
+                let (max, asked) = (max.max_priority_fee, asked.max_priority_fee);
+                told("fee.max_tip_gwei", wei(max), wei(asked))
+            }
+            Self::Order => told("fee", "a tip not above the fee", wei(asked.max_priority_fee)),
         }
     }
 }

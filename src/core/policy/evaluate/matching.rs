@@ -7,11 +7,13 @@ use crate::core::id::ChainName;
 use crate::core::policy::bundle::grant::{
     Action, CallRule, ChainRule, Destinations, Grant, Mode, Rules, SignerRef, TextRule, Window,
 };
+use crate::core::policy::bundle::index::{GrantNumber, OfChain, Terms};
 use crate::core::policy::effect::{CallEffect, Effect};
 use crate::core::policy::{Bundle, PolicyRequest, Reason};
 use crate::core::time::Timestamp;
 use alloy::primitives::Address;
 use std::collections::BTreeSet;
+use std::ops::Deref;
 
 /// A request with what was read from it.
 #[derive(Clone, Copy)]
@@ -30,15 +32,46 @@ pub(super) struct Ask<'a> {
 #[derive(Clone, Copy)]
 pub(super) enum Rule<'a> {
     Message { text: &'a TextRule, windows: &'a [Window] },
-    Chain { name: &'a ChainName, rule: &'a ChainRule },
+    Chain { name: &'a ChainName, rule: &'a ChainRule, terms: &'a Terms },
 }
 
 /// A grant whose selectors match effects of the request, or whose windows count its fee.
 pub(super) struct Match<'a> {
     pub grant: &'a Grant,
+    pub number: GrantNumber,
     pub rule: Rule<'a>,
-    /// Which effects, by their places; empty where only the fee concerns it.
-    pub effects: Vec<usize>,
+    /// Which effects; empty where only the fee concerns it.
+    pub effects: Places,
+}
+
+/// Effects by their places, in order. Nearly every grant matches one at most, which is not worth an allocation.
+pub(super) enum Places {
+    None,
+    One(usize),
+    Many(Vec<usize>),
+}
+
+impl Deref for Places {
+    type Target = [usize];
+
+    fn deref(&self) -> &[usize] {
+        match self {
+            Self::None => &[],
+            Self::One(place) => std::slice::from_ref(place),
+            Self::Many(places) => places,
+        }
+    }
+}
+
+impl FromIterator<usize> for Places {
+    fn from_iter<I: IntoIterator<Item = usize>>(places: I) -> Self {
+        let mut places = places.into_iter();
+        match (places.next(), places.next()) {
+            (None, _) => Self::None,
+            (Some(one), None) => Self::One(one),
+            (Some(one), Some(two)) => Self::Many([one, two].into_iter().chain(places).collect()),
+        }
+    }
 }
 
 /// Why something failed: field, expected, actual.
@@ -47,7 +80,7 @@ pub(super) type Told = (String, String, String);
 /// The first thing that failed, and how far the grant got: the further, the nearer it was.
 pub(super) struct Failed {
     pub stage: u8,
-    pub told: Option<Told>,
+    pub told: Option<Box<Told>>,
 }
 
 pub(super) fn told(
@@ -61,7 +94,7 @@ pub(super) fn told(
 impl Failed {
     /// The reason, where it was put into words.
     pub fn reason(self, grant: &Grant) -> Option<Reason> {
-        let (field, expected, actual) = self.told?;
+        let (field, expected, actual) = *self.told?;
         Some(Reason { grant: Some(grant.id.clone()), field, expected, actual })
     }
 }
@@ -82,11 +115,16 @@ pub(super) mod stage {
 impl<'a> Ask<'a> {
     /// A failure, in words if they are wanted.
     pub fn failed(&self, stage: u8, words: impl FnOnce() -> Told) -> Failed {
-        Failed { stage, told: self.tell.then(words) }
+        Failed { stage, told: self.tell.then(|| Box::new(words())) }
     }
 
     pub fn effect(&self, place: usize) -> Option<&'a Effect> {
         self.effects.get(place)
+    }
+
+    /// What the grants say on the request's chain.
+    pub fn on_chain(&self) -> Option<&'a OfChain> {
+        self.bundle.index().chain(self.chain()?)
     }
 
     /// The chain, where the intent has one.
@@ -105,7 +143,11 @@ pub(super) fn signs(signers: &BTreeSet<SignerRef>, request: &PolicyRequest) -> b
 }
 
 /// Who may use the grant, who signs, and where.
-pub(super) fn rule_of<'a>(grant: &'a Grant, ask: &Ask<'a>) -> Result<Rule<'a>, Failed> {
+pub(super) fn rule_of<'a>(
+    number: GrantNumber,
+    grant: &'a Grant,
+    ask: &Ask<'a>,
+) -> Result<Rule<'a>, Failed> {
     let request = ask.request;
     if !grant.principals.contains(&request.principal.sub) {
         return Err(ask.failed(stage::PRINCIPALS, || {
@@ -127,14 +169,15 @@ pub(super) fn rule_of<'a>(grant: &'a Grant, ask: &Ask<'a>) -> Result<Rule<'a>, F
         Rules::Message { text, windows } => Ok(Rule::Message { text, windows }),
         Rules::OnChain(rules) => {
             let chain = ask.chain();
-            chain.and_then(|chain| rules.get(chain).map(|rule| (chain, rule))).map_or_else(
+            let row = chain.and_then(|chain| Some((chain, ask.on_chain()?.row(number)?)));
+            row.map_or_else(
                 || {
                     Err(ask.failed(stage::CHAINS, || {
                         let expected: Vec<&str> = rules.keys().map(ChainName::as_str).collect();
                         told("chains", expected.join(", "), chain.map_or("none", ChainName::as_str))
                     }))
                 },
-                |(name, rule)| Ok(Rule::Chain { name, rule }),
+                |(name, row)| Ok(Rule::Chain { name, rule: &row.rule, terms: &row.terms }),
             )
         }
     }
@@ -281,36 +324,98 @@ pub(super) const fn effect_name(effect: &Effect) -> &'static str {
     }
 }
 
-/// All grants whose selectors match something of the request, in the order of their ids: those that decide,
-/// and those in shadow mode.
-pub(super) fn matches<'a>(ask: &Ask<'a>) -> (Vec<Match<'a>>, Vec<Match<'a>>) {
-    let (index, sub) = (ask.bundle.index(), &ask.request.principal.sub);
-    // Each grant with the place of an effect, or with none where it may count the fee alone.
-    let mut found: Vec<(usize, Option<usize>)> = Vec::new();
-    for (place, effect) in ask.effects.iter().enumerate() {
-        let numbers = index.matching(sub, ask.chain(), effect);
-        found.extend(numbers.into_iter().map(|number| (number, Some(place))));
+impl<'a> Match<'a> {
+    /// A grant with the effects among these that are selected.
+    pub fn of(
+        number: GrantNumber,
+        rule: Rule<'a>,
+        (places, selected): (impl IntoIterator<Item = usize>, impl Fn(&Effect) -> bool),
+        ask: &Ask<'a>,
+    ) -> Option<Self> {
+        let grant = ask.bundle.rules().get(number)?;
+        let here = |place: &usize| ask.effect(*place).is_some_and(&selected);
+        let effects = places.into_iter().filter(here).collect();
+        Some(Self { grant, number, rule, effects })
     }
-    let natives = ask.chain().map_or(&[][..], |chain| index.native_windows(sub, chain));
-    found.extend(natives.iter().map(|number| (*number, None)));
-    found.sort_unstable();
-    let (mut deciding, mut shadows) = (Vec::new(), Vec::new());
-    for one in found.chunk_by(|a, b| a.0 == b.0) {
-        let grant = one.first().and_then(|(number, _)| ask.bundle.rules().get(*number));
-        let Some((grant, rule)) = grant.and_then(|grant| Some((grant, rule_of(grant, ask).ok()?)))
-        else {
-            continue;
-        };
-        let selected = |place: &usize| {
-            ask.effect(*place).is_some_and(|effect| selects(rule, effect, ask).is_ok())
-        };
-        let effects: Vec<usize> =
-            one.iter().filter_map(|(_, place)| *place).filter(selected).collect();
-        match grant.mode {
-            Mode::Enforce => deciding.push(Match { grant, rule, effects }),
-            Mode::Shadow if effects.is_empty() => {}
-            Mode::Shadow => shadows.push(Match { grant, rule, effects }),
+
+    /// What the index found, with the effects that are really selected.
+    pub fn near(
+        number: GrantNumber,
+        rule: Rule<'a>,
+        near: &[(GrantNumber, usize)],
+        ask: &Ask<'a>,
+    ) -> Option<Self> {
+        let selected = |effect: &Effect| selects(rule, effect, ask).is_ok();
+        Self::of(number, rule, (near.iter().map(|(_, place)| *place), selected), ask)
+    }
+
+    /// Whether it decides.
+    pub const fn mode(&self) -> Mode {
+        match self.rule {
+            Rule::Message { .. } => self.grant.mode,
+            Rule::Chain { terms, .. } => terms.mode,
         }
     }
-    (deciding, shadows)
+
+    /// The first moment at which the grant allows nothing any more, and whether it has hours.
+    pub const fn life(&self) -> (Timestamp, bool) {
+        match self.rule {
+            Rule::Message { .. } => (self.grant.expires_at, self.grant.hours.is_some()),
+            Rule::Chain { terms, .. } => (terms.expires_at, terms.has_hours),
+        }
+    }
+
+    /// Whether it counts anything, or lets anything wait, beside what it covers.
+    pub const fn follows(&self) -> bool {
+        match self.rule {
+            Rule::Message { windows, .. } => !windows.is_empty(),
+            Rule::Chain { terms, .. } => terms.has_windows || terms.has_needs,
+        }
+    }
+}
+
+/// What the index found: one grant with one effect of the signing account's own, or what is to be looked at.
+pub(super) enum Found<'f, 'a> {
+    Simple { number: GrantNumber, terms: &'a Terms, place: usize },
+    Other { number: GrantNumber, rule: Rule<'a>, near: &'f [(GrantNumber, usize)] },
+}
+
+/// Hands over all grants that may match something of the request, in the order of their ids. The index knows who
+/// may use which grant, and where; what it finds may still have to select the effect. There may be thousands, so
+/// nothing is made of them here.
+pub(super) fn near<'a>(ask: &Ask<'a>, mut found: impl FnMut(Found<'_, 'a>)) {
+    let (index, sub) = (ask.bundle.index(), &ask.request.principal.sub);
+    let (chain, on_chain) = (ask.chain(), ask.on_chain());
+    // Each grant with the place of an effect, or with none where it may count the fee alone.
+    let mut near: Vec<(GrantNumber, usize)> = Vec::new();
+    for (place, effect) in ask.effects.iter().enumerate() {
+        for numbers in index.matching(sub, chain, effect) {
+            near.extend(numbers.iter().map(|number| (*number, place)));
+        }
+    }
+    let natives = chain.map_or(&[][..], |chain| index.native_windows(sub, chain));
+    near.extend(natives.iter().map(|number| (*number, ask.effects.len())));
+    if !near.is_sorted() {
+        // A few runs, each in order: they are merged.
+        near.sort();
+    }
+    let signed = index.signed_by(ask.request);
+    for near in near.chunk_by(|a, b| a.0 == b.0) {
+        let Some((number, place)) = near.first().copied().filter(|it| signed.contains(it.0)) else {
+            continue;
+        };
+        let row = chain.and_then(|chain| Some((chain, on_chain?.row(number)?)));
+        let rule = match row {
+            Some((_, row)) if row.terms.is_simple && near.len() == 1 => {
+                found(Found::Simple { number, terms: &row.terms, place });
+                continue;
+            }
+            Some((name, row)) => Rule::Chain { name, rule: &row.rule, terms: &row.terms },
+            None => match ask.bundle.rules().get(number).map(|grant| &grant.rules) {
+                Some(Rules::Message { text, windows }) => Rule::Message { text, windows },
+                _ => continue,
+            },
+        };
+        found(Found::Other { number, rule, near });
+    }
 }

@@ -10,6 +10,7 @@
 mod bounds;
 mod choose;
 mod counter;
+mod coverage;
 #[cfg(test)]
 mod effects_tests;
 mod event;
@@ -24,6 +25,8 @@ mod needs;
 mod properties;
 #[cfg(test)]
 mod properties_decoded;
+#[cfg(test)]
+mod properties_explained;
 mod reasons;
 mod shadow;
 #[cfg(test)]
@@ -32,45 +35,57 @@ mod tests;
 mod universe;
 mod windows;
 
-use super::{Bundle, Effect, Outcome, PolicyRequest, Reason, Verdict};
+use super::{Bundle, Effect, Explanation, Outcome, PolicyRequest, Reason, Verdict};
 use crate::core::access::Role;
 use crate::core::evm::decode::{effects, typed_data};
 use crate::core::intent::Intent;
 use crate::core::time::Timestamp;
-use choose::{NoChoice, choose};
+use choose::choose;
+use coverage::Coverage;
 use fees::with_cap;
-use matching::{Ask, matches};
+use matching::Ask;
 use needs::Needs;
 use windows::Drafts;
 
 /// Judges a request.
 #[must_use]
 pub fn evaluate(bundle: &Bundle, request: &PolicyRequest, now: Timestamp) -> Verdict {
-    judge(bundle, request, effects(bundle, request), now)
+    judge(bundle, request, &effects(bundle, request), now)
+}
+
+/// Judges a request, and says of every grant that decides what it does not cover, and why: also where others
+/// allow the request, or where it is refused before any grant is asked. The verdict is [`evaluate`]'s.
+#[must_use]
+pub fn explain(bundle: &Bundle, request: &PolicyRequest, now: Timestamp) -> Explanation {
+    explain_effects(bundle, request, &effects(bundle, request), now)
+}
+
+fn explain_effects(
+    bundle: &Bundle,
+    request: &PolicyRequest,
+    effects: &[Effect],
+    now: Timestamp,
+) -> Explanation {
+    asking(bundle, request, effects, now, |ask| {
+        let coverage = Coverage::of(ask);
+        let misses = reasons::misses(&coverage, coverage.places(), ask).collect();
+        Explanation { verdict: verdict(ask), misses }
+    })
 }
 
 /// Judges a request by what it would do.
-fn judge(
+fn judge(bundle: &Bundle, request: &PolicyRequest, effects: &[Effect], now: Timestamp) -> Verdict {
+    asking(bundle, request, effects, now, verdict)
+}
+
+/// Reads what else the request says, and asks.
+fn asking<T>(
     bundle: &Bundle,
     request: &PolicyRequest,
-    effects: Vec<Effect>,
+    effects: &[Effect],
     now: Timestamp,
-) -> Verdict {
-    let mut verdict = Verdict {
-        outcome: Outcome::Deny,
-        bundle: bundle.hash(),
-        grants: vec![],
-        effects,
-        reasons: whole_request(bundle, request),
-        charges: vec![],
-        exposures: vec![],
-        approval: None,
-        delay: None,
-        shadows: vec![],
-        fee_cap: None,
-        event_use: None,
-    };
-    let effects = verdict.effects.clone();
+    question: impl FnOnce(&Ask<'_>) -> T,
+) -> T {
     let typed = match &request.intent {
         Intent::TypedData { chain, data }
             if effects.iter().any(|effect| matches!(effect, Effect::TypedMessage { .. })) =>
@@ -79,11 +94,28 @@ fn judge(
         }
         _ => None,
     };
-    let ask = Ask { bundle, request, effects: &effects, now, typed: typed.as_ref(), tell: false };
-    verdict.reasons.extend(effects.iter().filter_map(reasons::not_understood));
-    verdict.reasons.extend(guardrails::denied(&ask));
+    question(&Ask { bundle, request, effects, now, typed: typed.as_ref(), tell: false })
+}
+
+fn verdict(ask: &Ask<'_>) -> Verdict {
+    let mut verdict = Verdict {
+        outcome: Outcome::Deny,
+        bundle: ask.bundle.hash(),
+        grants: vec![],
+        effects: ask.effects.to_vec(),
+        reasons: whole_request(ask.bundle, ask.request),
+        charges: vec![],
+        exposures: vec![],
+        approval: None,
+        delay: None,
+        shadows: vec![],
+        fee_cap: None,
+        event_use: None,
+    };
+    verdict.reasons.extend(ask.effects.iter().filter_map(reasons::not_understood));
+    verdict.reasons.extend(guardrails::denied(ask));
     if verdict.reasons.is_empty() {
-        decide(&mut verdict, &ask);
+        decide(&mut verdict, ask);
     }
     verdict
 }
@@ -103,12 +135,17 @@ fn whole_request(bundle: &Bundle, request: &PolicyRequest) -> Vec<Reason> {
 }
 
 fn decide(verdict: &mut Verdict, ask: &Ask<'_>) {
-    let (found, shadows) = matches(ask);
-    verdict.shadows = shadow::shadows(&shadows, ask);
-    let drafts = Drafts::of(&found, ask);
-    match choose(&found, &drafts, ask) {
+    let coverage = Coverage::of(ask);
+    verdict.shadows = shadow::shadows(&coverage.shadows, ask);
+    let uncovered = coverage.uncovered();
+    if !uncovered.is_empty() || coverage.places().is_empty() {
+        verdict.reasons = reasons::uncovered(&coverage, &uncovered, ask);
+        return;
+    }
+    let drafts = Drafts::of(&coverage.following, ask);
+    match choose(&coverage, &drafts, ask) {
         Ok(choice) => {
-            let needs = Needs::of(&found, ask);
+            let needs = Needs::of(&coverage.following, ask);
             verdict.outcome = needs.outcome();
             verdict.grants = choice.grants.into_iter().collect();
             verdict.effects = with_cap(ask.effects, ask.request, choice.fee_cap);
@@ -119,9 +156,6 @@ fn decide(verdict: &mut Verdict, ask: &Ask<'_>) {
             verdict.fee_cap = choice.fee_cap;
             verdict.event_use = choice.event_use;
         }
-        Err(NoChoice::Uncovered(places)) => {
-            verdict.reasons = reasons::uncovered(&found, &places, ask);
-        }
-        Err(NoChoice::Exceeded(reasons)) => verdict.reasons = reasons,
+        Err(exceeded) => verdict.reasons = exceeded,
     }
 }

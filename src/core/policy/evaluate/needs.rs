@@ -21,9 +21,12 @@ impl Needs {
         let mut needs = Self::default();
         let mut delay: Option<DelayNeed> = None;
         for one in found {
-            let Rule::Chain { rule, .. } = one.rule else {
+            let Rule::Chain { rule, terms, .. } = one.rule else {
                 continue;
             };
+            if !terms.has_needs {
+                continue;
+            }
             let effects: Vec<&Effect> =
                 one.effects.iter().filter_map(|place| ask.effect(*place)).collect();
             if effects.is_empty() {

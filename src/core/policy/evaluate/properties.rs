@@ -223,7 +223,7 @@ fn grants_in_any_order_and_under_any_ids_decide_the_same() {
     let met = forall(&world(), |world, met| {
         let verdict = |grants: &[Spec], id: &dyn Fn(usize) -> String| {
             let bundle = bundle_of(grants, &world.rails, id);
-            let mut verdict = judge(&bundle, &world.request, world.effects.clone(), now());
+            let mut verdict = judge(&bundle, &world.request, &world.effects, now());
             verdict.bundle = Default::default();
             verdict
         };

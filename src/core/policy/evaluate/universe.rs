@@ -319,7 +319,7 @@ impl World {
     }
 
     pub fn judge(&self) -> Verdict {
-        judge(&self.bundle(), &self.request, self.effects.clone(), now())
+        judge(&self.bundle(), &self.request, &self.effects, now())
     }
 
     pub fn tx(&mut self) -> &mut TransactionIntent {

@@ -85,15 +85,23 @@ impl Drafts {
     /// Where one request at this fee is more than a window or a guardrail holds.
     pub fn exceeded(&self, fee: Amount) -> Vec<Reason> {
         let mut asked: BTreeMap<LimitId, (&Charge, Option<Amount>)> = BTreeMap::new();
-        for (limit, draft) in &self.charges {
-            asked.insert(*limit, (&draft.charge, draft.at(fee).asked()));
-        }
         for charge in self.exposures.iter().flat_map(|held| &held.exposure.charges) {
-            let sum = asked.entry(charge.limit).or_insert((charge, Some(Amount::ZERO)));
+            let before = || match self.charges.get(&charge.limit) {
+                Some(draft) => (&draft.charge, draft.asked(fee)),
+                None => (charge, Some(Amount::ZERO)),
+            };
+            let sum = asked.entry(charge.limit).or_insert_with(before);
             sum.1 = sum.1.zip(charge.asked()).and_then(|(sum, more)| sum.checked_add(more));
         }
-        let full = asked.into_values().filter(|(charge, asked)| !fits(*asked, charge.max));
-        let windows = full.map(|(charge, asked)| Reason {
+        let alone = self.charges.iter().filter(|(limit, _)| !asked.contains_key(limit));
+        let alone: Vec<_> = alone
+            .map(|(limit, draft)| (*limit, (&draft.charge, draft.asked(fee))))
+            .filter(|(_, (charge, asked))| !fits(*asked, charge.max))
+            .collect();
+        // In the order of limit ids.
+        asked.retain(|_, (charge, asked)| !fits(*asked, charge.max));
+        asked.extend(alone);
+        let windows = asked.into_values().map(|(charge, asked)| Reason {
             grant: Some(charge.grant.clone()),
             field: "windows".to_owned(),
             expected: format!("at most {} of {}", charge.max, charge.label),
@@ -122,16 +130,18 @@ impl Drafts {
     }
 
     fn add_match(&mut self, found: &Match<'_>, ask: &Ask<'_>) {
-        let slot = Slot { grant: &found.grant.id, whose: whose(ask) };
+        let slot = || Slot { grant: &found.grant.id, whose: whose(ask) };
         let (chain, rule) = match found.rule {
             Rule::Message { windows, .. } => {
                 for window in windows {
-                    self.add(slot.count(window, 1), false);
+                    self.add(slot().count(window, 1), false);
                 }
                 return;
             }
-            Rule::Chain { name, rule } => (name, rule),
+            Rule::Chain { terms, .. } if !terms.has_windows => return,
+            Rule::Chain { name, rule, .. } => (name, rule),
         };
+        let slot = slot();
         let matched = || found.effects.iter().filter_map(|place| ask.effect(*place));
         for window in &rule.windows {
             match (window.holds, &rule.action) {
@@ -289,6 +299,13 @@ impl Drafts {
 }
 
 impl Draft {
+    fn asked(&self, fee: Amount) -> Option<Amount> {
+        match self.charge.kind {
+            ChargeKind::Amount { value, .. } if self.fee => value.checked_add(fee),
+            _ => self.charge.asked(),
+        }
+    }
+
     fn at(&self, fee: Amount) -> Charge {
         let mut charge = self.charge.clone();
         if let (true, ChargeKind::Amount { fee: part, .. }) = (self.fee, &mut charge.kind) {

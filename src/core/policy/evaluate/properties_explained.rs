@@ -1,0 +1,182 @@
+//! Explanations and choices against the plainest way to make them: each grant is tried with each effect, without
+//! an index, and each fee from the highest down.
+
+use super::bounds::{covers, stands};
+use super::fees::fee_at;
+use super::fixtures::now;
+use super::matching::{Ask, Match, Places, rule_of, selects};
+use super::reasons::REASONS_MAX;
+use super::universe::*;
+use super::windows::Drafts;
+use super::{asking, explain_effects, judge};
+use crate::core::policy::bundle::grant::Mode;
+use crate::core::policy::{Bundle, Effect, Miss, Outcome};
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::{Config, TestRunner};
+use std::cell::RefCell;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+/// Whom a grant is for: as in the universe, or for another caller, another key, another chain.
+const FOR: [(&str, &str); 5] = [
+    ("", ""),
+    ("\"svc:payouts\"", "\"svc:other\", \"svc:payouts\""),
+    ("[\"svc:payouts\"]", "[\"svc:other\"]"),
+    ("[\"payments\"]", "[\"0x90F79bf6EB2c4f870365E785982E1f101E93b906\"]"),
+    ("[\"payments\"]", "[\"elsewhere\"]"),
+];
+
+/// The grants of a world, each changed in one way or not at all.
+fn bundle(world: &World, changes: &[usize]) -> Bundle {
+    let grants = world.grants.iter().zip(changes.iter().cycle()).enumerate();
+    let text: String = grants
+        .map(|(at, (spec, change))| {
+            let (from, to) = FOR[*change];
+            let text = spec.text(&format!("g{at}"));
+            // A message of nobody's chain beside them.
+            if from.is_empty() { text } else { text.replace(from, to) }
+        })
+        .collect();
+    let message = "[[grant]]\nid = \"m\"\nowner = \"o\"\nreason = \"r\"\nexpires = \"2027-03-31\"\n\
+        principals = [\"svc:payouts\"]\nsigners = [\"payments\"]\naction = \"message\"\n\
+        text = { any = true }\n";
+    load(&format!("{text}{message}"), &world.rails)
+        .unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+/// Every miss with its stage, by trying.
+fn tried(ask: &Ask<'_>) -> Vec<(u8, Miss)> {
+    let ask = &Ask { tell: true, ..*ask };
+    let places = || {
+        let all = ask.effects.iter().enumerate();
+        all.filter(|(_, effect)| !matches!(effect, Effect::FeeMax { .. }))
+    };
+    let mut misses: Vec<(u8, usize, Miss)> = Vec::new();
+    for (number, grant) in ask.bundle.rules().iter().enumerate() {
+        if grant.mode != Mode::Enforce {
+            continue;
+        }
+        let rule = match rule_of(number, grant, ask) {
+            Ok(rule) => rule,
+            Err(failed) => {
+                let (stage, reason) = (failed.stage, failed.reason(grant).unwrap());
+                if places().next().is_some() {
+                    misses.push((stage, 0, Miss { effect: None, reason }));
+                }
+                continue;
+            }
+        };
+        let selected = places().filter(|(_, effect)| selects(rule, effect, ask).is_ok());
+        let effects: Places = selected.map(|(place, _)| place).collect();
+        let found = Match { grant, number, rule, effects };
+        for (place, effect) in places() {
+            let tried = selects(rule, effect, ask)
+                .and_then(|()| stands(&found, ask))
+                .and_then(|_| covers(&found, effect, ask));
+            if let Err(failed) = tried {
+                let (stage, reason) = (failed.stage, failed.reason(grant).unwrap());
+                misses.push((stage, place, Miss { effect: Some(place), reason }));
+            }
+        }
+    }
+    misses.sort_by_key(|(stage, place, _)| (Reverse(*stage), *place));
+    misses.into_iter().map(|(stage, _, miss)| (stage, miss)).collect()
+}
+
+/// The highest fee at which all is covered and nothing is above a window, by trying; `None` if there is none.
+fn tried_fees(ask: &Ask<'_>) -> Option<Option<u128>> {
+    let enforced = ask.bundle.rules().iter().enumerate();
+    let enforced = enforced.filter(|(_, grant)| grant.mode == Mode::Enforce);
+    let found: Vec<Match<'_>> = enforced
+        .filter_map(|(number, grant)| {
+            let rule = rule_of(number, grant, ask).ok()?;
+            let selected = |effect: &Effect| selects(rule, effect, ask).is_ok();
+            Match::of(number, rule, (0..ask.effects.len(), selected), ask)
+        })
+        .collect();
+    let drafts = Drafts::of(&found, ask);
+    let beside_fee = ask.effects.iter().enumerate();
+    let beside_fee = beside_fee.filter(|(_, effect)| !matches!(effect, Effect::FeeMax { .. }));
+    let covered: Vec<Vec<Option<u128>>> = beside_fee
+        .map(|(place, effect)| {
+            let concerned = found.iter().filter(|one| one.effects.contains(&place));
+            let able = concerned.filter(|one| covers(one, effect, ask).is_ok());
+            able.filter_map(|one| Some(stands(one, ask).ok()?.map(|cap| cap.max_fee))).collect()
+        })
+        .collect();
+    let mut fees = covered.concat();
+    fees.sort_unstable();
+    fees.into_iter().rev().find(|fee| {
+        covered.iter().all(|caps| caps.iter().any(|cap| cap >= fee))
+            && drafts.exceeded(fee_at(ask.request, fee.unwrap_or(0))).is_empty()
+    })
+}
+
+#[test]
+fn what_is_explained_is_what_trying_each_grant_finds() {
+    let met: RefCell<BTreeMap<String, usize>> = RefCell::default();
+    let note = |what: &str| *met.borrow_mut().entry(what.to_owned()).or_default() += 1;
+    let strategy = (world(), prop::collection::vec(select(vec![0, 0, 0, 1, 2, 3, 4_usize]), 1..6));
+    let config = Config { cases: 400, failure_persistence: None, ..Config::default() };
+    let run = TestRunner::new(config).run(&strategy, |(world, changes)| {
+        let bundle = bundle(&world, &changes);
+        let verdict = judge(&bundle, &world.request, &world.effects, now());
+        note(verdict.outcome.name());
+        let explained = explain_effects(&bundle, &world.request, &world.effects, now());
+        prop_assert_eq!(&explained.verdict, &verdict);
+        let (tried, fees) = asking(&bundle, &world.request, &world.effects, now(), |ask| {
+            (tried(ask), tried_fees(ask))
+        });
+        for (stage, _) in &tried {
+            note(&format!("stage {stage}"));
+        }
+        let tried: Vec<Miss> = tried.into_iter().map(|(_, miss)| miss).collect();
+        prop_assert_eq!(&explained.misses, &tried);
+        if verdict.outcome != Outcome::Deny {
+            prop_assert_eq!(Some(verdict.fee_cap.map(|cap| cap.max_fee)), fees);
+            return Ok(());
+        }
+        // What a verdict says of grants is the first of it.
+        let by_grants: Vec<_> = verdict
+            .reasons
+            .iter()
+            .filter(|it| it.grant.as_ref().is_some_and(|id| id.as_str().starts_with('g')))
+            .filter(|it| it.field != "windows")
+            .collect();
+        prop_assert!(verdict.reasons.len() <= REASONS_MAX || by_grants.is_empty());
+        let mut all = tried.iter().map(|miss| &miss.reason);
+        for reason in by_grants {
+            prop_assert!(all.any(|miss| miss == reason), "not in this order: {:?}", reason);
+        }
+        Ok(())
+    });
+    run.unwrap_or_else(|error| panic!("{error}"));
+    let met = met.into_inner();
+    // All but other chains, which the next test has.
+    let stages = [0, 1, 3, 4, 5, 6, 7].map(|stage| format!("stage {stage}"));
+    for what in ["allow", "deny", "need_approval", "delay"].map(str::to_owned).iter().chain(&stages)
+    {
+        assert!(met.get(what).copied().unwrap_or(0) >= 10, "{what}: {met:?}");
+    }
+}
+
+#[test]
+fn a_request_on_another_chain_is_explained_by_the_chain() {
+    let config = Config { cases: 50, failure_persistence: None, ..Config::default() };
+    let run = TestRunner::new(config).run(&world(), |mut world| {
+        world.tx().chain.name = crate::core::id::ChainName::new("mainnet");
+        let bundle = bundle(&world, &[0, 2]);
+        let explained = explain_effects(&bundle, &world.request, &world.effects, now());
+        prop_assert_eq!(explained.verdict.outcome, Outcome::Deny);
+        let tried = asking(&bundle, &world.request, &world.effects, now(), tried);
+        let fields: Vec<&str> =
+            explained.misses.iter().map(|miss| miss.reason.field.as_str()).collect();
+        let enforced = world.grants.iter().step_by(2).any(|spec| !spec.shadow);
+        prop_assert_eq!(fields.contains(&"chains"), enforced);
+        let tried: Vec<Miss> = tried.into_iter().map(|(_, miss)| miss).collect();
+        prop_assert_eq!(explained.misses, tried);
+        Ok(())
+    });
+    run.unwrap_or_else(|error| panic!("{error}"));
+}
