@@ -1,8 +1,6 @@
 //! Explanations and choices against the plainest way to make them: each grant is tried with each effect, without
 //! an index, and each fee from the highest down.
 
-#![expect(clippy::arithmetic_side_effects, reason = "a test fails by panicking")]
-
 use super::bounds::{covers, stands};
 use super::fees::fee_at;
 use super::fixtures::now;
