@@ -1,5 +1,5 @@
 //! Which grants may concern a request, found without trying each: by principal, chain, action, what it acts
-//! on, and destination. It is made when the bundle is loaded; a grant that is found still has to match.
+//! on, and destination; and which do not, and why, as sets. It is made when the bundle is loaded.
 
 use super::grant::{Action, ChainRule, Destinations, Grant, Holds, Mode, Rules, SignerRef};
 use super::grant_set::GrantSet;

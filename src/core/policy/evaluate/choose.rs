@@ -5,10 +5,11 @@ use super::coverage::{Candidate, Coverage};
 use super::fees::{fee_at, has_one_price};
 use super::matching::Ask;
 use super::windows::Drafts;
+use crate::core::amount::Amount;
 use crate::core::id::GrantId;
 use crate::core::intent::{Fees, Intent};
+use crate::core::policy::Reason;
 use crate::core::policy::verdict::EventUse;
-use crate::core::policy::{Charge, Reason};
 use std::collections::BTreeSet;
 
 /// What was chosen.
@@ -16,7 +17,8 @@ pub(super) struct Choice {
     pub grants: BTreeSet<GrantId>,
     pub fee_cap: Option<Fees>,
     pub event_use: Option<EventUse>,
-    pub charges: Vec<Charge>,
+    /// What gas may cost at most at that price, in wei.
+    pub fee: Amount,
 }
 
 /// Chooses among grants of which some cover each effect. The fee is covered by those that are chosen, whose
@@ -55,7 +57,7 @@ pub(super) fn choose(
         grants: chosen.iter().filter_map(|one| Some(rules.get(one.number)?.id.clone())).collect(),
         fee_cap: max_fee.map(|max_fee| cap(&chosen, max_fee, ask)),
         event_use: chosen.iter().find_map(|one| one.event.as_deref().cloned()),
-        charges: drafts.charges(at(max_fee)),
+        fee: at(max_fee),
     })
 }
 

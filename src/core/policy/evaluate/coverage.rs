@@ -31,8 +31,8 @@ pub(super) struct Cover {
     pub candidates: Vec<Candidate>,
     /// The prices that they let be signed at most, in no order; empty where nothing is sent.
     pub max_fees: Vec<u128>,
-    /// The fees of the last one that uses up no event: another of the same is not preferred to it.
-    last: Option<Fees>,
+    /// The highest fees so far: what uses up no event and has none above them is not preferred.
+    best: Option<Fees>,
 }
 
 /// What the grants that match came to.
@@ -64,18 +64,30 @@ impl Candidate {
 }
 
 impl Cover {
+    /// As [`Self::add`], for what uses up no event.
+    #[inline]
     fn add_fees(&mut self, number: GrantNumber, fees: Fees) {
-        if self.last != Some(fees) {
-            self.last = Some(fees);
-            self.add(Candidate { number, cap: Some(fees), event: None });
+        let within = |one: Fees, other: Fees| {
+            one.max_fee <= other.max_fee && one.max_priority_fee <= other.max_priority_fee
+        };
+        match self.best {
+            Some(best) if within(fees, best) => return self.add_max_fee(fees.max_fee),
+            Some(best) if !within(best, fees) => {}
+            _ => self.best = Some(fees),
+        }
+        self.add(Candidate { number, cap: Some(fees), event: None });
+    }
+
+    #[inline]
+    fn add_max_fee(&mut self, max_fee: u128) {
+        if self.max_fees.last() != Some(&max_fee) {
+            self.max_fees.push(max_fee);
         }
     }
 
     fn add(&mut self, one: Candidate) {
-        if let Some(max_fee) = one.max_fee()
-            && self.max_fees.last() != Some(&max_fee)
-        {
-            self.max_fees.push(max_fee);
+        if let Some(max_fee) = one.max_fee() {
+            self.add_max_fee(max_fee);
         }
         let is_better =
             |other: &Candidate| other.max_fee() >= one.max_fee() && other.rank() >= one.rank();

@@ -4,6 +4,7 @@
 //! 2. Grants are found whose selectors match an effect. Each effect must be covered by one of them; the
 //!    order in which grants stand changes nothing: the highest fee cap at which all effects are covered
 //!    and nothing alone is above a window is taken.
+//!    What does not cover is kept as numbers; only reasons that are told are put into words.
 //! 3. All windows whose selectors match are charged, and all approvals and delays whose selectors match
 //!    are asked for, whichever grant covered the request.
 
@@ -149,8 +150,7 @@ fn decide(verdict: &mut Verdict, ask: &Ask<'_>) {
             verdict.outcome = needs.outcome();
             verdict.grants = choice.grants.into_iter().collect();
             verdict.effects = with_cap(ask.effects, ask.request, choice.fee_cap);
-            verdict.charges = choice.charges;
-            verdict.exposures = drafts.into_exposures();
+            (verdict.charges, verdict.exposures) = drafts.into_parts(choice.fee);
             verdict.approval = needs.approval;
             verdict.delay = needs.delay;
             verdict.fee_cap = choice.fee_cap;

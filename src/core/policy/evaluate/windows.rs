@@ -72,14 +72,10 @@ impl Drafts {
         drafts
     }
 
-    /// What to reserve at this fee, in the order of limit ids, each limit once.
-    pub fn charges(&self, fee: Amount) -> Vec<Charge> {
-        self.charges.values().map(|draft| draft.at(fee)).collect()
-    }
-
-    /// What others may take later.
-    pub fn into_exposures(self) -> Vec<Exposure> {
-        self.exposures.into_iter().map(|held| held.exposure).collect()
+    /// What to reserve at this fee, in the order of limit ids, each limit once; and what others may take later.
+    pub fn into_parts(self, fee: Amount) -> (Vec<Charge>, Vec<Exposure>) {
+        let charges = self.charges.into_values().map(|draft| draft.into_charge(fee)).collect();
+        (charges, self.exposures.into_iter().map(|held| held.exposure).collect())
     }
 
     /// Where one request at this fee is more than a window or a guardrail holds.
@@ -306,8 +302,8 @@ impl Draft {
         }
     }
 
-    fn at(&self, fee: Amount) -> Charge {
-        let mut charge = self.charge.clone();
+    fn into_charge(self, fee: Amount) -> Charge {
+        let mut charge = self.charge;
         if let (true, ChargeKind::Amount { fee: part, .. }) = (self.fee, &mut charge.kind) {
             *part = fee;
         }
