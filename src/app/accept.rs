@@ -100,6 +100,9 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
         asked = ask::wanted(app, id, (&request, &verdict), now, now)?;
         if asked.is_none() {
             signers::must_be_up(app, &key)?;
+        } else if !ask::is_there_room(app, &request).await? {
+            // The unit looks again; a flood that is refused does not come to the writer.
+            return Err(ask::crowded(app, id, (&request, &verdict), now).await);
         }
     }
     let row = new_transaction(id, &command, &key, &request, &verdict, now)?;

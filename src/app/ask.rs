@@ -7,11 +7,14 @@ use crate::core::intent::{FeeAsk, Intent};
 use crate::core::policy::{Bundle, Outcome, PolicyRequest, Reason, Verdict, evaluate};
 use crate::core::time::{Timestamp, duration_text};
 use crate::core::tx::state::Status;
-use crate::ports::store::{End, StoreError, TransactionRow, Unit, WaitingRequest, unit};
-use std::sync::Arc;
+use crate::ports::store::{End, StoreError, TransactionRow, Unit, WaitingRequest, look, unit};
+use std::sync::{Arc, PoisonError};
 
 /// How often the log is told that no more requests of a principal may wait, in milliseconds.
 const TOLD_EVERY_MS: i64 = 3_600_000;
+
+/// How long it is believed that the log was told by another process, in milliseconds.
+const ASK_AGAIN_MS: i64 = 60_000;
 
 /// Where a verdict makes a request wait, and what for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +123,19 @@ impl Asked {
     }
 }
 
+/// Whether one more of its principal may wait, as of now. Nothing is locked for it.
+///
+/// # Errors
+/// When the store does not answer.
+pub(crate) async fn is_there_room(app: &App, request: &PolicyRequest) -> Result<bool, AppError> {
+    let (sub, most) = (request.principal.sub.clone(), app.max_waiting);
+    Ok(look(&*app.store, "room_to_wait", move |unit| {
+        let sub = sub.clone();
+        Box::pin(async move { unit.waits_below(&sub, most).await })
+    })
+    .await?)
+}
+
 /// What is said where no more of a principal may wait. Who has the token could have it said without end, so the
 /// log is told once an hour for each principal, with the request of that moment; a metric counts them all.
 pub(crate) async fn crowded(
@@ -130,6 +146,11 @@ pub(crate) async fn crowded(
 ) -> AppError {
     metrics::counter!("claviger_waiting_refused_total").increment(1);
     let (sub, max) = (request.principal.sub.clone(), app.max_waiting);
+    let steady_ms = app.clock.steady_ms();
+    let until = app.crowded.lock().unwrap_or_else(PoisonError::into_inner).get(&sub).copied();
+    if until.is_some_and(|until| steady_ms < until) {
+        return AppError::TooManyWaiting(max);
+    }
     let reason = Reason {
         grant: None,
         field: "max_waiting".to_owned(),
@@ -157,6 +178,12 @@ pub(crate) async fn crowded(
     .await;
     match told {
         Ok(is_news) => {
+            // Another process may have told it at any time within the hour.
+            let quiet_ms = if is_news { TOLD_EVERY_MS } else { ASK_AGAIN_MS };
+            let mut crowded = app.crowded.lock().unwrap_or_else(PoisonError::into_inner);
+            crowded.retain(|_, until| steady_ms < *until);
+            crowded.insert(request.principal.sub.clone(), steady_ms.saturating_add(quiet_ms));
+            drop(crowded);
             if is_news {
                 let sub = &request.principal.sub;
                 tracing::warn!(sub, max, "no more requests of this principal may wait");

@@ -57,7 +57,7 @@ use crate::core::policy::Bundle;
 use crate::ports::clock::{Clock, Entropy};
 use crate::ports::signer::Signer;
 use crate::ports::store::Store;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use tokio::sync::broadcast::Receiver;
@@ -91,6 +91,9 @@ pub struct App {
     pub clock_watch: clock_watch::ClockWatch,
     /// How many requests of one principal may wait for time or people.
     pub max_waiting: i64,
+    /// Until when, on the steady clock, the log need not be told that no more of a principal may wait. Only saves
+    /// units: the database decides.
+    pub crowded: Mutex<HashMap<String, i64>>,
 }
 
 impl std::fmt::Debug for App {

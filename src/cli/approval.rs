@@ -49,15 +49,37 @@ pub enum ApprovalCommand {
                       --hash 0x… --reason 'invoice 4711'"
     )]
     Approve(AnswerArgs),
-    /// Reject one; it ends, whoever has approved it.
+    /// Reject one, or all of one requester; what is rejected ends, whoever has approved it.
     #[command(
-        after_help = "Example:\n  claviger approval reject --config ./dev/claviger.toml --token-file ./ann.token ID \\\n    \
-                      --hash 0x… --reason 'not our payee'"
+        after_help = "Examples:\n  claviger approval reject --config ./dev/claviger.toml --token-file ./ann.token ID \\\n    \
+                      --hash 0x… --reason 'not our payee'\n  \
+                      claviger approval reject --config ./dev/claviger.toml --token-file ./ann.token \\\n    \
+                      --requester svc:payouts --reason 'its token was stolen'"
     )]
-    Reject(AnswerArgs),
+    Reject(RejectArgs),
 }
 
-/// `claviger approval approve`, `claviger approval reject`
+/// `claviger approval reject`
+#[derive(Debug, Args)]
+pub struct RejectArgs {
+    /// How to reach the server. The token says who answers; the development issuer's says `dev:cli`.
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+    /// The transaction's id.
+    #[arg(required_unless_present = "requester", requires = "hash")]
+    pub id: Option<String>,
+    /// The hash of what `show` showed.
+    #[arg(long, requires = "id")]
+    pub hash: Option<String>,
+    /// All that waits now of what this subject asked for, in any status, instead of one.
+    #[arg(long, value_name = "SUB", requires = "reason", conflicts_with_all = ["id", "hash"])]
+    pub requester: Option<String>,
+    /// Why, for the audit log.
+    #[arg(long)]
+    pub reason: Option<String>,
+}
+
+/// `claviger approval approve`
 #[derive(Debug, Args)]
 pub struct AnswerArgs {
     /// How to reach the server. The token says who answers; the development issuer's says `dev:cli`.
@@ -107,29 +129,88 @@ pub async fn run(
             let found = server.call(Door::Admin, Method::GET, &path, None).await?;
             if remote.json { print::json(&found) } else { show_one(&found) }
         }
-        ApprovalCommand::Approve(args) => answer(args, "approve", clock, entropy).await?,
-        ApprovalCommand::Reject(args) => answer(args, "reject", clock, entropy).await?,
+        ApprovalCommand::Approve(AnswerArgs { remote, id, hash, reason }) => {
+            let server = Remote::new(remote, Role::Approver, clock, entropy)?;
+            let found = answer(&server, id, "approve", (hash, reason.as_deref())).await?;
+            if remote.json { print::json(&found) } else { show_one(&found) }
+        }
+        ApprovalCommand::Reject(RejectArgs { remote, id, hash, requester, reason }) => {
+            let server = Remote::new(remote, Role::Approver, clock, entropy)?;
+            let reason = reason.as_deref();
+            match (id, hash, requester) {
+                (Some(id), Some(hash), None) => {
+                    let found = answer(&server, id, "reject", (hash, reason)).await?;
+                    if remote.json { print::json(&found) } else { show_one(&found) }
+                }
+                (None, None, Some(requester)) => {
+                    reject_all(&server, requester, reason, remote.json).await?;
+                }
+                _ => return Err(Failure::new("say an ID with --hash, or --requester")),
+            }
+        }
     }
     Ok(())
 }
 
 async fn answer(
-    args: &AnswerArgs,
+    server: &Remote,
+    id: &str,
     action: &str,
-    clock: &dyn Clock,
-    entropy: &dyn Entropy,
-) -> Result<(), Failure> {
-    let id: RequestId = args.id.parse().map_err(|e| Failure::of("id", e))?;
-    let server = Remote::new(&args.remote, Role::Approver, clock, entropy)?;
+    (hash, reason): (&str, Option<&str>),
+) -> Result<Value, Failure> {
+    let id: RequestId = id.parse().map_err(|e| Failure::of("id", e))?;
     let path = format!("/admin/v1/approvals/{id}/{action}");
-    let body = json!({ "hash": args.hash, "reason": args.reason });
-    let found = server.call(Door::Admin, Method::POST, &path, Some(&body)).await?;
-    if args.remote.json {
-        print::json(&found)
-    } else {
-        show_one(&found)
+    let body = json!({ "hash": hash, "reason": reason });
+    server.call(Door::Admin, Method::POST, &path, Some(&body)).await
+}
+
+/// Rejects all that waits now of one requester, each by the hash that was listed. What cannot be rejected, because
+/// it went on or changed meanwhile, keeps no other from it.
+async fn reject_all(
+    server: &Remote,
+    requester: &str,
+    reason: Option<&str>,
+    as_json: bool,
+) -> Result<(), Failure> {
+    let all = waiting_of(server, requester).await?;
+    let (mut rejected, mut left) = (Vec::new(), Vec::new());
+    for (id, hash) in &all {
+        match answer(server, id, "reject", (hash, reason)).await {
+            Ok(_) => rejected.push(id),
+            Err(why) => left.push(json!({ "id": id, "why": why.to_string() })),
+        }
     }
-    Ok(())
+    if as_json {
+        print::json(&json!({ "rejected": rejected, "not_rejected": left }));
+    } else {
+        for it in &left {
+            print::line(&format!("{} was not rejected: {}", text(it, "id"), text(it, "why")));
+        }
+        print::line(&format!("{} of {} requests rejected", rejected.len(), all.len()));
+    }
+    match left.len() {
+        0 => Ok(()),
+        left => Err(Failure::new(format!("{left} of {} were not rejected", all.len()))),
+    }
+}
+
+/// The id and the hash of all that waits of one requester, page by page, newest first.
+async fn waiting_of(server: &Remote, requester: &str) -> Result<Vec<(String, String)>, Failure> {
+    let (mut all, mut cursor) = (Vec::new(), None::<String>);
+    loop {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.append_pair("requester", requester).append_pair("limit", "200");
+        if let Some(cursor) = &cursor {
+            query.append_pair("cursor", cursor);
+        }
+        let path = format!("/admin/v1/approvals?{}", query.finish());
+        let page = server.call(Door::Admin, Method::GET, &path, None).await?;
+        all.extend(list(&page, "approvals").iter().map(|it| (text(it, "id"), text(it, "hash"))));
+        match page.get("next_cursor").and_then(Value::as_str) {
+            Some(next) => cursor = Some(next.to_owned()),
+            None => return Ok(all),
+        }
+    }
 }
 
 /// `treasury 2, security 1: 1 of 3`.

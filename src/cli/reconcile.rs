@@ -1,9 +1,10 @@
 //! `claviger reconcile`: its arguments, and what it prints. The program puts database, log and chains to it.
 
-use crate::app::reconcile::{Account, Forgotten, Standstill, explain, explain_forgotten};
-use crate::cli::print;
+use crate::app::reconcile::{Account, Choices, Forgotten, Standstill, explain, explain_forgotten};
+use crate::cli::{Failure, print};
+use crate::core::id::RequestId;
 use crate::ports::store::Suspension;
-use alloy::primitives::Address;
+use alloy::primitives::{Address, B256};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -36,9 +37,39 @@ pub struct ReconcileArgs {
     /// the same is a new one. Only of accounts that agreed before: what is found now is closed by a later run.
     #[arg(long, requires = "apply")]
     pub close_unclaimed: bool,
+    /// This mined transaction is this request, which waits for a nonce and asks for the same; or `none` of those
+    /// that do. Only needed where several do, and it says so. May be given again for another one.
+    #[arg(long, requires = "apply", value_name = "0xHASH=REQUEST", value_parser = adoption)]
+    pub adopt: Vec<(B256, Option<RequestId>)>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+impl ReconcileArgs {
+    /// What is named by `--adopt`.
+    ///
+    /// # Errors
+    /// When a transaction or a request is named twice.
+    pub fn choices(&self) -> Result<Choices, Failure> {
+        let mut choices = Choices::new();
+        for (hash, request) in &self.adopt {
+            let is_again = request.is_some() && choices.values().any(|named| named == request);
+            if is_again || choices.insert(*hash, *request).is_some() {
+                return Err(Failure::new("--adopt names a transaction or a request twice"));
+            }
+        }
+        Ok(choices)
+    }
+}
+
+fn adoption(text: &str) -> Result<(B256, Option<RequestId>), String> {
+    let (hash, request) = text.split_once('=').ok_or("it is 0xHASH=REQUEST, or 0xHASH=none")?;
+    let hash = hash.parse().map_err(|error| format!("the hash: {error}"))?;
+    match request {
+        "none" => Ok((hash, None)),
+        id => Ok((hash, Some(id.parse().map_err(|error| format!("the request: {error}"))?))),
+    }
 }
 
 fn reason(text: &str) -> Result<String, String> {
@@ -226,6 +257,7 @@ fn shown(account: &Account, done: Option<&str>) -> Value {
                 "to": mined.and_then(|mined| mined.to).map(|to| format!("{to:#x}")),
                 "value": mined.map(|mined| mined.value.to_string()),
                 "final": finding.is_final,
+                "candidates": finding.candidates.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "asked_by": finding.asked_by.map(|request| request.to_string()),
             })
         })

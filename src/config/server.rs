@@ -65,8 +65,9 @@ pub struct ServerSection {
     /// before nothing that uses windows is decided until an operator confirms it: `"5m"`.
     #[serde(default = "default_clock_jump")]
     pub clock_jump: String,
-    /// How many requests of one principal (one `sub`) may wait for time or people, on all chains. Whoever has a
-    /// stolen token can put no more before those who approve.
+    /// How many requests of one principal (one `sub`) may wait for time or people, on all chains, before another
+    /// one that would have to is refused. What was queued and has to wait again under another bundle comes on top
+    /// of it: nothing that was accepted is lost.
     #[serde(default = "default_max_waiting")]
     pub max_waiting: u32,
 }

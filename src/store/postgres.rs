@@ -37,6 +37,10 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 /// For reads.
 const BEGIN_LOOK: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
+/// A migration takes as long as its tables are large. It waits for others' locks, and for another server that
+/// migrates, but not for ever: what comes after it waits behind it.
+const MIGRATES: &str = "SET statement_timeout = 0; SET lock_timeout = '10min'";
+
 /// The longest that a unit may take, well above what the server's own limits allow.
 const UNIT_MAX: Duration = Duration::from_secs(60);
 
@@ -92,15 +96,22 @@ impl PostgresStore {
         if mode == OpenMode::Reading {
             return Ok(store);
         }
-        sqlx::migrate!("migrations/server/postgres")
-            .run(&store.pool)
-            .await
-            .map_err(|e| unavailable(&e))?;
+        store.migrate().await.map_err(|e| unavailable(&e))?;
         if mode == OpenMode::Create {
             let tx = store.pool.begin_with(BEGIN).await.map_err(|e| unavailable(&e))?;
             queries::mark_created(Tx::new(tx, "mark_created")).await?;
         }
         Ok(store)
+    }
+
+    /// Brings the tables up to date, on a connection that is used for nothing else: the limits of units would
+    /// cancel an index over a large table at every start.
+    async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
+        let mut connection = self.pool.acquire().await?;
+        sqlx::raw_sql(MIGRATES).execute(&mut *connection).await?;
+        sqlx::migrate!("migrations/server/postgres").run(&mut *connection).await?;
+        // Its settings must not come to a unit.
+        Ok(connection.close().await?)
     }
 }
 

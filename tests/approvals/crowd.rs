@@ -12,6 +12,8 @@ use claviger::ports::store::look;
 use futures::future::join_all;
 use reqwest::Method;
 use serde_json::Value;
+use sqlx::Connection as _;
+use std::time::Duration;
 
 const OTHER: &str = "svc:watcher";
 const THREE: (&str, &str) = ("CLAVIGER__SERVER__MAX_WAITING", "3");
@@ -49,7 +51,14 @@ async fn a_stolen_token_fills_its_own_place_among_what_waits_and_no_other() {
     }
     let told = refused(&server, "one-3").await;
     assert!(told["detail"].as_str().unwrap().contains("3 requests of this principal"), "{told:#}");
-    refused(&server, "one-4").await;
+    {
+        // Not even while nothing can be written: the flood does not come to the writer.
+        let mut writer = sqlx::SqliteConnection::connect(setup.store_url()).await.unwrap();
+        sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut writer).await.unwrap();
+        let refusal = refused(&server, "one-4");
+        tokio::time::timeout(Duration::from_secs(4), refusal).await.expect("without the writer");
+        sqlx::raw_sql("ROLLBACK").execute(&mut writer).await.unwrap();
+    }
     assert_eq!(list(&server).await.len(), 3);
     // What need not wait, what is said again, and others go on.
     assert_eq!(server.ask(SUB, "small", &payout(1)).await.status, 201);
@@ -79,6 +88,12 @@ async fn a_stolen_token_fills_its_own_place_among_what_waits_and_no_other() {
     assert!((count - 3.0).abs() < f64::EPSILON, "{count}");
     let before = list(&server).await[0]["bundle"].clone();
     server.checkpoint().await;
+    // All of one requester, by one command; the page is smaller than what there is where it must be.
+    let none = ["reject", "--requester", "svc:nobody", "--reason", "a test"];
+    let told = command(&setup, &server, &token, &none);
+    assert!(String::from_utf8(told.stdout).unwrap().contains("0 of 0"));
+    let told = command(&setup, &server, &token, &["reject", "--requester", OTHER]);
+    assert_eq!(told.status.code(), Some(2), "{told:?}");
     server.stop().await;
 
     // The log is told once of three refusals.
@@ -102,6 +117,12 @@ async fn a_stolen_token_fills_its_own_place_among_what_waits_and_no_other() {
     })
     .await;
     refused(&server, "one-5").await;
+    std::fs::write(&token, server.token("dev:ann", Role::Approver)).unwrap();
+    let stolen = ["reject", "--requester", SUB, "--reason", "its token was stolen"];
+    let told = command(&setup, &server, &token, &stolen);
+    let said = String::from_utf8(told.stdout).unwrap();
+    assert!(told.status.success() && said.contains("3 of 3 requests rejected"), "{said}");
+    assert_eq!(ids(&server, "").await, [mine.id()], "and of no other");
     server.stop().await;
 }
 

@@ -77,6 +77,8 @@ async fn bad_uses_are_refused_with_what_to_do() {
         (&["--apply", "--reason", " "], "say why"),
         (&["--even-if-pending"], "--apply"),
         (&["--account", "0x12"], "--account"),
+        (&["--adopt", "0x12=none"], "--adopt"),
+        (&["--apply", "--reason", "x", "--adopt", "0x12=none"], "the hash"),
     ] {
         let told = reconcile(&setup, args);
         assert!(told.code == Some(2) && told.err.contains(says), "{args:?} {told:#?}");

@@ -14,6 +14,8 @@ use claviger::system::SystemClock;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
+const OFTEN: (&str, &str) = ("CLAVIGER__AUDIT__CHECKPOINT_EVERY", "50ms");
+
 /// Stops the server at a fail point with one payment in hand, and has the next one wait.
 async fn stopped(stage: &Stage, point: &str) -> Server {
     let server = stage.setup.start(&[(FAILPOINT, point)]).await;
@@ -177,6 +179,20 @@ fn delayed(window_ether: &str) -> String {
     format!("{}delay = {{ always = \"1h\" }}\n", payout_grants(window_ether))
 }
 
+/// Kills the server once its log is signed, and puts the database back.
+async fn lose(stage: &Stage, mut server: Server, backup: &Backup) {
+    let last = server.checkpoint().await.0;
+    let record = stage.setup.dir().join("audit.record");
+    poll_until(LIMIT, "the log is signed", async || {
+        let note = std::fs::read_to_string(&record).unwrap();
+        (note.lines().nth(1).unwrap().parse::<u64>().unwrap() >= last).then_some(())
+    })
+    .await;
+    server.program.kill9();
+    drop(server);
+    backup.put_back(&stage.setup).await;
+}
+
 /// What is held and spent of the one window, in wei.
 async fn window(stage: &Stage) -> (u128, u128) {
     let store = stage.setup.store().await;
@@ -198,7 +214,7 @@ async fn what_waits_and_is_paid_already_counts_in_its_window() {
     let grants = Some(delayed("1.5"));
     let stage = Stage::with(Options { grants, ..Options::default() }).await;
     let bundle = stage.setup.dir().join("policies/grants.toml");
-    let often = ("CLAVIGER__AUDIT__CHECKPOINT_EVERY", "50ms");
+    let often = OFTEN;
     let (server, _) = stage.open(&[often]).await;
     let waits = stage.ask(&server, "pay", &payout(ETHER)).await;
     assert!(is(&waits, &["delayed"]), "{waits:#?}");
@@ -207,19 +223,10 @@ async fn what_waits_and_is_paid_already_counts_in_its_window() {
 
     // The next bundle lets it go on at once.
     std::fs::write(&bundle, payout_grants("1.5")).unwrap();
-    let mut server = stage.setup.start(&[often]).await;
+    let server = stage.setup.start(&[often]).await;
     stage.mine_until_mined(&server, &id(&waits)).await;
     stage.finish(&server, &id(&waits)).await;
-    let last = server.checkpoint().await.0;
-    let record = stage.setup.dir().join("audit.record");
-    poll_until(LIMIT, "the log is signed", async || {
-        let note = std::fs::read_to_string(&record).unwrap();
-        (note.lines().nth(1).unwrap().parse::<u64>().unwrap() >= last).then_some(())
-    })
-    .await;
-    server.program.kill9();
-    drop(server);
-    backup.put_back(&stage.setup).await;
+    lose(&stage, server, &backup).await;
     assert_eq!(window(&stage).await, (0, 0));
 
     // The one after that has a smaller window than what was paid.
@@ -238,5 +245,107 @@ async fn what_waits_and_is_paid_already_counts_in_its_window() {
     server.stop().await;
     let (left, spent) = window(&stage).await;
     assert!(left == 0 && spent > ETHER && spent < held, "it is settled: {left} {spent}");
+    stage.check().await;
+}
+
+/// Of two requests for the same, one waits for people or time and the other one was queued and paid: the one that
+/// nobody has let go on is not taken for paid, and the paid one is not paid again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_queued_is_what_was_sent_and_its_older_twin_waits_on() {
+    const OTHER: &str = "svc:watcher";
+    let one = ("CLAVIGER__CHAIN__0__MAX_IN_FLIGHT", "1");
+    let at_once =
+        payout_grants("10").replace("svc:payouts", OTHER).replace("\"payouts\"", "\"at-once\"");
+    let grants = Some(delayed("10") + &at_once);
+    let stage = Stage::with(Options { grants, ..Options::default() }).await;
+    let (server, _) = stage.open(&[OFTEN, one]).await;
+    let older = stage.ask(&server, "older", &payout(ETHER)).await;
+    assert!(is(&older, &["delayed"]), "{older:#?}");
+    let mut sent = Vec::new();
+    for key in ["ahead", "twin"] {
+        let asked = server.ask(OTHER, key, &payout(ETHER)).await;
+        stage.was_answered(&asked.id());
+        sent.push(asked.id());
+    }
+    server.wait_for(&sent[0], &["submitted"]).await;
+    assert!(is(&server.read(&sent[1]).await, &["queued"]));
+    server.stop().await;
+    let backup = Backup::take(&stage.setup).await;
+    let server = stage.setup.start(&[OFTEN, one]).await;
+    for id in &sent {
+        stage.mine_until_mined(&server, id).await;
+        stage.finish(&server, id).await;
+    }
+    lose(&stage, server, &backup).await;
+
+    let told = reconcile(&stage.setup, &[]);
+    assert_eq!(told.kinds(), ["queued"], "{told:#?}");
+    let findings = told.json()["accounts"][0]["findings"].clone();
+    assert_eq!(findings[0]["request"], *sent[1], "{told:#?}");
+    assert_eq!(apply(&stage.setup, &[]).code, Some(0));
+    let server = stage.setup.start(&[OFTEN, one]).await;
+    let twin = server.wait_for(&sent[1], &["finalized"]).await;
+    assert_eq!(twin["adopted"], true);
+    assert!(is(&server.read(&id(&older)).await, &["delayed"]));
+    server.stop().await;
+    assert_eq!(stage.paid().await, 2);
+    stage.check().await;
+}
+
+/// Two requests for the same waited, and one of them was paid: which one is for people to say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_several_that_nobody_had_let_go_on_an_operator_names_the_one_that_was_sent() {
+    let grants = Some(delayed("10"));
+    let stage = Stage::with(Options { grants, ..Options::default() }).await;
+    let bundle = stage.setup.dir().join("policies/grants.toml");
+    let (server, _) = stage.open(&[OFTEN]).await;
+    let mut asked = Vec::new();
+    for key in ["cancelled", "paid"] {
+        let waits = stage.ask(&server, key, &payout(ETHER)).await;
+        assert!(is(&waits, &["delayed"]), "{waits:#?}");
+        asked.push(id(&waits));
+    }
+    server.stop().await;
+    let backup = Backup::take(&stage.setup).await;
+    let server = stage.setup.start(&[OFTEN]).await;
+    server.intervene(&asked[0], "cancel").await.ok();
+    server.stop().await;
+    std::fs::write(&bundle, payout_grants("10")).unwrap();
+    let server = stage.setup.start(&[OFTEN]).await;
+    let paid = stage.mine_until_mined(&server, &asked[1]).await;
+    let hash = crate::stage::of_attempt(&paid, 0, "hash");
+    stage.finish(&server, &asked[1]).await;
+    lose(&stage, server, &backup).await;
+    std::fs::write(&bundle, delayed("10")).unwrap();
+
+    let told = reconcile(&stage.setup, &[]);
+    assert_eq!(told.kinds(), ["undecided"], "{told:#?}");
+    let finding = told.json()["accounts"][0]["findings"][0].clone();
+    assert_eq!(finding["candidates"], serde_json::json!(asked), "{told:#?}");
+    assert!(told.explained().contains("--adopt"), "{told:#?}");
+    for more in [&[][..], &["--even-if-pending"]] {
+        assert_eq!(apply(&stage.setup, more).code, Some(1), "it is not guessed: {more:?}");
+    }
+    let stranger = "01a203b5-d7a7-7231-b0e1-76c40bf4d52b";
+    let other = format!("0x{}", "11".repeat(32));
+    for wrong in [format!("{hash}={stranger}"), format!("{other}={}", asked[1])] {
+        let told = apply(&stage.setup, &["--adopt", &wrong]);
+        assert!(told.code == Some(1) && told.err.contains("nothing was changed"), "{told:#?}");
+    }
+    let server = stage.setup.start(&[OFTEN]).await;
+    let waits = server.ask(crate::stage::SUB, "new", &payout(1)).await;
+    assert_eq!((waits.status, waits.code()), (503, "reconcile-required"), "{:#}", waits.body);
+    server.stop().await;
+
+    let applied = apply(&stage.setup, &["--adopt", &format!("{hash}={}", asked[1])]);
+    assert_eq!(applied.code, Some(0), "{applied:#?}");
+    let server = stage.setup.start(&[OFTEN]).await;
+    assert_eq!(server.wait_for(&asked[1], &["finalized"]).await["adopted"], true);
+    assert!(is(&server.read(&asked[0]).await, &["delayed"]));
+    server.stop().await;
+    assert_eq!(stage.paid().await, 1);
+    let said = stage.invariants().leaves("RECONCILED").await;
+    let found = said.iter().find_map(|leaf| leaf["found"].as_str()).unwrap();
+    assert!(found.contains("\"chosen\"") && found.contains(&asked[1]), "{found}");
     stage.check().await;
 }

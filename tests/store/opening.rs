@@ -9,6 +9,31 @@ async fn refused(url: &str, mode: OpenMode) -> String {
     open(url, mode).await.err().expect("it must be refused").to_string()
 }
 
+/// An index over a large table takes longer than a unit may.
+#[tokio::test]
+async fn a_migration_on_postgres_may_take_long_and_a_unit_may_not() {
+    let url = Postgres::shared().await.create_database();
+    let mut raw = sqlx::PgConnection::connect(&url).await.unwrap();
+    let limited = "CREATE FUNCTION limited() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN \
+        IF current_setting('statement_timeout') <> '0' OR current_setting('lock_timeout') <> '10min' THEN \
+            RAISE EXCEPTION 'a migration has % and waits %', \
+                current_setting('statement_timeout'), current_setting('lock_timeout'); \
+        END IF; END $$; \
+        CREATE EVENT TRIGGER limited ON ddl_command_start EXECUTE FUNCTION limited()";
+    sqlx::raw_sql(limited).execute(&mut raw).await.unwrap();
+    let store = open(&url, OpenMode::Create).await.unwrap();
+    // All that it keeps open are limited: what has nothing to do says so by the last thing that it did.
+    let busy: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+         AND pid <> pg_backend_pid() AND query LIKE '%_sqlx_migrations%'",
+    )
+    .fetch_one(&mut raw)
+    .await
+    .unwrap();
+    assert_eq!(busy, 0, "the connection that migrated is closed");
+    drop(store);
+}
+
 #[tokio::test]
 async fn an_unknown_scheme_is_refused() {
     for url in ["mysql://localhost/claviger", "claviger.db", ""] {

@@ -27,6 +27,36 @@ impl TestClock {
     }
 }
 
+/// One that cannot be judged, in a second in which the clock is three days ahead.
+#[tokio::test]
+async fn what_was_put_off_by_a_clock_that_jumped_has_its_turn_when_that_is_right_again() {
+    const JUMP_MS: i64 = 3 * 86_400_000;
+    let database = Database::sqlite().await;
+    let store = database.store.clone();
+    add_key(&store, 1).await;
+    let (row, wait) = (transaction(1, 1), waiting(1, 5_000));
+    commit!(store, [row, wait], |unit| {
+        unit.insert_waiting(&row, Status::Delayed, &wait).await?;
+    })
+    .unwrap();
+    let clock = TestClock(AtomicI64::new(1_000_000));
+    let judge = Judge { clock: &clock, takes_ms: 0, seen: Mutex::default() };
+    clock.step(JUMP_MS);
+    assert_eq!(judge.walk(&store).await, [request(1)]);
+    clock.step(-JUMP_MS);
+    assert_eq!(judge.walk(&store).await, [request(1)], "not in three days");
+    // And put off by the right clock from then on, however late in a long look.
+    assert!(judge.walk(&store).await.is_empty());
+    clock.step(2_000);
+    assert_eq!(judge.walk(&store).await, [request(1)]);
+    for _ in 0..8 {
+        clock.step(32_000);
+        assert_eq!(judge.walk(&store).await, [request(1)]);
+    }
+    clock.step(-5_000);
+    assert!(judge.walk(&store).await.is_empty(), "nor by another clock that is behind");
+}
+
 /// What cannot be judged is the first hundred of a hundred and ten; each takes this long.
 struct Judge<'a> {
     clock: &'a TestClock,

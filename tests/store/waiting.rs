@@ -91,6 +91,11 @@ async fn who_has_no_room_keeps_nobody_else_from_it_and_an_end_makes_some(store: 
         assert!(wait(&store, next, ann.clone(), 3).await, "{status}");
         next += 1;
     }
+    let is_below = |most: i64| {
+        let store = Arc::clone(&store);
+        async move { read!(store, [], |unit| unit.waits_below("ann", most).await?) }
+    };
+    assert!(!is_below(3).await && is_below(4).await, "in a read too");
     // What comes back to wait finds its place, room or not.
     let row = stored(&store, request(8)).await;
     assert_eq!(row.status, Status::Queued);

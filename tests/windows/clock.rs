@@ -4,6 +4,8 @@ use super::{Anvil, AnvilOptions, SUB, SetUp, chain, json, payout, payout_grants}
 use crate::support::invariants::Invariants;
 use crate::support::server::Server;
 use claviger::core::access::Role;
+use claviger::core::id::RequestId;
+use claviger::core::time::Timestamp;
 use claviger::ports::store::{End, unit};
 use reqwest::Method;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -92,6 +94,47 @@ async fn a_server_that_was_stopped_for_long_goes_on_by_the_word_of_the_chain() {
     anvil.mine(1).await;
     let server = setup.start(&[]).await;
     assert_eq!(pays(&server, "later").await, accepted());
+    server.stop().await;
+}
+
+/// Everything that waited looked due to a clock that was days ahead, and was put off by it.
+#[tokio::test]
+async fn what_waits_is_released_in_time_after_a_clock_that_jumped_ahead_and_back() {
+    let anvil = chain().await;
+    let waits = format!("{}delay = {{ always = \"1h\" }}\n", payout_grants("10"));
+    let setup = SetUp::new(&anvil.url(), None, &waits);
+    let server = setup.start(&[]).await;
+    server.funded_key(&anvil, "op-1").await;
+    let mut ids = Vec::new();
+    for key in ["one", "two"] {
+        let waits = server.ask(SUB, key, &payout(1)).await;
+        assert_eq!(waits.status, 202, "{:#}", waits.body);
+        ids.push(waits.id());
+    }
+    server.stop().await;
+    let store = setup.store().await;
+    let far = Timestamp::from_millis(now_ms() + 72 * HOUR_MS);
+    let jumped: RequestId = ids[0].parse().unwrap();
+    let put = unit(&*store, "test", move |unit| {
+        Box::pin(async move { Ok(End::Commit(unit.put_off(jumped, 0, far).await?)) })
+    });
+    assert!(put.await.unwrap());
+    drop(store);
+    // The next bundle makes both of them due. The clock is doubted first: nothing is judged by it, nor put off.
+    std::fs::write(setup.dir().join("policies/grants.toml"), payout_grants("10")).unwrap();
+    last_seen(&setup, HOUR_MS).await;
+    let server = setup.start(&[]).await;
+    for _ in 0..10 {
+        assert_eq!(pays(&server, "later").await, unconfirmed());
+        for id in &ids {
+            assert_eq!(server.read(id).await["status"], "delayed");
+        }
+    }
+    assert!(!server.program.stderr().contains("what waits could not be judged"));
+    assert_eq!(confirm(&server, Role::Operator, "it is right").await, 200);
+    for id in &ids {
+        server.wait_for(id, &["submitted", "mined", "finalized"]).await;
+    }
     server.stop().await;
 }
 

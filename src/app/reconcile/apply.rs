@@ -140,7 +140,7 @@ async fn one(
         What::Queued(request) => take(unit, plan, request, found()?, event_id).await,
         What::Foreign(request) => lost(unit, plan, request, finding, [event_id, second_id]).await,
         What::Orphan => orphan(unit, plan, finding).await,
-        What::Unseen => Ok(false),
+        What::Unseen | What::Undecided => Ok(false),
         // What was told stays told; bytes are sent when the unit has ended.
         What::Vanished(_) | What::Turned(_) => Ok(true),
     }

@@ -12,7 +12,7 @@ use crate::core::time::duration_ms;
 use crate::ports::store::{Hold, Store, TransactionRow, look};
 use alloy::primitives::B256;
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What each request takes that is to be adopted and holds nothing, by the row's version.
 pub(super) type Charges = BTreeMap<RequestId, (i64, Hold)>;
@@ -44,11 +44,8 @@ pub(super) async fn of(store: &dyn Store, account: &Account) -> Result<Charges, 
 /// loads in this version, what was recorded is held: allowances then count as spent, and not until they end.
 async fn hold(store: &dyn Store, row: &TransactionRow) -> Result<Hold, AppError> {
     let (owner, chain) = (row.new.id.to_string(), Some(row.new.intent.chain.id));
-    let active =
-        look(store, "active_bundle", |unit| Box::pin(async move { unit.active_bundle().await }))
-            .await?;
     let own = row.new.decision.bundle;
-    let bundles = active.map(|active| active.bundle).into_iter().chain([own]);
+    let bundles = active(store).await?.into_iter().chain([own]);
     if let Ok(decided) = recorded(&row.new.decision_json, row.new.at) {
         for hash in bundles {
             let Some(bundle) = kept(store, hash).await? else { continue };
@@ -61,6 +58,23 @@ async fn hold(store: &dyn Store, row: &TransactionRow) -> Result<Hold, AppError>
     }
     let charges = written(&row.new.decision_json).map_err(AppError::internal)?;
     Ok(without_bounds(Hold { owner, chain, charges, exposures: Vec::new(), at_once: false }))
+}
+
+async fn active(store: &dyn Store) -> Result<Option<B256>, AppError> {
+    let active =
+        look(store, "active_bundle", |unit| Box::pin(async move { unit.active_bundle().await }));
+    Ok(active.await?.map(|active| active.bundle))
+}
+
+/// Who is in which quorum group, by the bundle in force; nobody where there is none that loads in this version.
+pub(super) async fn groups(
+    store: &dyn Store,
+) -> Result<BTreeMap<String, BTreeSet<String>>, AppError> {
+    let Some(hash) = active(store).await? else {
+        return Ok(BTreeMap::new());
+    };
+    let bundle = kept(store, hash).await?;
+    Ok(bundle.map(|bundle| bundle.guardrails().quorums.clone()).unwrap_or_default())
 }
 
 async fn kept(store: &dyn Store, hash: B256) -> Result<Option<Bundle>, AppError> {

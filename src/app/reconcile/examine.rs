@@ -1,12 +1,14 @@
 //! Look: every mined nonce of every managed account, against the requests of the database. Changes nothing.
 
 use super::locate::Locator;
-use super::{Account, Finding, Forgotten, Remembered, Standstill, What};
+use super::matching::{Match, Unsent, matching};
+use super::{Account, Choices, Finding, Forgotten, Remembered, Standstill, What, charges};
 use crate::app::AppError;
 use crate::app::adopt::{OnChain, Prove};
 use crate::core::id::RequestId;
 use crate::core::intent::ChainRef;
 use crate::core::key::{NonceMode, OperatorKey};
+use crate::core::time::Timestamp;
 use crate::ports::chain::{BlockAt, Chain, ChainError, MinedTransaction};
 use crate::ports::store::{AttemptRow, Lane, Store, TransactionRow, look};
 use alloy::primitives::B256;
@@ -21,7 +23,7 @@ struct Rows {
     lane: Option<Lane>,
     given: BTreeMap<u64, RequestId>,
     open: BTreeMap<RequestId, (TransactionRow, Vec<AttemptRow>)>,
-    queued: Vec<TransactionRow>,
+    queued: Vec<Unsent>,
     orphans: BTreeSet<u64>,
 }
 
@@ -34,17 +36,19 @@ struct Counts {
     final_number: u64,
 }
 
-/// Compares all managed accounts. `progress` is told each block that is looked at.
+/// Compares all managed accounts. `choices` are what an operator has named, `progress` is told each block that is
+/// looked at.
 ///
 /// # Errors
 /// When the store or the nodes do not answer, or the nodes are of another chain.
 pub async fn examine(
     store: &dyn Store,
     places: &Places,
-    remembered: &Remembered,
+    (remembered, choices): (&Remembered, &Choices),
     prove: Prove,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Vec<Account>, AppError> {
+    let groups = charges::groups(store).await?;
     let keys = look(store, "keys", |unit| Box::pin(async move { unit.keys().await })).await?;
     let mut accounts = Vec::new();
     for (chain, port) in places {
@@ -57,7 +61,18 @@ pub async fn examine(
         }
         let is_still = still(store, chain).await?.is_some();
         for key in &keys {
-            let account = Examiner { store, chain, port: &**port, key, prove, progress, is_still };
+            let port = &**port;
+            let account = Examiner {
+                store,
+                chain,
+                port,
+                key,
+                prove,
+                progress,
+                choices,
+                groups: &groups,
+                is_still,
+            };
             let given = remembered.get(&(chain.id, key.address)).copied();
             accounts.extend(account.look(given).await?);
         }
@@ -118,6 +133,8 @@ struct Examiner<'a> {
     key: &'a OperatorKey,
     prove: Prove,
     progress: &'a (dyn Fn(u64) + Send + Sync),
+    choices: &'a Choices,
+    groups: &'a BTreeMap<String, BTreeSet<String>>,
     /// The chain was reorganised below what was told as final: ends are looked at again.
     is_still: bool,
 }
@@ -139,7 +156,8 @@ impl Examiner<'_> {
         for nonce in 0..counts.latest {
             if let Some(row) = self.unexplained(&rows, nonce).await? {
                 let mined = locator.find(nonce).await?;
-                findings.extend(self.finding(&rows, row, (nonce, mined), &counts, &mut taken));
+                let found = self.finding(&rows, row, (nonce, mined), &counts, &mut taken);
+                findings.extend(found.await?);
             }
         }
         findings.extend(self.undone(&rows, &counts, &mut locator).await?);
@@ -175,14 +193,24 @@ impl Examiner<'_> {
 
     async fn rows(&self) -> Result<Rows, AppError> {
         let (chain, account) = (self.chain.id, self.key.address);
+        let groups = Arc::new(self.groups.clone());
         Ok(look(self.store, "account", move |unit| {
+            let groups = Arc::clone(&groups);
             Box::pin(async move {
                 let mut open = BTreeMap::new();
                 for row in unit.open_of(chain, account).await? {
                     let attempts = unit.attempts(row.new.id).await?;
                     open.insert(row.new.id, (row, attempts));
                 }
-                let queued = unit.queued_of(chain, account).await?;
+                let mut queued = Vec::new();
+                for row in unit.queued_of(chain, account).await? {
+                    let mut waiting = None;
+                    if row.status.is_waiting() {
+                        let wait = unit.waiting_request(row.new.id).await?;
+                        waiting = wait.zip(Some(unit.approvals_of(row.new.id).await?));
+                    }
+                    queued.push(Unsent::new(row, waiting, &groups));
+                }
                 let orphans = unit.orphans(chain, false).await?;
                 let orphans = orphans.iter().filter(|orphan| orphan.address == account);
                 Ok(Rows {
@@ -220,20 +248,20 @@ impl Examiner<'_> {
     }
 
     /// `None` if it is a request's own attempt all the same, that one node has and another one has not yet.
-    fn finding(
+    async fn finding(
         &self,
         rows: &Rows,
         request: Option<RequestId>,
         (nonce, mined): (u64, Option<MinedTransaction>),
         counts: &Counts,
         taken: &mut BTreeSet<RequestId>,
-    ) -> Option<Finding> {
+    ) -> Result<Option<Finding>, AppError> {
         let Some(mined) = mined else {
-            return Some(nothing_at(nonce, What::Unseen));
+            return Ok(Some(nothing_at(nonce, What::Unseen)));
         };
         let row = request.and_then(|request| rows.open.get(&request));
         if row.is_some_and(|(_, all)| all.iter().any(|attempt| attempt.hash == Some(mined.hash))) {
-            return None;
+            return Ok(None);
         }
         let account = self.key.address;
         let found = mined.raw.as_ref().and_then(OnChain::read);
@@ -241,24 +269,66 @@ impl Examiner<'_> {
         let found = found.filter(|it| {
             it.says.nonce == nonce && it.hash == mined.hash && it.is_of(key, self.prove)
         });
-        let mut asked_by = None;
+        let (mut asked_by, mut candidates, mut is_chosen) = (None, Vec::new(), false);
         let what = match (row, &found) {
             (Some((row, _)), Some(found)) if found.is_asked_by(row) => What::Attempt(row.new.id),
             (Some((row, _)), Some(found)) if found.says.is_no_op_of(account) => {
                 What::NoOp(row.new.id)
             }
-            (Some((row, _)), found) => {
-                asked_by = found.as_ref().and_then(|found| waiting_for(rows, found, taken));
-                What::Foreign(row.new.id)
-            }
-            (None, Some(found)) => {
-                waiting_for(rows, found, taken).map_or(What::Orphan, What::Queued)
-            }
+            (Some((row, _)), None) => What::Foreign(row.new.id),
             (None, None) => What::Orphan,
+            (row, Some(found)) => {
+                let mined_at = self.mined_at(rows, found, &mined).await?;
+                let (of, chosen) = matching(&rows.queued, (found, mined_at), taken, self.choices);
+                is_chosen = chosen;
+                match (row, of) {
+                    (None, Match::None) => What::Orphan,
+                    (None, Match::One(request)) => What::Queued(request),
+                    (None, Match::Several(all)) => {
+                        candidates = all;
+                        What::Undecided
+                    }
+                    (Some((row, _)), of) => {
+                        match of {
+                            Match::None => {}
+                            Match::One(request) => asked_by = Some(request),
+                            Match::Several(all) => candidates = all,
+                        }
+                        What::Foreign(row.new.id)
+                    }
+                }
+            }
         };
         let is_final = mined.block_number <= counts.final_number;
         let (mined, again) = (Some(mined), None);
-        Some(Finding { nonce, mined, found, is_final, what, again, asked_by })
+        Ok(Some(Finding {
+            nonce,
+            mined,
+            found,
+            is_final,
+            what,
+            again,
+            asked_by,
+            candidates,
+            is_chosen,
+        }))
+    }
+
+    /// When it was mined, by its block, where that says what a request needed then; else no time at all.
+    async fn mined_at(
+        &self,
+        rows: &Rows,
+        found: &OnChain,
+        mined: &MinedTransaction,
+    ) -> Result<Timestamp, ChainError> {
+        let asks = |it: &Unsent| it.goes_by_time() && found.is_asked_by(&it.row);
+        if !rows.queued.iter().any(asks) {
+            return Ok(Timestamp::from_millis(0));
+        }
+        let block = self.port.block(BlockAt::Number(mined.block_number)).await?;
+        let seconds = block.map_or(0, |block| block.timestamp_s);
+        let millis = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1_000);
+        Ok(Timestamp::from_millis(millis))
     }
 
     /// Requests whose end was told, and which the chain does not have so any more: their nonce is not used,
@@ -298,16 +368,18 @@ impl Examiner<'_> {
     }
 }
 
-/// The oldest request that waits for a nonce and asks for this; each is named once.
-fn waiting_for(rows: &Rows, found: &OnChain, taken: &mut BTreeSet<RequestId>) -> Option<RequestId> {
-    let asks = |row: &&TransactionRow| !taken.contains(&row.new.id) && found.is_asked_by(row);
-    let id = rows.queued.iter().find(asks)?.new.id;
-    taken.insert(id);
-    Some(id)
-}
-
 const fn nothing_at(nonce: u64, what: What) -> Finding {
-    Finding { nonce, mined: None, found: None, is_final: false, what, again: None, asked_by: None }
+    Finding {
+        nonce,
+        mined: None,
+        found: None,
+        is_final: false,
+        what,
+        again: None,
+        asked_by: None,
+        candidates: Vec::new(),
+        is_chosen: false,
+    }
 }
 
 /// Whether a transaction is mined in a block of the canonical chain.

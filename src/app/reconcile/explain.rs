@@ -53,6 +53,7 @@ fn finding(finding: &Finding) -> String {
              lost that it was sent"
         ),
         What::Foreign(request) => foreign(finding, request),
+        What::Undecided => undecided(finding),
         What::Orphan => {
             "no request of this database asked for it: the database lost that request, or \
                          somebody else used the key"
@@ -76,6 +77,9 @@ fn foreign(finding: &Finding, request: RequestId) -> String {
          was another request of a database that is gone. Request {request} cannot be mined any more, and \
          fails"
     );
+    if !finding.candidates.is_empty() {
+        return format!("{what}. Of this one: {}", undecided(finding));
+    }
     match (&finding.found, finding.asked_by) {
         (None, _) => what,
         (Some(_), None) => format!(
@@ -86,6 +90,15 @@ fn foreign(finding: &Finding, request: RequestId) -> String {
              and waits for a nonce"
         ),
     }
+}
+
+fn undecided(finding: &Finding) -> String {
+    let all: Vec<String> = finding.candidates.iter().map(ToString::to_string).collect();
+    format!(
+        "it is what each of the requests {} asked, which wait in this database, and nothing tells which of them \
+         was sent, or whether it was another request that is lost. Each that is not named can be paid still",
+        all.join(", ")
+    )
 }
 
 fn does(finding: &Finding, mined: &MinedTransaction) -> String {
@@ -108,6 +121,10 @@ fn wait(wait: &Wait) -> String {
         Wait::NotFinal(nonce) => {
             format!("nonce {nonce} is not final yet: run this again when its block is")
         }
+        Wait::Undecided(nonce) => format!(
+            "say what nonce {nonce} is: --adopt 0xHASH=REQUEST with one of those requests, the one that was sent \
+             (its caller knows the transaction, or the log that was exported), or --adopt 0xHASH=none"
+        ),
         Wait::Unseen(nonce) => format!("nonce {nonce} must be found first"),
         Wait::Unread(nonce) => format!(
             "what is said of nonce {nonce} is one node's word, without a signature of this account's key: \

@@ -6,6 +6,7 @@ mod charges;
 mod examine;
 mod explain;
 mod locate;
+mod matching;
 
 pub use apply::{
     Applied, Lost, Order, close_orphans, declare_lost, lift, live_servers, release_chain,
@@ -18,11 +19,15 @@ use crate::app::adopt::OnChain;
 use crate::core::id::{ChainId, KeyId, RequestId};
 use crate::core::intent::ChainRef;
 use crate::ports::chain::MinedTransaction;
-use alloy::primitives::{Address, Bytes};
+use alloy::primitives::{Address, B256, Bytes};
 use std::collections::BTreeMap;
 
 /// How far nonces were given, by the memory of somebody outside the database: one more than the highest.
 pub type Remembered = BTreeMap<(ChainId, Address), u64>;
+
+/// What an operator has named by the hash of a mined transaction: the request that it is, of those that wait for a
+/// nonce and ask for just this; or that it is none of them.
+pub type Choices = BTreeMap<B256, Option<RequestId>>;
 
 /// One managed account on one chain, compared.
 #[derive(Debug, Clone)]
@@ -82,6 +87,11 @@ pub struct Finding {
     /// A request that waits for a nonce and asks for just this, where it is foreign to the one that has the
     /// nonce.
     pub asked_by: Option<RequestId>,
+    /// Where several requests that wait ask for just this, and nothing tells which of them it is, or whether it
+    /// is one at all: all of them, the oldest first. An operator names it.
+    pub candidates: Vec<RequestId>,
+    /// Whether an operator has named what it is.
+    pub is_chosen: bool,
 }
 
 /// A chain that was reorganised below a block in which an end was told.
@@ -102,6 +112,8 @@ pub enum What {
     NoOp(RequestId),
     /// What this request asked, which the database believes to wait for a nonce.
     Queued(RequestId),
+    /// What several requests asked that wait for a nonce; only one of them was sent.
+    Undecided,
     /// Something else at the nonce of this request.
     Foreign(RequestId),
     /// No request of this database has the nonce, or asks for the same.
@@ -123,6 +135,7 @@ impl What {
             Self::NoOp(request) => ("no_op", Some(request)),
             Self::Queued(request) => ("queued", Some(request)),
             Self::Foreign(request) => ("foreign", Some(request)),
+            Self::Undecided => ("undecided", None),
             Self::Orphan => ("orphan", None),
             Self::Unseen => ("unseen", None),
             Self::Vanished(request) => ("vanished", Some(request)),
@@ -144,6 +157,8 @@ pub enum Wait {
     Pending(u64),
     /// Nonces up to this one were given by the database that is gone, and are not mined.
     Given(u64),
+    /// Several requests ask for what is mined with this nonce, and an operator must name the one that it is.
+    Undecided(u64),
 }
 
 impl Wait {
@@ -173,6 +188,9 @@ impl Account {
                     waits.push(Wait::NotFinal(finding.nonce));
                 }
                 _ => {}
+            }
+            if !finding.candidates.is_empty() {
+                waits.push(Wait::Undecided(finding.nonce));
             }
             // One node's word: what is ours may be there in truth, and a request would be failed, or paid
             // again.

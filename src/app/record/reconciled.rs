@@ -23,8 +23,8 @@ pub fn reconciled_account(
         map([
             ("nonce", finding.nonce.into()),
             ("transaction_hash", or_none(hash)),
-            ("what", what.into()),
-            ("request", or_none(request)),
+            ("what", if finding.is_chosen { "chosen" } else { what }.into()),
+            ("request", or_none(request.or(finding.asked_by.filter(|_| finding.is_chosen)))),
         ])
     });
     // One text, so that any number of findings fits beside the leaf.

@@ -5,11 +5,11 @@
 //! of such requests keeps no other from being judged, and none is tried again and again without a pause.
 
 use super::{look_at, waiter};
-use crate::app::{App, AppError, suspension};
+use crate::app::{App, AppError, clock_watch, suspension};
 use crate::core::id::RequestId;
 use crate::core::time::Timestamp;
 use crate::ports::clock::Clock;
-use crate::ports::store::{DueRequest, End, Store, StoreError, look, unit};
+use crate::ports::store::{DueRequest, End, PUT_OFF_MS_MAX, Store, StoreError, look, unit};
 use alloy::primitives::B256;
 use futures::stream::{self, StreamExt};
 
@@ -20,7 +20,7 @@ const AT_ONCE: usize = 8;
 /// After so long nothing more is begun: the next look begins at the head of the line again.
 const LOOK_MS: i64 = 5_000;
 /// How long what could not be judged is put off, the first time and at most.
-const PUT_OFF_MS: (i64, i64) = (1_000, 32_000);
+const PUT_OFF_MS: (i64, i64) = (1_000, PUT_OFF_MS_MAX);
 
 /// Looks at every waiting request whose time has come, or that another bundle judged.
 ///
@@ -30,6 +30,11 @@ pub async fn due(app: &App) -> Result<(), AppError> {
     if suspension::refuse(app).await.is_err() {
         return Ok(());
     }
+    // By a clock that jumped everything looks due, and what would be put off would be put off by it.
+    match clock_watch::believed(app).await {
+        Err(AppError::ClockUnconfirmed(_)) => return Ok(()),
+        believed => believed?,
+    }
     let line = Line { store: &*app.store, clock: &*app.clock, bundle: app.bundle().hash() };
     line.walk(|due| async move {
         let Err(error) = look_at(app, due.request).await else {
@@ -38,6 +43,10 @@ pub async fn due(app: &App) -> Result<(), AppError> {
         let id = due.request;
         tracing::warn!(request = %id, %error, "what waits could not be judged, and will be again");
         metrics::counter!("claviger_waiting_failures_total").increment(1);
+        if matches!(error, AppError::ClockUnconfirmed(_)) {
+            // The clock jumped in this very round: until when would be a wrong time.
+            return None;
+        }
         // Its end is not put off.
         waiter(app, id).await.ok().flatten().map(|waiter| waiter.over_at())
     })

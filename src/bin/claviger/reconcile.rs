@@ -3,8 +3,8 @@
 use crate::audit::{key_failure, reader};
 use crate::world;
 use claviger::app::reconcile::{
-    Account, Applied, Lost, Order, Remembered, close_orphans, declare_lost, examine, forgotten,
-    lift, live_servers, release_chain, send_again, settle_account, standing_still,
+    Account, Applied, Choices, Lost, Order, Remembered, close_orphans, declare_lost, examine,
+    forgotten, lift, live_servers, release_chain, send_again, settle_account, standing_still,
 };
 use claviger::app::suspension::{self, Standing};
 use claviger::audit::checkpoint::base64_root;
@@ -16,7 +16,7 @@ use claviger::config::server::ServerConfig;
 use claviger::core::id::{ChainId, ChainName};
 use claviger::core::intent::ChainRef;
 use claviger::hsm::is_signed_by;
-use claviger::ports::chain::Chain;
+use claviger::ports::chain::{Chain, MinedTransaction};
 use claviger::ports::store::{Store, StoreError, look};
 use claviger::system::{SystemClock, SystemEntropy};
 use std::sync::Arc;
@@ -30,6 +30,7 @@ const CHANGED: &str = "the database changed meanwhile, or what the server waits 
 /// # Errors
 /// When something does not agree, cannot be looked at, or could not be put right.
 pub async fn run(args: &ReconcileArgs) -> Result<(), Failure> {
+    let choices = args.choices()?;
     let config = load::config(&args.config)?;
     let store = open(&config, args.apply).await?;
     let signer = signer(&config, &*store).await?;
@@ -39,7 +40,7 @@ pub async fn run(args: &ReconcileArgs) -> Result<(), Failure> {
     };
     let places = places(&config)?;
     let lease = config.server.lease;
-    let world = World { args, store, signer, places, remembered, lease };
+    let world = World { args, store, signer, places, remembered, choices, lease };
     if args.apply { world.apply().await } else { world.tell().await }
 }
 
@@ -84,6 +85,7 @@ struct World<'a> {
     signer: Option<Signer>,
     places: Vec<Place>,
     remembered: Remembered,
+    choices: Choices,
     /// How long a killed server's leases last, as it is configured.
     lease: String,
 }
@@ -92,8 +94,8 @@ impl World<'_> {
     async fn accounts(&self) -> Result<Vec<Account>, Failure> {
         let line = Looking::new();
         let progress = |block| line.at(block);
-        let found =
-            examine(&*self.store, &self.places, &self.remembered, is_signed_by, &progress).await;
+        let said = (&self.remembered, &self.choices);
+        let found = examine(&*self.store, &self.places, said, is_signed_by, &progress).await;
         drop(line);
         let found = found.map_err(|error| Failure::of("the accounts cannot be compared", error))?;
         match self.args.account {
@@ -105,6 +107,23 @@ impl World<'_> {
             }
             _ => Ok(found),
         }
+    }
+
+    /// What was named by `--adopt` must have been found: with a wrong word nothing is put right.
+    fn must_be_found(&self, accounts: &[Account]) -> Result<(), Failure> {
+        let accounts = accounts.iter().filter(|account| self.is_asked(account));
+        let findings: Vec<_> = accounts.flat_map(|account| &account.findings).collect();
+        for hash in self.choices.keys() {
+            let is_it = |mined: &MinedTransaction| mined.hash == *hash;
+            if !findings.iter().any(|it| it.is_chosen && it.mined.as_ref().is_some_and(is_it)) {
+                return Err(Failure::new(format!(
+                    "--adopt {hash:#x}: either this transaction is not among what was found (perhaps it was put \
+                     right before: then leave it out), or the request does not wait for a nonce of its account \
+                     and ask for the same. `claviger reconcile` says what was found; nothing was changed"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the command is about this account.
@@ -180,6 +199,7 @@ impl World<'_> {
         }
         let before = self.standing().await?;
         let accounts = self.accounts().await?;
+        self.must_be_found(&accounts)?;
         let others = accounts.iter().filter(|account| !self.is_asked(account));
         let mut left = others.filter(|account| !account.agrees()).count();
         let mut report = self.report(accounts).await?;

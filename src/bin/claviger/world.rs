@@ -159,6 +159,7 @@ pub fn app(
         leases: Leases::new(HolderId::new(SystemEntropy.uuid()), lease_ms),
         clock_watch: ClockWatch::new(clock_jump_ms),
         max_waiting: i64::from(config.server.max_waiting),
+        crowded: Mutex::default(),
     }))
 }
 

@@ -45,7 +45,8 @@ pub trait Approvals: Send {
     ) -> Result<bool, StoreError>;
 
     /// Waiting transactions that are to be looked at: their time has come, or another bundle than this one
-    /// decided. None that was put off until later. Those first that were never put off, by id, then the others
+    /// decided. None that was put off until later, but those that were put off by a clock that was far ahead
+    /// ([`PUT_OFF_MS_MAX`]). Those first that were never put off, by id, then the others
     /// by when they are due again; after that one, at most so many.
     async fn due_requests(
         &mut self,
@@ -86,6 +87,9 @@ pub trait Approvals: Send {
     /// over. Locked after the idempotency key and before everything else.
     async fn has_room_to_wait(&mut self, sub: &str, most: i64) -> Result<bool, StoreError>;
 
+    /// The same of this moment, in a read: nothing is locked, and another one may be faster.
+    async fn waits_below(&mut self, sub: &str, most: i64) -> Result<bool, StoreError>;
+
     /// Whether the log is to be told that no more of this subject may wait: `false` if it was told within
     /// that time, in milliseconds.
     async fn tell_waiter(
@@ -104,6 +108,10 @@ pub trait Approvals: Send {
         until: Timestamp,
     ) -> Result<bool, StoreError>;
 }
+
+/// The longest that what could not be judged is put off, in milliseconds. What is put off until more than twice
+/// as long after now was put off by a wrong clock, and is due.
+pub const PUT_OFF_MS_MAX: i64 = 32_000;
 
 /// What a transaction waits for before it is queued.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,7 +16,8 @@ mod windows;
 mod work;
 
 pub use approvals::{
-    Approvals, DueRequest, GivenApproval, UsedDestinations, WaitingFilter, WaitingRequest,
+    Approvals, DueRequest, GivenApproval, PUT_OFF_MS_MAX, UsedDestinations, WaitingFilter,
+    WaitingRequest,
 };
 pub use bundles::*;
 pub use ceremonies::{KeyBook, OpenCeremony};

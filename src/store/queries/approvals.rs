@@ -277,6 +277,11 @@ impl Approvals for Tx {
         self.kept(found)
     }
 
+    async fn waits_below(&mut self, sub: &str, most: i64) -> Result<bool, StoreError> {
+        let found = waiting::waits_below(self, sub, most).await;
+        self.kept(found)
+    }
+
     async fn tell_waiter(
         &mut self,
         sub: &str,

@@ -4,7 +4,7 @@ use super::column::parsed;
 use super::statement::{Tx, values};
 use crate::core::id::RequestId;
 use crate::core::time::Timestamp;
-use crate::ports::store::{DueRequest, StoreError};
+use crate::ports::store::{DueRequest, PUT_OFF_MS_MAX, StoreError};
 use alloy::primitives::B256;
 use sqlx::FromRow;
 
@@ -18,7 +18,7 @@ statements! {
     DUE_REQUESTS = "SELECT w.request_id, w.retry_at, w.failures FROM transactions t \
         JOIN waiting_requests w ON w.request_id = t.id \
         WHERE t.status IN ('delayed', 'awaiting_approval') \
-        AND w.retry_at <= $1 AND (w.wake_at <= $1 OR w.bundle <> $2) \
+        AND (w.retry_at <= $1 OR w.retry_at > $6) AND (w.wake_at <= $1 OR w.bundle <> $2) \
         AND (w.retry_at > $3 OR (w.retry_at = $3 AND w.request_id > $4)) \
         ORDER BY w.retry_at, w.request_id LIMIT $5";
     PUT_OFF = "UPDATE waiting_requests SET retry_at = $3, failures = failures + 1 \
@@ -48,6 +48,10 @@ pub(super) async fn has_room_to_wait(
     if tx.one::<Number>(LOCK_WAITER, values![sub]).await?.is_none() {
         return Err(tx.corrupt("a waiter was opened and is not there"));
     }
+    waits_below(tx, sub, most).await
+}
+
+pub(super) async fn waits_below(tx: &mut Tx, sub: &str, most: i64) -> Result<bool, StoreError> {
     let found = tx.one::<Number>(WAITING_UP_TO, values![sub, most]).await?;
     Ok(found.is_some_and(|count| count.n < most))
 }
@@ -73,7 +77,9 @@ pub(super) async fn due_requests(
     let (retry_at, id) = after.map_or((i64::MIN, String::new()), |after| {
         (after.retry_at.millis(), after.request.to_string())
     });
-    let values = values![now.millis(), bundle.as_slice(), retry_at, id, most];
+    // No clock that is right puts anything off so far, not even during a long look or in another process.
+    let wrong = now.plus_millis(PUT_OFF_MS_MAX.saturating_mul(2)).millis();
+    let values = values![now.millis(), bundle.as_slice(), retry_at, id, most, wrong];
     let rows = tx.all::<DueColumns>(DUE_REQUESTS, values).await?;
     let read = |row: DueColumns| {
         Ok(DueRequest {
