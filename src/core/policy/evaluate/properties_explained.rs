@@ -9,6 +9,8 @@ use super::reasons::REASONS_MAX;
 use super::universe::*;
 use super::windows::Drafts;
 use super::{asking, explain_effects, judge};
+use crate::core::id::GrantId;
+use crate::core::intent::Fees;
 use crate::core::policy::bundle::grant::Mode;
 use crate::core::policy::{Bundle, Effect, Miss, Outcome};
 use proptest::prelude::*;
@@ -16,7 +18,7 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 use std::cell::RefCell;
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Whom a grant is for: as in the universe, or for another caller, another key, another chain.
 const FOR: [(&str, &str); 5] = [
@@ -43,6 +45,14 @@ fn bundle(world: &World, changes: &[usize]) -> Bundle {
         text = { any = true }\n";
     load(&format!("{text}{message}"), &world.rails)
         .unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+/// Leaves no more than when, how much and at which fee.
+fn make_bare(spec: &mut Spec, expired: bool) {
+    spec.windows.clear();
+    (spec.approval, spec.delay) = (None, None);
+    (spec.through, spec.hours, spec.fee_windows) = (false, false, false);
+    spec.expired = expired;
 }
 
 /// Every miss with its stage, by trying.
@@ -84,8 +94,9 @@ fn tried(ask: &Ask<'_>) -> Vec<(u8, Miss)> {
     misses.into_iter().map(|(stage, _, miss)| (stage, miss)).collect()
 }
 
-/// The highest fee at which all is covered and nothing is above a window, by trying; `None` if there is none.
-fn tried_fees(ask: &Ask<'_>) -> Option<Option<u128>> {
+/// The highest fee at which all is covered and nothing is above a window, by trying, the tip at it, and which
+/// grants are taken: of each effect the one with the highest tip, then the first. `None` if there is none.
+fn tried_choice(ask: &Ask<'_>) -> Option<(Fees, BTreeSet<GrantId>)> {
     let enforced = ask.bundle.rules().iter().enumerate();
     let enforced = enforced.filter(|(_, grant)| grant.mode == Mode::Enforce);
     let found: Vec<Match<'_>> = enforced
@@ -98,18 +109,28 @@ fn tried_fees(ask: &Ask<'_>) -> Option<Option<u128>> {
     let drafts = Drafts::of(&found, ask);
     let beside_fee = ask.effects.iter().enumerate();
     let beside_fee = beside_fee.filter(|(_, effect)| !matches!(effect, Effect::FeeMax { .. }));
-    let covered: Vec<Vec<Option<u128>>> = beside_fee
+    let covered: Vec<Vec<(Fees, &GrantId)>> = beside_fee
         .map(|(place, effect)| {
             let concerned = found.iter().filter(|one| one.effects.contains(&place));
             let able = concerned.filter(|one| covers(one, effect, ask).is_ok());
-            able.filter_map(|one| Some(stands(one, ask).ok()?.map(|cap| cap.max_fee))).collect()
+            able.filter_map(|one| Some((stands(one, ask).ok()??, &one.grant.id))).collect()
         })
         .collect();
-    let mut fees = covered.concat();
+    let mut fees: Vec<u128> = covered.iter().flatten().map(|(cap, _)| cap.max_fee).collect();
     fees.sort_unstable();
-    fees.into_iter().rev().find(|fee| {
-        covered.iter().all(|caps| caps.iter().any(|cap| cap >= fee))
-            && drafts.exceeded(fee_at(ask.request, fee.unwrap_or(0))).is_empty()
+    fees.into_iter().rev().find_map(|max_fee| {
+        let fits = drafts.exceeded(fee_at(ask.request, max_fee)).is_empty();
+        let chosen: Option<Vec<&(Fees, &GrantId)>> = covered
+            .iter()
+            .map(|all| {
+                let able = all.iter().filter(|(cap, _)| cap.max_fee >= max_fee);
+                able.min_by_key(|(cap, id)| (Reverse(cap.max_priority_fee), *id))
+            })
+            .collect();
+        let chosen = chosen.filter(|_| fits)?;
+        let tip = chosen.iter().map(|(cap, _)| cap.max_priority_fee).min()?;
+        let fees = Fees { max_fee, max_priority_fee: tip.min(max_fee) };
+        Some((fees, chosen.iter().map(|(_, id)| (*id).clone()).collect()))
     })
 }
 
@@ -117,16 +138,26 @@ fn tried_fees(ask: &Ask<'_>) -> Option<Option<u128>> {
 fn what_is_explained_is_what_trying_each_grant_finds() {
     let met: RefCell<BTreeMap<String, usize>> = RefCell::default();
     let note = |what: &str| *met.borrow_mut().entry(what.to_owned()).or_default() += 1;
-    let strategy = (world(), prop::collection::vec(select(vec![0, 0, 0, 1, 2, 3, 4_usize]), 1..6));
-    let config = Config { cases: 400, failure_persistence: None, ..Config::default() };
-    let run = TestRunner::new(config).run(&strategy, |(world, changes)| {
+    let changes = prop::collection::vec(select(vec![0, 0, 0, 1, 2, 3, 4_usize]), 1..6);
+    let bare = prop::collection::vec(
+        select(vec![None, None, None, None, Some(false), Some(false), Some(true)]),
+        1..6,
+    );
+    let strategy = (world(), changes, bare);
+    let config = Config { cases: 800, failure_persistence: None, ..Config::default() };
+    let run = TestRunner::new(config).run(&strategy, |(mut world, changes, bare)| {
+        for (spec, bare) in world.grants.iter_mut().zip(bare.iter().cycle()) {
+            if let Some(expired) = bare {
+                make_bare(spec, *expired);
+            }
+        }
         let bundle = bundle(&world, &changes);
         let verdict = judge(&bundle, &world.request, &world.effects, now());
         note(verdict.outcome.name());
         let explained = explain_effects(&bundle, &world.request, &world.effects, now());
         prop_assert_eq!(&explained.verdict, &verdict);
-        let (tried, fees) = asking(&bundle, &world.request, &world.effects, now(), |ask| {
-            (tried(ask), tried_fees(ask))
+        let (tried, choice) = asking(&bundle, &world.request, &world.effects, now(), |ask| {
+            (tried(ask), tried_choice(ask))
         });
         for (stage, _) in &tried {
             note(&format!("stage {stage}"));
@@ -134,7 +165,8 @@ fn what_is_explained_is_what_trying_each_grant_finds() {
         let tried: Vec<Miss> = tried.into_iter().map(|(_, miss)| miss).collect();
         prop_assert_eq!(&explained.misses, &tried);
         if verdict.outcome != Outcome::Deny {
-            prop_assert_eq!(Some(verdict.fee_cap.map(|cap| cap.max_fee)), fees);
+            let grants: BTreeSet<GrantId> = verdict.grants.iter().cloned().collect();
+            prop_assert_eq!(verdict.fee_cap.map(|cap| (cap, grants)), choice);
             return Ok(());
         }
         // What a verdict says of grants is the first of it.

@@ -193,6 +193,23 @@ fn overflow_denies() {
 }
 
 #[test]
+fn the_top_of_256_bits_is_within_no_bound() {
+    // 13: sums that overflow stay there.
+    let top = format!("{}", U256::MAX);
+    let (whole, wei) = top.split_at(top.len() - 18);
+    let most = format!("{whole}.{wei}");
+    let windows = r#"[{ span = "1h", count = 5, scope = "key" }]"#;
+    for windows in ["", windows] {
+        let bundle = bundle(&[native_grant("any", &most, windows)]);
+        let mut request = asks(PAYEE, 1, vec![]);
+        tx_of(&mut request).value = Amount::new(U256::MAX - U256::ONE);
+        allowed_by(&bundle, &request, "any");
+        tx_of(&mut request).value = Amount::new(U256::MAX);
+        denied_for(&bundle, &request, "per_tx");
+    }
+}
+
+#[test]
 fn a_call_carries_only_the_value_that_its_own_grant_allows() {
     let data = calldata("pay(uint256)", vec![uint(1)]);
     let half = 10_u128.pow(18) / 2;
