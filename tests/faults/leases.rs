@@ -192,8 +192,9 @@ async fn a_server_stopped_past_its_lease_tells_nothing_of_what_another_has_finis
 async fn a_server_that_is_stopped_in_order_leaves_its_lanes_at_once() {
     let stage = stage(false).await;
     let (one, address) = stage.open(&[LONG]).await;
-    let two = stage.setup.start_beside(SECOND, &[LONG]).await;
+    // Alone, it is the one that works the lane: beside another, whichever looks first.
     let first = stage.pay(&one, "first").await;
+    let two = stage.setup.start_beside(SECOND, &[LONG]).await;
     let (_, token) = lease(&stage, &address).await.unwrap();
     one.stop().await;
     let second = stage.pay(&two, "second").await;
@@ -213,8 +214,9 @@ async fn a_request_goes_to_a_lane_that_its_server_may_work_and_else_waits_for_th
     let stage = stage(false).await;
     let (one, _) = stage.open(&[LONG]).await;
     one.funded_key(&stage.anvil, "op-2").await;
-    let two = stage.setup.start_beside(SECOND, &[LONG]).await;
+    // Alone, it is the one that works the lane: beside another, whichever looks first.
     let first = stage.pay(&one, "first").await;
+    let two = stage.setup.start_beside(SECOND, &[LONG]).await;
     // The other server's own turn would choose either of the two.
     for n in 0..3 {
         let found = two.ask(SUB, &format!("two-{n}"), &payout(ETHER)).await.ok();
