@@ -116,6 +116,18 @@ async fn evaluate(server: &Server, body: &Value) -> Answer {
     evaluate_as(server, SUB, Role::Client, body).await
 }
 
+/// Waits until the audit log's newest checkpoint covers all of it: it is signed a moment after the last leaf.
+async fn signed(server: &Server) {
+    let token = server.token("dev:auditor", Role::Auditor);
+    let url = format!("{}/admin/v1/audit/checkpoint", server.admin_url());
+    poll_until(LIMIT, "all leaves are signed", async || {
+        let found = server.try_call(Method::GET, url.clone(), &token, None, None).await?.ok();
+        let signed = found["note"].as_str()?.lines().nth(1)?.to_owned();
+        (found["waiting"] == "0" && found["size"] == signed.as_str()).then_some(())
+    })
+    .await;
+}
+
 /// Every row of every table, and SQLite's own count of commits by others.
 async fn everything(observer: &mut SqliteConnection) -> (i64, Vec<String>) {
     let version = sqlx::query_scalar::<_, i64>("PRAGMA data_version");
@@ -150,7 +162,7 @@ async fn an_evaluation_leaves_no_trace() {
     let server = setup.start(&[]).await;
     let address = server.funded_key(&anvil, "op-1").await;
     let external = server.key("ext-1", None, "external").await;
-    server.checkpoint().await;
+    signed(&server).await;
     let file = setup.dir().join("claviger.db");
     let options = SqliteConnectOptions::new().filename(file).read_only(true);
     let mut observer = SqliteConnection::connect_with(&options).await.unwrap();
@@ -173,7 +185,7 @@ async fn an_evaluation_leaves_no_trace() {
     server.wait_for(&paid.id(), &["mined", "finalized"]).await;
     anvil.mine(4).await;
     server.wait_for(&paid.id(), &["finalized"]).await;
-    server.checkpoint().await;
+    signed(&server).await;
     let before = everything(&mut observer).await;
     for body in &all {
         assert_eq!(evaluate(&server, body).await.status, 200);
