@@ -212,17 +212,22 @@ async fn a_server_that_is_stopped_in_order_leaves_its_lanes_at_once() {
 #[tokio::test]
 async fn a_request_goes_to_a_lane_that_its_server_may_work_and_else_waits_for_the_holder() {
     let stage = stage(false).await;
-    let (one, _) = stage.open(&[LONG]).await;
+    let (mut one, _) = stage.open(&[LONG]).await;
     one.funded_key(&stage.anvil, "op-2").await;
     // Alone, it is the one that works the lane: beside another, whichever looks first.
     let first = stage.pay(&one, "first").await;
     let two = stage.setup.start_beside(SECOND, &[LONG]).await;
-    // The other server's own turn would choose either of the two.
+    // The other server's own turn would choose either of the two. The first one stands still meanwhile: its look
+    // could take the second lane too, as soon as something waits there.
+    one.program.signal("STOP");
     for n in 0..3 {
         let found = two.ask(SUB, &format!("two-{n}"), &payout(ETHER)).await.ok();
         stage.was_answered(&id(&found));
         assert_ne!(found["address"], first["address"], "that lane is the first server's");
+        let address = found["address"].as_str().unwrap();
+        poll_until(LIMIT, "its lane is taken", async || lease(&stage, address).await).await;
     }
+    one.program.signal("CONT");
     // A caller that names the account gets it, from whoever works it.
     let address = first["address"].as_str().unwrap();
     let held = lease(&stage, address).await.unwrap();
