@@ -16,19 +16,23 @@ use std::time::Duration;
 /// # Errors
 /// When the store does not answer.
 pub async fn record(app: &App) -> Result<(), AppError> {
-    if record_only(app).await? {
+    if write(app, app.signer.events()).await? {
         enroll(app).await?;
     }
     Ok(())
 }
 
-/// As [`record`], at the end of the process: no key has to prove itself any more. Answers whether an outage is
-/// over.
+/// As [`record`], at the end of the process: all that is not recorded yet, and no key has to prove itself any
+/// more.
 ///
 /// # Errors
 /// When the store does not answer.
-pub async fn record_only(app: &App) -> Result<bool, AppError> {
-    let events = app.signer.events();
+pub async fn record_last(app: &App) -> Result<(), AppError> {
+    write(app, app.signer.last_events()).await.map(|_| ())
+}
+
+/// Answers whether an outage is over.
+async fn write(app: &App, events: Vec<HsmEvent>) -> Result<bool, AppError> {
     let Some(last) = events.last().map(|event| event.number) else {
         return Ok(false);
     };

@@ -463,6 +463,10 @@ impl Signer for Hsm {
         self.news.list()
     }
 
+    fn last_events(&self) -> Vec<HsmEvent> {
+        self.news.list_all()
+    }
+
     fn events_recorded(&self, up_to: u64) {
         self.news.recorded(up_to);
     }

@@ -67,14 +67,14 @@ impl News {
                 told.insert(subject, now);
             }
         }
-        let event = |item: &Item| HsmEvent {
-            number: item.number,
-            hsm: item.hsm.clone(),
-            age: item.at.elapsed(),
-            times: item.times,
-            news: item.news.clone(),
-        };
-        kept.items.iter().filter(|item| item.is_told).map(event).collect()
+        kept.told()
+    }
+
+    /// All that is kept, whenever something of its kind was told.
+    pub(super) fn list_all(&self) -> Vec<HsmEvent> {
+        let mut kept = lock(&self.0);
+        kept.items.iter_mut().for_each(|item| item.is_told = true);
+        kept.told()
     }
 
     /// What was told up to this number is recorded.
@@ -94,6 +94,18 @@ impl Item {
 }
 
 impl Kept {
+    /// What may be recorded, in its order.
+    fn told(&self) -> Vec<HsmEvent> {
+        let event = |item: &Item| HsmEvent {
+            number: item.number,
+            hsm: item.hsm.clone(),
+            age: item.at.elapsed(),
+            times: item.times,
+            news: item.news.clone(),
+        };
+        self.items.iter().filter(|item| item.is_told).map(event).collect()
+    }
+
     /// Counts it with the last of its kind. An outage that follows another is the same, longer one: its end
     /// is not kept. Both get a new number, so that what was read meanwhile is not taken for all of it.
     fn merge(&mut self, hsm: &HsmName, news: &HsmNews) -> bool {
@@ -176,6 +188,11 @@ mod tests {
         assert_eq!(told_at(30), [1], "another key is another matter");
         assert_eq!(told_at(61), [30]);
         assert_eq!(told_at(200), [] as [u64; 0]);
+        news.add(&hsm, wrong(1));
+        assert_eq!(told_at(210), [1]);
+        news.add(&hsm, wrong(1));
+        assert_eq!(told_at(211), [] as [u64; 0]);
+        assert_eq!(news.list_all().len(), 1, "the process ends");
     }
 
     #[test]

@@ -142,6 +142,10 @@ pub trait Signer: Send + Sync {
     /// What happened and is not recorded yet, in its order. It stays until [`Self::events_recorded`].
     fn events(&self) -> Vec<HsmEvent>;
 
+    /// As [`Self::events`], at the end of the process: nothing waits any longer to be told together with what
+    /// comes after it.
+    fn last_events(&self) -> Vec<HsmEvent>;
+
     /// What happened up to this number is recorded.
     fn events_recorded(&self, up_to: u64);
 

@@ -118,7 +118,7 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
         tracing::warn!("jobs did not end in time");
         jobs.shutdown().await;
     }
-    if let Err(error) = hsm_events::record_only(&app).await {
+    if let Err(error) = hsm_events::record_last(&app).await {
         tracing::warn!(%error, "what happened to the HSM is not in the audit log");
     }
     if let Err(error) = lease::release(&app).await {

@@ -225,7 +225,8 @@ async fn probe(
     let limits = 0..KINDS.len();
     let used: Vec<(u64, u64)> = limits.clone().map(|limit| reference.used(limit, now)).collect();
     let fits = |limit: usize| KINDS[limit].max.saturating_sub(used[limit].1);
-    let much = |limit: usize| KINDS[limit].max + 1 - used[limit].0;
+    // A settlement may have spent above the maximum, as it counts what was paid. Nothing always fits.
+    let much = |limit: usize| (KINDS[limit].max + 1).saturating_sub(used[limit].0).max(1);
     let fitting: Vec<Charge> = limits.clone().map(|limit| charge(limit, fits(limit))).collect();
     let too_much: Vec<Charge> = limits.clone().map(|limit| charge(limit, much(limit))).collect();
     let full =

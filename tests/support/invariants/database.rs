@@ -170,6 +170,8 @@ const EXPOSURES: &str =
     "SELECT owner, n, amount, remaining, state FROM exposures ORDER BY owner, n";
 const LOGGED: &str = "SELECT kind, subject, leaf FROM audit_leaves ORDER BY idx";
 const WAITING: &str = "SELECT kind, subject, leaf FROM audit_outbox ORDER BY seq";
+const LOGGED_OF: &str = "SELECT leaf FROM audit_leaves WHERE kind = $1 ORDER BY idx";
+const WAITING_OF: &str = "SELECT leaf FROM audit_outbox WHERE kind = $1 ORDER BY seq";
 const BLOBS: &str = "SELECT hash, bytes FROM audit_blobs ORDER BY hash";
 const BOUND: &str = "SELECT request_id FROM idempotency_keys ORDER BY request_id";
 
@@ -204,6 +206,22 @@ impl Look {
         };
         rows.unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
+
+    async fn leaves(&mut self, sql: &'static str, kind: &str) -> Vec<Vec<u8>> {
+        let rows = match self {
+            Self::Sqlite(tx) => sqlx::query_scalar(sql).bind(kind).fetch_all(&mut **tx).await,
+            Self::Postgres(tx) => sqlx::query_scalar(sql).bind(kind).fetch_all(&mut **tx).await,
+        };
+        rows.unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+}
+
+/// The leaves of one kind, in the log or on their way to it, in order: little to read beside a load.
+pub(super) async fn leaves(url: &str, kind: &str) -> Vec<Vec<u8>> {
+    let mut look = Look::begin(url).await;
+    let mut leaves = look.leaves(LOGGED_OF, kind).await;
+    leaves.extend(look.leaves(WAITING_OF, kind).await);
+    leaves
 }
 
 impl Snapshot {
