@@ -269,9 +269,10 @@ async fn a_key_that_one_server_made_signs_at_another_that_runs_already() {
 async fn an_operators_word_is_carried_out_at_the_server_where_it_arrives() {
     let stage = stage(false).await;
     let (one, address) = stage.open(&[LONG]).await;
-    let two = stage.setup.start_beside(SECOND, &[LONG]).await;
+    // Before there is another server that could take the lane.
     let payment = stage.pay(&one, "payment").await;
     let (holder, token) = lease(&stage, &address).await.unwrap();
+    let two = stage.setup.start_beside(SECOND, &[LONG]).await;
 
     let sped = two.intervene(&id(&payment), "speed-up").await.ok();
     assert_eq!(attempts(&has_attempts(&two, &id(&sped), 2).await).len(), 2);
