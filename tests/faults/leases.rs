@@ -56,17 +56,20 @@ fn of(address: &str) -> Value {
 #[tokio::test]
 async fn t9_five_hundred_requests_on_one_group_over_two_servers_have_unique_contiguous_nonces() {
     let stage = stage(true).await;
-    let (one, first) = stage.open(&[]).await;
+    let (mut one, first) = stage.open(&[]).await;
     let mut addresses = vec![first];
     for label in ["op-2", "op-3", "op-4"] {
         addresses.push(one.funded_key(&stage.anvil, label).await);
     }
-    let two = stage.setup.start_beside(SECOND, &[]).await;
+    let mut two = stage.setup.start_beside(SECOND, &[]).await;
     let begun = Instant::now();
-    // One after the other they take a lane each, so that both have work.
-    for (server, n) in [(&one, 498), (&two, 499)] {
-        stage.pay_as(server, &format!("t9-{n}"), &payout(1_000)).await;
-    }
+    // One after the other they take a lane each, the other one standing still, so that both have work.
+    two.program.signal("STOP");
+    stage.pay_as(&one, "t9-498", &payout(1_000)).await;
+    two.program.signal("CONT");
+    one.program.signal("STOP");
+    stage.pay_as(&two, "t9-499", &payout(1_000)).await;
+    one.program.signal("CONT");
     for round in 0..20 {
         let asked = (0..25).map(|n| round * 25 + n).filter(|n| *n < 498).map(|n| {
             let server = if n % 2 == 0 { &one } else { &two };
