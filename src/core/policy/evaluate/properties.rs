@@ -1,7 +1,5 @@
 //! What must hold of every bundle, request and effects.
 
-#![expect(clippy::arithmetic_side_effects, reason = "a test fails by panicking")]
-
 use super::fixtures::now;
 use super::judge;
 use super::universe::*;
@@ -12,47 +10,8 @@ use crate::core::policy::{Charge, ChargeKind, Outcome, Verdict};
 use alloy::primitives::U256;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use proptest::test_runner::{Config, TestRunner};
-use std::cell::RefCell;
-use std::collections::BTreeMap;
 
-/// How often each outcome was met: a property of cases that never happen says nothing.
-#[derive(Default)]
-struct Met(RefCell<BTreeMap<String, usize>>);
-
-impl Met {
-    fn note(&self, what: impl ToString) {
-        *self.0.borrow_mut().entry(what.to_string()).or_default() += 1;
-    }
-
-    fn outcome(&self, verdict: &Verdict) {
-        self.note(verdict.outcome.name());
-    }
-
-    #[track_caller]
-    fn at_least(&self, least: usize, all: &[&str]) {
-        let met = self.0.borrow();
-        for what in all {
-            let times = met.get(*what).copied().unwrap_or(0);
-            assert!(times >= least, "`{what}` was met {times} times: {met:?}");
-        }
-    }
-}
-
-/// Runs a property over worlds.
-fn forall<S: Strategy>(
-    strategy: &S,
-    property: impl Fn(S::Value, &Met) -> Result<(), TestCaseError>,
-) -> Met {
-    let met = Met::default();
-    let config = Config { cases: 400, failure_persistence: None, ..Config::default() };
-    let run = TestRunner::new(config).run(strategy, |value| property(value, &met));
-    run.unwrap_or_else(|error| panic!("{error}"));
-    met
-}
-
-const OUTCOMES: [&str; 4] = ["allow", "deny", "need_approval", "delay"];
-
+const CASES: u32 = 400;
 /// Whatever `after` lets be signed, `before` lets be signed on the same conditions: it is asked for the same
 /// at the fees that `after` would allow.
 fn not_looser(before: &World, after: &Verdict) -> Result<(), TestCaseError> {
@@ -116,7 +75,7 @@ fn bounds() -> Vec<BoundKind> {
 
 #[test]
 fn removing_any_fact_never_loosens() {
-    let met = forall(&world(), |world, met| {
+    forall(CASES, &world(), &[(10, &OUTCOMES), (20, &["tighter"])], |world, met| {
         let before = world.judge();
         met.outcome(&before);
         let mut removals: Vec<World> = Vec::new();
@@ -143,38 +102,39 @@ fn removing_any_fact_never_loosens() {
         }
         Ok(())
     });
-    met.at_least(3, &OUTCOMES);
-    met.at_least(5, &["tighter"]);
 }
 
 #[test]
 fn a_bound_more_never_loosens() {
     let all = bounds();
     let strategy = (world(), any::<Index>(), 0..all.len());
-    let met = forall(&strategy, |(world, at, bound), met| {
-        let mut bounded = world.clone();
-        let at = at.index(bounded.grants.len());
-        let (name, add) = all[bound];
-        if !add(&mut bounded.grants[at]) {
-            return Ok(());
-        }
-        met.note(name);
-        let after = bounded.judge();
-        met.outcome(&after);
-        if after.outcome < world.judge().outcome {
-            met.note("tighter");
-        }
-        not_looser(&world, &after)
-    });
-    met.at_least(3, &OUTCOMES);
-    met.at_least(5, &["tighter"]);
-    met.at_least(1, &all.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+    let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
+    forall(
+        CASES,
+        &strategy,
+        &[(10, &OUTCOMES), (20, &["tighter"]), (5, &names)],
+        |(world, at, bound), met| {
+            let mut bounded = world.clone();
+            let at = at.index(bounded.grants.len());
+            let (name, add) = all[bound];
+            if !add(&mut bounded.grants[at]) {
+                return Ok(());
+            }
+            met.note(name);
+            let after = bounded.judge();
+            met.outcome(&after);
+            if after.outcome < world.judge().outcome {
+                met.note("tighter");
+            }
+            not_looser(&world, &after)
+        },
+    );
 }
 
 #[test]
 fn a_guardrail_more_never_loosens() {
     let strategy = (world(), select(RAILS.to_vec()));
-    let met = forall(&strategy, |(world, rail), met| {
+    forall(CASES, &strategy, &[(10, &OUTCOMES), (20, &["tighter"])], |(world, rail), met| {
         if world.rails.contains(rail) {
             return Ok(());
         }
@@ -187,14 +147,12 @@ fn a_guardrail_more_never_loosens() {
         }
         not_looser(&world, &after)
     });
-    met.at_least(3, &OUTCOMES);
-    met.at_least(5, &["tighter"]);
 }
 
 #[test]
 fn a_grant_without_bounds_never_tightens_and_without_it_nothing_is_looser() {
     let strategy = (world(), any::<Index>());
-    let met = forall(&strategy, |(world, at), met| {
+    forall(CASES, &strategy, &[(10, &OUTCOMES), (10, &["looser"])], |(world, at), met| {
         let kind = at.get(&world.grants).kind;
         let before = world.judge();
         let mut more = world.clone();
@@ -214,13 +172,11 @@ fn a_grant_without_bounds_never_tightens_and_without_it_nothing_is_looser() {
         }
         not_looser(&more, &before)
     });
-    met.at_least(3, &OUTCOMES);
-    met.at_least(3, &["looser"]);
 }
 
 #[test]
 fn grants_in_any_order_and_under_any_ids_decide_the_same() {
-    let met = forall(&world(), |world, met| {
+    forall(CASES, &world(), &[(10, &OUTCOMES)], |world, met| {
         let verdict = |grants: &[Spec], id: &dyn Fn(usize) -> String| {
             let bundle = bundle_of(grants, &world.rails, id);
             let mut verdict = judge(&bundle, &world.request, &world.effects, now());
@@ -247,7 +203,6 @@ fn grants_in_any_order_and_under_any_ids_decide_the_same() {
         prop_assert_eq!(kinds(&base), kinds(&renamed));
         Ok(())
     });
-    met.at_least(3, &OUTCOMES);
 }
 
 /// What a charge asks.
@@ -268,7 +223,7 @@ fn what_is_charged_and_held_is_never_less_than_what_the_effects_sum_to() {
         windows = [{ span = \"24h\", max = \"1000\", scope = \"chain\" }]\n\
         [[limit]]\nid = \"tusd\"\nreason = \"r\"\nchain = \"local\"\nasset = \"tusd\"\n\
         windows = [{ span = \"24h\", max = \"1000\", scope = \"chain\" }]\n";
-    let met = forall(&world(), |mut world, met| {
+    forall(CASES, &world(), &[(10, &["allow", "tokens", "approvals"])], |mut world, met| {
         world.rails = COUNTED.to_owned();
         let verdict = world.judge();
         if verdict.outcome == Outcome::Deny {
@@ -309,13 +264,12 @@ fn what_is_charged_and_held_is_never_less_than_what_the_effects_sum_to() {
         }
         Ok(())
     });
-    met.at_least(3, &["allow", "tokens", "approvals"]);
 }
 
 #[test]
 fn sums_that_overflow_deny() {
     let strategy = (world(), any::<Index>());
-    let met = forall(&strategy, |(mut world, at), met| {
+    forall(CASES, &strategy, &[(20, &["overflow"])], |(mut world, at), met| {
         // Nothing but the sums is in the way.
         world.grants = (0..KINDS).map(Spec::free).collect();
         let most =
@@ -355,12 +309,11 @@ fn sums_that_overflow_deny() {
         }
         Ok(())
     });
-    met.at_least(5, &["overflow"]);
 }
 
 #[test]
 fn nothing_that_is_not_understood_is_allowed_beside_what_is() {
-    let met = forall(&world(), |mut world, met| {
+    forall(CASES, &world(), &[(10, &OUTCOMES)], |mut world, met| {
         met.outcome(&world.judge());
         world.effects.push(Effect::Opaque { why: "unknown".into(), call: None });
         let verdict = world.judge();
@@ -369,12 +322,11 @@ fn nothing_that_is_not_understood_is_allowed_beside_what_is() {
         prop_assert!(verdict.charges.is_empty() && verdict.exposures.is_empty());
         Ok(())
     });
-    met.at_least(3, &OUTCOMES);
 }
 
 #[test]
 fn a_refusal_says_why_and_gives_nothing() {
-    let met = forall(&world(), |world, met| {
+    forall(CASES, &world(), &[(10, &OUTCOMES)], |world, met| {
         let verdict = world.judge();
         met.outcome(&verdict);
         let denied = verdict.outcome == Outcome::Deny;
@@ -390,5 +342,4 @@ fn a_refusal_says_why_and_gives_nothing() {
         prop_assert!(verdict.approval.is_none() || waits);
         Ok(())
     });
-    met.at_least(3, &OUTCOMES);
 }

@@ -14,6 +14,8 @@ use crate::core::principal::Principal;
 use alloy::primitives::{Address, B256, U256, address};
 use proptest::prelude::*;
 use proptest::sample::select;
+use proptest::test_runner::{Config, TestRunner};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -406,4 +408,58 @@ pub(super) fn world() -> impl Strategy<Value = World> {
             },
         )
     })
+}
+
+pub(super) const OUTCOMES: [&str; 4] = ["allow", "deny", "need_approval", "delay"];
+
+/// How often something was met.
+#[derive(Debug, Default)]
+pub(super) struct Met(RefCell<BTreeMap<String, usize>>);
+
+impl Met {
+    pub(super) fn note(&self, what: impl ToString) {
+        *self.0.borrow_mut().entry(what.to_string()).or_default() += 1;
+    }
+
+    pub(super) fn outcome(&self, verdict: &Verdict) {
+        self.note(verdict.outcome.name());
+    }
+
+    /// What was met less often than this.
+    fn lacks(&self, least: &[(usize, &[&str])]) -> Vec<String> {
+        let met = self.0.borrow();
+        let times = |what: &str| met.get(what).copied().unwrap_or(0);
+        let all = least.iter().flat_map(|(least, all)| all.iter().map(move |what| (*least, what)));
+        all.filter(|(least, what)| times(what) < *least).map(|(_, what)| what.to_string()).collect()
+    }
+}
+
+/// Runs a property over so many random cases, and over as many again, up to ten times, while something of this was
+/// met less often: a property of cases that never happen says nothing.
+#[track_caller]
+pub(super) fn forall<S: Strategy>(
+    cases: u32,
+    strategy: &S,
+    least: &[(usize, &[&str])],
+    property: impl Fn(S::Value, &Met) -> Result<(), TestCaseError>,
+) {
+    let met = Met::default();
+    for _ in 0..10 {
+        let config = Config { cases, failure_persistence: None, ..Config::default() };
+        let run = TestRunner::new(config).run(strategy, |value| property(value, &met));
+        run.unwrap_or_else(|error| panic!("{error}"));
+        if met.lacks(least).is_empty() {
+            return;
+        }
+    }
+    panic!("met too rarely: {:?} of {met:?}", met.lacks(least));
+}
+
+#[test]
+#[should_panic(expected = "met too rarely: [\"never\"]")]
+fn a_property_whose_cases_never_happen_fails() {
+    forall(1, &Just(()), &[(1, &["always", "never"])], |(), met| {
+        met.note("always");
+        Ok(())
+    });
 }
