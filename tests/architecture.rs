@@ -370,6 +370,23 @@ const UNFENCED: &[(&str, &str)] = &[
     ),
 ];
 
+/// With either of the two the pool has a task that looks through its connections, which at times never ends, takes
+/// a processor and keeps the process from stopping (sqlx issue 3645, in every version up to 0.9.0).
+#[test]
+fn no_pool_of_connections_has_a_task_that_looks_through_them() {
+    let mut pools = 0;
+    for source in files("src") {
+        for (at, _) in source.text.match_indices("PoolOptions::new()") {
+            pools += 1;
+            let chain: String = source.text[at..].chars().take(200).collect();
+            let both =
+                chain.contains(".idle_timeout(None)") && chain.contains(".max_lifetime(None)");
+            assert!(both, "{}: a pool with a limit on time", source.path);
+        }
+    }
+    assert!(pools >= 5, "{pools} pools are seen");
+}
+
 #[test]
 fn what_is_written_for_a_lane_is_written_behind_the_fence() {
     let mut broken = Vec::new();

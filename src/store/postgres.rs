@@ -77,6 +77,8 @@ impl PostgresStore {
         let writes = mode != OpenMode::Reading;
         let pool = PgPoolOptions::new()
             .max_connections(8)
+            .idle_timeout(None)
+            .max_lifetime(None)
             .acquire_timeout(Duration::from_secs(20))
             .test_before_acquire(false)
             .before_acquire(|connection, _| Box::pin(answers(connection)))

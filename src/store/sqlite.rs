@@ -72,6 +72,8 @@ impl SqliteStore {
         let options = options.create_if_missing(false);
         let readers = SqlitePoolOptions::new()
             .max_connections(2)
+            .idle_timeout(None)
+            .max_lifetime(None)
             // A file does not hang up.
             .test_before_acquire(false)
             .acquire_timeout(PATIENCE)
@@ -183,6 +185,8 @@ impl SqliteReader {
         check_presence(options.get_filename(), OpenMode::Reading)?;
         let readers = SqlitePoolOptions::new()
             .max_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
             .acquire_timeout(Duration::from_secs(20))
             .connect_with(options)
             .await

@@ -33,6 +33,8 @@ impl PostgresWatchStore {
             .options([("statement_timeout", "30000"), ("lock_timeout", "15000")]);
         let pool = PgPoolOptions::new()
             .max_connections(4)
+            .idle_timeout(None)
+            .max_lifetime(None)
             .acquire_timeout(Duration::from_secs(20))
             .connect_with(options)
             .await

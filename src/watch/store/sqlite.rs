@@ -46,6 +46,8 @@ impl SqliteWatchStore {
         }
         let pool = SqlitePoolOptions::new()
             .max_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
             .acquire_timeout(Duration::from_secs(20))
             .connect_with(options)
             .await
