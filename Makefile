@@ -3,10 +3,10 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 
-.PHONY: help setup-demo setup-test build test test-long soak hsm wrapped fuzz demo bench bench-policy clean
+.PHONY: help setup-demo setup-test build test test-long soak hsm wrapped fuzz demo bench bench-policy bench-watcher clean
 
 help: ## Lists the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup-demo: ## Installs what the demo needs and is missing
 	@scripts/setup.sh demo
@@ -25,7 +25,8 @@ test-long: ## Simulates 200,000 lives of transactions; CLAVIGER_SEEDS=N, CLAVIGE
 
 soak: ## Runs both programs under faults and 50 SIGKILLs; CLAVIGER_SOAK_TRANSACTIONS=2000, CLAVIGER_SOAK_KILLS=50
 	@CLAVIGER_SOAK_TRANSACTIONS="$(CLAVIGER_SOAK_TRANSACTIONS)" \
-		CLAVIGER_SOAK_KILLS="$(CLAVIGER_SOAK_KILLS)" CLAVIGER_SEED="$(CLAVIGER_SEED)" scripts/soak.sh
+		CLAVIGER_SOAK_KILLS="$(CLAVIGER_SOAK_KILLS)" CLAVIGER_SOAK_BUS="$(CLAVIGER_SOAK_BUS)" \
+		CLAVIGER_SEED="$(CLAVIGER_SEED)" scripts/soak.sh
 
 hsm: ## Asks for 100,000 signatures while the HSM does everything that it may do; CLAVIGER_HSM_SIGNATURES=N
 	@CLAVIGER_HSM_SIGNATURES="$(CLAVIGER_HSM_SIGNATURES)" CLAVIGER_SEED="$(CLAVIGER_SEED)" scripts/hsm.sh
@@ -44,6 +45,9 @@ bench: ## Measures how much of the HSM's speed reaches a caller; BENCH_SECONDS=5
 
 bench-policy: ## Measures what a decision costs over 1,000 grants
 	@. scripts/env.sh; cargo bench --locked --bench policy
+
+bench-watcher: ## Measures how fast the watcher reads and delivers; BLOCKS=200000, LOGS=1000000
+	@BLOCKS="$(BLOCKS)" LOGS="$(LOGS)" scripts/bench-watcher.sh
 
 clean: ## Removes what was built and what the demo left; keeps the installed tools
 	@. scripts/env.sh; cargo clean; rm -rf .demo .run

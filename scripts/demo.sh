@@ -7,7 +7,8 @@
 #
 #   scripts/demo.sh            or: make demo
 #
-#   BUS=rabbitmq    puts a private RabbitMQ between the watcher's poller and its trigger
+#   BUS=rabbitmq    puts a private RabbitMQ between the watcher's poller and its trigger, and tells a
+#                   backend over it what becomes of its payments
 #   KEEP=1          leaves everything running, and says where, and what to try
 #   BREAK=watcher   ends the watcher half-way, and
 #   BREAK=policy    leaves the policy's window wide open: to see that the summary notices
@@ -36,6 +37,7 @@ esac
 . scripts/demo/lib.sh
 . scripts/demo/chain.sh
 . scripts/demo/broker.sh
+. scripts/demo/events.sh
 . scripts/demo/programs.sh
 . scripts/demo/orders.sh
 . scripts/demo/faults.sh
@@ -105,16 +107,16 @@ step "A chain, and the contracts on it"
 start_chain
 deploy
 
+if [ "$BUS" = rabbitmq ]; then
+    step "A broker"
+    start_broker
+fi
+
 step "A server: configuration, policy, checks"
 set_up_server
 
 step "The server runs, and makes three operator keys in the HSM"
 start_server
-
-if [ "$BUS" = rabbitmq ]; then
-    step "A broker"
-    start_broker
-fi
 
 step "The watcher runs, as a process of its own"
 start_watcher
@@ -153,6 +155,9 @@ invented_event
 step "All blocks become final"
 await 20 "transactions final" all_final || fault "not all transactions are final: $seen"
 say "$seen transactions final"
+
+step "What the backend was told"
+judge_events
 
 step "Summary: amounts, executions and events are read back from the chain"
 summary

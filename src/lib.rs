@@ -21,6 +21,7 @@
 
 pub mod failpoint;
 
+pub mod bus;
 pub mod chain;
 pub mod config;
 pub mod core;
@@ -44,7 +45,5 @@ pub mod jobs;
 #[cfg(feature = "server")]
 pub mod store;
 
-#[cfg(feature = "watcher")]
-pub mod bus;
 #[cfg(feature = "watcher")]
 pub mod watch;

@@ -19,6 +19,7 @@ mod support {
     pub mod services;
 }
 
+use claviger::ports::store::{End, KindFilter, Subscription, unit};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -153,6 +154,24 @@ async fn a_set_up_that_works_is_all_right() {
     for name in ["PIN file of default", "HSM default", "key op-1", "key op-2", "key ceremonies"] {
         assert!(named.contains(&name), "{name}: {named:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_who_is_told_events_and_is_not_configured_here_is_named() {
+    let it = Broken::new().await;
+    let store = it.setup.store().await;
+    let known = unit(&*store, "test", |unit| {
+        let consumer = "webhook:old".to_owned();
+        let kinds = vec![KindFilter::parse("*").unwrap()];
+        Box::pin(async move {
+            unit.set_consumer(&Subscription { consumer, kinds }).await?;
+            Ok(End::Commit(()))
+        })
+    });
+    known.await.unwrap();
+    drop(store);
+    let says = "`webhook:old` is told events (0 owed) and is not configured here";
+    it.finds(&[], "events", says, "", &[]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

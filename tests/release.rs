@@ -201,9 +201,13 @@ fn a_release_build_with_fail_points_does_not_compile() {
     assert!(!default.lines().next().unwrap().contains("failpoints"));
 }
 
-/// What code may depend on: which program it is in, and tests.
-const CONDITIONS: &[&str] =
-    &["#[cfg(test)]", "#[cfg(feature = \"server\")]", "#[cfg(feature = \"watcher\")]"];
+/// What code may depend on: which program it is in, or either (the core alone is built for fuzzing), and tests.
+const CONDITIONS: &[&str] = &[
+    "#[cfg(test)]",
+    "#[cfg(feature = \"server\")]",
+    "#[cfg(feature = \"watcher\")]",
+    "#[cfg(any(feature = \"server\", feature = \"watcher\"))]",
+];
 /// And in one file only.
 const OF_FAIL_POINTS: &[&str] = &[
     "#[cfg(feature = \"failpoints\")]",

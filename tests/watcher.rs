@@ -10,19 +10,33 @@
 )]
 
 mod support {
+    pub mod emitter;
+    pub mod fault_proxy;
     pub mod lagging_node;
+    pub mod lying_chain;
     pub mod recording_server;
     pub mod services;
 }
 
-#[path = "watching/broker.rs"]
+#[path = "watching/broker/mod.rs"]
 mod broker;
+#[path = "watching/halts.rs"]
+mod halts;
+#[path = "watching/lead.rs"]
+mod lead;
+#[path = "watching/nodes.rs"]
+mod nodes;
 #[path = "watching/rows.rs"]
 mod rows;
+#[path = "watching/sources.rs"]
+mod sources;
+#[path = "watching/triggers.rs"]
+mod triggers;
 
 use serde_json::{Value, json};
 use std::process::Command;
 use std::time::Duration;
+use support::emitter::{self, EMITTER, EVENT, place_emitter};
 use support::recording_server::{Recorded, RecordingServer};
 use support::services::{Anvil, AnvilOptions, Mining, Program, poll_until, word};
 use tempfile::TempDir;
@@ -30,26 +44,6 @@ use tempfile::TempDir;
 /// A deadline for what can be seen, not a duration: a busy machine may need most of it.
 const LIMIT: Duration = Duration::from_secs(180);
 const BIN: &str = env!("CARGO_BIN_EXE_claviger-watcher");
-const EMITTER: &str = "0x00000000000000000000000000000000000e0001";
-const EVENT: &str = "Asked(uint256 indexed orderId, address indexed payer, uint256 amount)";
-
-/// A contract that emits `Asked` with the two words it is called with and the caller; called with
-/// nothing, it emits only the first topic, which does not decode.
-async fn place_emitter(anvil: &Anvil) {
-    let topic = anvil.calldata("Asked(uint256,address,uint256)", &[]).await;
-    let full = anvil.rpc("web3_sha3", json!([hex("Asked(uint256,address,uint256)")])).await;
-    let full = full.as_str().unwrap().trim_start_matches("0x").to_owned();
-    assert!(full.starts_with(topic.trim_start_matches("0x")));
-    // CALLDATASIZE PUSH1 0x2b JUMPI; LOG1(topic); JUMPDEST mem[0] = word 1; LOG3(topic, word 0, CALLER)
-    let bad = format!("36602b577f{full}60006000a100");
-    let good = format!("5b60203560005233600035{}{full}60206000a300", "7f");
-    anvil.rpc("anvil_setCode", json!([EMITTER, format!("0x{bad}{good}")])).await;
-}
-
-fn hex(text: &str) -> String {
-    format!("0x{}", text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>())
-}
-
 /// What a stage can have otherwise.
 struct Setting {
     /// The nodes that the watcher asks; anvil itself without it.
@@ -58,14 +52,25 @@ struct Setting {
     finality: &'static str,
     /// The trigger's name, which names its queue.
     trigger: String,
-    /// The section of the bus.
+    /// The section of the bus, and others.
     bus: String,
+    /// More sections, at the end.
+    more: String,
+    /// The database's URL; SQLite in the stage's folder without it.
+    store: Option<String>,
 }
 
 impl Default for Setting {
     fn default() -> Self {
         let (trigger, bus) = ("charge".to_owned(), String::new());
-        Self { rpc: None, finality: "{ depth = 2 }", trigger, bus }
+        Self {
+            rpc: None,
+            finality: "{ depth = 2 }",
+            trigger,
+            bus,
+            more: String::new(),
+            store: None,
+        }
     }
 }
 
@@ -107,10 +112,11 @@ impl Stage {
     }
 
     fn config(&self) -> String {
+        let sqlite = || format!("sqlite:{}", self.path("watcher.db"));
         format!(
             r#"
             [store]
-            url = "sqlite:{db}"
+            url = "{store}"
             [server]
             url = "{server}"
             token_file = "{token}"
@@ -135,8 +141,10 @@ impl Stage {
             function = "executeCharge(uint256 orderId, uint256 amount)"
             args = {{ orderId = "orderId", amount = "amount" }}
             business_id = ["{{chain}}", "{{contract}}", "orderId"]
+            {more}
             "#,
-            db = self.path("watcher.db"),
+            more = self.setting.more,
+            store = self.setting.store.clone().unwrap_or_else(sqlite),
             server = self.server.url(),
             token = self.path("token"),
             rpc = self.setting.rpc.clone().unwrap_or_else(|| self.anvil.url()),
@@ -173,8 +181,7 @@ impl Stage {
 
     /// Sends a request for this order; it is mined when the test says so.
     async fn ask(&self, order: u128) -> String {
-        let data = format!("0x{}{}", word(order), word(order * 10));
-        self.anvil.send(&self.anvil.accounts()[1], EMITTER, &data, 0).await
+        emitter::ask(&self.anvil, order).await
     }
 
     async fn requests(&self, count: usize) {

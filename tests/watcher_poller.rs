@@ -11,7 +11,17 @@
 
 mod support {
     pub mod lying_chain;
+    pub mod many_nodes;
 }
+
+#[path = "polling/behind.rs"]
+mod behind;
+#[path = "polling/halts.rs"]
+mod halts;
+#[path = "polling/late.rs"]
+mod late;
+#[path = "polling/nodes.rs"]
+mod nodes;
 
 use alloy::primitives::{Address, B256, U256};
 use async_trait::async_trait;
@@ -19,6 +29,7 @@ use claviger::bus::embedded::{Step, lanes, subscribers};
 use claviger::config::file::parse;
 use claviger::core::time::Timestamp;
 use claviger::ports::bus::{Consumer, Kind, Message, Outcome, Wait};
+use claviger::ports::chain_reader::ChainReader;
 use claviger::ports::clock::Clock;
 use claviger::ports::watch_store::{WatchStatus, WatchStore};
 use claviger::watch::plan::{ChainPlan, Plan};
@@ -78,6 +89,7 @@ struct Stage {
     head: Arc<RecordingConsumer>,
     finals: Arc<RecordingConsumer>,
     source: String,
+    plan: ChainPlan,
     poller: Poller,
     _folder: TempDir,
 }
@@ -107,7 +119,7 @@ fn plan(source: &str, from_block: u64) -> ChainPlan {
 
 /// The logs of a block that asks for this order.
 fn asked(order: u64) -> Vec<(Address, Vec<B256>, Vec<u8>)> {
-    let topic0 = plan("any", 0).sources[0].event.topic0();
+    let topic0 = plan("any", 0).sources[0].event().unwrap().topic0();
     let topics = vec![topic0, B256::from(U256::from(order))];
     vec![(CONTRACT, topics, U256::from(order * 10).to_be_bytes_vec())]
 }
@@ -121,6 +133,14 @@ impl Stage {
         Self::on(chain, store, folder, "asked", 0)
     }
 
+    /// A new database, and these nodes; the first of them is `chain`.
+    async fn among(chain: &LyingChain, nodes: Arc<dyn ChainReader>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("watcher.db").display());
+        let store = open(&url, OpenMode::Create).await.unwrap();
+        Self::with(Arc::new(chain.clone()), nodes, store, folder, plan("asked", 0), &[])
+    }
+
     fn on(
         chain: Arc<LyingChain>,
         store: Arc<dyn WatchStore>,
@@ -128,23 +148,36 @@ impl Stage {
         source: &str,
         from_block: u64,
     ) -> Self {
+        let plan = plan(source, from_block);
+        Self::with(chain.clone(), chain, store, folder, plan, &[])
+    }
+
+    /// `late` are consumers that take what was found before them.
+    fn with(
+        chain: Arc<LyingChain>,
+        nodes: Arc<dyn ChainReader>,
+        store: Arc<dyn WatchStore>,
+        folder: TempDir,
+        plan: ChainPlan,
+        late: &[(String, Wait)],
+    ) -> Self {
+        let source = plan.sources[0].name.clone();
         let consumer = |wait| {
-            let (source, taken) = (source.to_owned(), Mutex::default());
+            let (source, taken) = (source.clone(), Mutex::default());
             Arc::new(RecordingConsumer { wait, source, taken })
         };
         let (head, finals) = (consumer(Wait::Head), consumer(Wait::Final));
         let clock = Arc::new(TestClock::default());
         let consumers: Vec<Arc<dyn Consumer>> = vec![head.clone(), finals.clone()];
         let poller = Poller::new(Parts {
-            plan: plan(source, from_block),
-            chain: chain.clone(),
-            finals: Vec::new(),
+            plan: plan.clone(),
+            chain: nodes,
             store: store.clone(),
             clock: clock.clone(),
-            subscribers: [(source.to_owned(), subscribers(&consumers, source))].into(),
+            subscribers: [(source.clone(), subscribers(&consumers, &source))].into(),
+            since_beginning: [(source.clone(), late.to_vec())].into(),
         });
-        let source = source.to_owned();
-        Self { chain, store, clock, head, finals, source, poller, _folder: folder }
+        Self { chain, store, clock, head, finals, source, plan, poller, _folder: folder }
     }
 
     /// The same database and chain, as another process finds them.
@@ -154,12 +187,18 @@ impl Stage {
 
     /// Polls until nothing is left to take, then delivers until nothing is due.
     async fn run(&mut self) -> Result<(), StepError> {
-        while self.poller.step().await? == Progress::More {}
+        self.poll().await?;
         let (store, clock) = (self.store.clone(), self.clock.clone() as Arc<dyn Clock>);
         let consumers: Vec<Arc<dyn Consumer>> = vec![self.head.clone(), self.finals.clone()];
         for lane in lanes(&store, &clock, &consumers) {
             while lane.step().await.unwrap() == Step::Moved {}
         }
+        Ok(())
+    }
+
+    /// Polls until nothing is left to take.
+    async fn poll(&mut self) -> Result<(), StepError> {
+        while self.poller.step().await? == Progress::More {}
         Ok(())
     }
 
@@ -262,6 +301,7 @@ async fn unlinked_blocks_are_not_taken() {
 #[tokio::test]
 async fn a_lagging_node_changes_nothing() {
     let mut stage = Stage::new().await;
+    stage.run().await.unwrap();
     stage.chain.mine(&asked(1));
     stage.chain.mine_empty(5);
     stage.run().await.unwrap();

@@ -4,7 +4,7 @@
 : "${run:=}"
 
 start_broker() {
-    local home="$run/rabbitmq" password mapper_port distribution_port
+    local home="$run/rabbitmq" password mapper_port distribution_port managed_port
     mkdir -p "$home"
     password="$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')"
     free_port
@@ -12,14 +12,19 @@ start_broker() {
     free_port
     distribution_port="$port"
     free_port
+    managed_port="$port"
+    free_port
     cat >"$home/rabbitmq.conf" <<CONF
 listeners.tcp.1 = 127.0.0.1:$port
+management.tcp.ip = 127.0.0.1
+management.tcp.port = $managed_port
 default_user = claviger
 default_pass = $password
 vm_memory_high_watermark.absolute = 512MB
 disk_free_limit.absolute = 50MB
 CONF
-    echo '[].' >"$home/enabled_plugins"
+    # By its HTTP interface the demo's backend makes its queue, and reads it.
+    echo '[rabbitmq_management].' >"$home/enabled_plugins"
     # Read instead of the machine's own; empty, for the settings below to hold.
     : >"$home/rabbitmq-env.conf"
     # The broker would leave a port mapper running for ever; this one is ended like the others.
@@ -42,9 +47,33 @@ CONF
     broker_port="$port"
     printf 'amqp://claviger:%s@127.0.0.1:%s/%%2f\n' "$password" "$broker_port" >"$run/rabbitmq.url"
     await 90 "for RabbitMQ" speaks_amqp || die "RabbitMQ does not answer; see $run/rabbitmq.log"
+    managed_url="http://127.0.0.1:$managed_port/api"
+    (umask 077 && printf 'user = "claviger:%s"\n' "$password" >"$run/rabbitmq.user")
+    await 30 "for RabbitMQ's management" manage GET overview >/dev/null ||
+        die "RabbitMQ's management does not answer; see $run/rabbitmq.log"
     say "RabbitMQ at 127.0.0.1:$broker_port"
+    # As a backend would: it binds a queue to what it handles, and gets that and nothing else.
+    {
+        manage PUT exchanges/%2F/claviger.events '{"type":"topic","durable":true}'
+        manage PUT queues/%2F/backend '{"durable":true,"arguments":{"x-queue-type":"quorum"}}'
+        manage POST bindings/%2F/e/claviger.events/q/backend \
+            '{"routing_key":"local.transaction.*"}'
+    } >/dev/null || die "the backend's queue cannot be made"
+    say "a backend binds the queue \`backend\` to local.transaction.*"
 }
 broker_port=""
+managed_url=""
+
+manage() { # method, path, body
+    curl -sS --fail --noproxy '*' --max-time 10 --config "$run/rabbitmq.user" -X "$1" \
+        -H 'content-type: application/json' ${3:+--data "$3"} "$managed_url/$2" 2>/dev/null
+}
+
+# Takes what waits for the backend: a document on each line.
+take_messages() {
+    manage POST queues/%2F/backend/get \
+        '{"count":500,"ackmode":"ack_requeue_false","encoding":"auto"}' | jq -r '.[].payload'
+}
 
 # A broker that still starts may accept a connection, and not answer the protocol's header.
 speaks_amqp() {
@@ -57,7 +86,7 @@ speaks_amqp() {
     [ "$first" = " 01" ]
 }
 
-# The section of the watcher's configuration.
+# The section of either program's configuration.
 bus_section() {
     if [ "$BUS" = rabbitmq ]; then
         printf '[bus]\nkind = "rabbitmq"\nurl_file = "%s"\n' "$run/rabbitmq.url"

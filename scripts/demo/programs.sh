@@ -63,6 +63,10 @@ set_up_server() {
     change "$config" 'resend_after = "30s"' 'resend_after = "4s"'
     change "$config" 'rebroadcast_after = "10s"' 'rebroadcast_after = "2s"'
     change "$config" 'poll_every = "1s"' 'poll_every = "500ms"'
+    if [ "$BUS" = rabbitmq ]; then
+        { echo && bus_section && echo 'events = ["claviger.transaction.*"]'; } >>"$config"
+        say "the server tells its transactions over RabbitMQ"
+    fi
     if [ "$BREAK" = policy ]; then
         say "BREAK=policy: the window of the grant \`charge\` stays at 10000 a day"
     else

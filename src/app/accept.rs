@@ -4,8 +4,9 @@
 use crate::app::adopt::{self, OnChain};
 use crate::app::ask::{self, Asked};
 use crate::app::facts::{self, Unread};
+use crate::app::key_scopes::{self, Keyed, Keys};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, ChainRuntime, clock_watch, record};
+use crate::app::{App, AppError, ChainRuntime, clock_watch, record, source_gone};
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::{DATA_BYTES_MAX, intrinsic_gas};
 use crate::core::id::RequestId;
@@ -21,8 +22,8 @@ use crate::core::time::Timestamp;
 use crate::core::tx::fee::{self, Market};
 use crate::ports::chain::{CallRequest, ChainError};
 use crate::ports::store::{
-    Bound, DecisionSummary, End, Hold, KeyBinding, LimitExceeded, NewTransaction, StoreError,
-    Suspension, TransactionRow, look, unit,
+    DecisionSummary, End, Hold, KeyBinding, LimitExceeded, NewTransaction, StoreError, Suspension,
+    TransactionRow, unit,
 };
 use alloy::primitives::{Address, B256, Bytes, U256};
 use std::sync::Arc;
@@ -79,18 +80,29 @@ pub enum Accepted {
 /// # Errors
 /// An invalid field, a reused key, a denial (which is recorded), or something that is not available.
 pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppError> {
-    let scope = command.principal.scope();
-    if let Some(before) = bound_before(app, &scope, &command.key, command.body_hash).await? {
-        return Ok(Accepted::Before(before));
-    }
+    let before = key_scopes::bound(app, &command.principal, &command.key).await?;
+    let renews = match before {
+        None => None,
+        Some((before, row)) if may_renew(&command, row.as_ref()) => Some(before),
+        Some((before, _)) => {
+            key_scopes::make_own(app, &command.principal, &before).await?;
+            return same_body(&before, command.body_hash).map(Accepted::Before);
+        }
+    };
     let repeated = adopt::repeated(app, &command).await?;
     let now = app.clock.now();
     let judged = repeated.as_ref().map_or(&command, |repeated| &repeated.command);
     let Judged { key, request, verdict, sendable, .. } =
         judge(app, judged, Purpose::Accept, now).await?;
     let id = RequestId::new(app.entropy.uuid());
-    if verdict.outcome == Outcome::Deny {
-        let reasons = verdict.reasons.clone();
+    let missing = no_event(&request).filter(|_| repeated.is_none());
+    if verdict.outcome == Outcome::Deny || missing.is_some() {
+        if let Some(before) = renews.filter(|before| before.body_hash == command.body_hash) {
+            // A repeat of what ended: its event is not back.
+            return Ok(Accepted::Before(before.request));
+        }
+        let denied = verdict.outcome == Outcome::Deny;
+        let reasons = missing.filter(|_| !denied).map_or(verdict.reasons.clone(), |it| vec![it]);
         return Err(deny(app, id, &request, &verdict, reasons, now).await);
     }
     let mut asked = None;
@@ -106,11 +118,13 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
         }
     }
     let row = new_transaction(id, &command, &key, &request, &verdict, now)?;
-    let binding = KeyBinding { scope, key: command.key, body_hash: command.body_hash, request: id };
+    let (scope, body_hash) = (command.principal.scope(), command.body_hash);
+    let binding = KeyBinding { scope, key: command.key, body_hash, request: id };
+    let keys = Keys::new(app, &command.principal, &binding, renews);
     let found = repeated.map(|repeated| repeated.found);
-    match store(app, (binding, row, found, asked), &verdict, now).await? {
+    match store(app, (keys, row, found, asked), &verdict, now).await? {
         Stored::New => Ok(Accepted::New(id)),
-        Stored::Before(before) => same_body(&before, command.body_hash).map(Accepted::Before),
+        Stored::Before(before) => same_body(&before, body_hash).map(Accepted::Before),
         Stored::EventUsed(other) => Err(event_used(other)),
         Stored::Suspended(why) => Err(AppError::ReconcileRequired(why.reason)),
         Stored::Claimed => Err(StoreError::Contended.into()),
@@ -120,6 +134,28 @@ pub async fn accept(app: &App, command: AcceptCommand) -> Result<Accepted, AppEr
             Err(deny(app, id, &request, &verdict, reasons, now).await)
         }
     }
+}
+
+/// Whether the key of a request that ended unsigned may be bound anew: its event went away, and this one names an
+/// event too. That this one's is there is looked at with everything else. Where neither names a source, this one
+/// must be of another event: nobody can see whether the one that its caller took back is there again.
+fn may_renew(command: &AcceptCommand, row: Option<&TransactionRow>) -> bool {
+    let Some(row) = row.filter(|row| source_gone::ended_unsigned(row, false)) else {
+        return false;
+    };
+    if command.source.is_some() || row.new.intent.source.is_some() {
+        return command.source.is_some();
+    }
+    let anew = source_gone::event_id(&command.metadata_json);
+    anew.is_some() && anew != source_gone::event_id(&row.new.metadata_json)
+}
+
+/// Who names an event must name one that is on the chain, whatever the grant says of events.
+pub(crate) fn no_event(request: &PolicyRequest) -> Option<Reason> {
+    let Intent::Transaction(intent) = &request.intent else { return None };
+    let is_there = |fact: &crate::core::policy::EventFact| fact.canonical;
+    let missing = intent.source.is_some() && !request.facts.event.as_ref().is_some_and(is_there);
+    missing.then(record::no_event)
 }
 
 /// A request with what policy says to it.
@@ -252,17 +288,15 @@ pub(crate) fn event_used(other: RequestId) -> AppError {
 /// What an idempotency key is bound to already, if to this very body.
 pub(crate) async fn bound_before(
     app: &App,
-    scope: &str,
+    principal: &Principal,
     key: &str,
     body_hash: B256,
 ) -> Result<Option<RequestId>, AppError> {
-    let (scope, key) = (scope.to_owned(), key.to_owned());
-    let bound = look(&*app.store, "bound_key", move |unit| {
-        let (scope, key) = (scope.clone(), key.clone());
-        Box::pin(async move { unit.bound_key(&scope, &key).await })
-    })
-    .await?;
-    bound.map(|before| same_body(&before, body_hash)).transpose()
+    let Some((before, _)) = key_scopes::bound(app, principal, key).await? else {
+        return Ok(None);
+    };
+    key_scopes::make_own(app, principal, &before).await?;
+    same_body(&before, body_hash).map(Some)
 }
 
 pub(crate) fn same_body(before: &KeyBinding, body_hash: B256) -> Result<RequestId, AppError> {
@@ -422,7 +456,7 @@ enum Stored {
 }
 
 struct Acceptance {
-    binding: KeyBinding,
+    keys: Keys,
     row: NewTransaction,
     hold: Hold,
     event: Option<EventUse>,
@@ -435,14 +469,14 @@ struct Acceptance {
 /// The one unit: all of it or nothing.
 async fn store(
     app: &App,
-    (binding, row, found, asked): (KeyBinding, NewTransaction, Option<OnChain>, Option<Asked>),
+    (keys, row, found, asked): (Keys, NewTransaction, Option<OnChain>, Option<Asked>),
     verdict: &Verdict,
     now: Timestamp,
 ) -> Result<Stored, AppError> {
     let chain = row.intent.chain.id;
     let acceptance = Arc::new(Acceptance {
         hold: Hold::of(row.id.to_string(), Some(chain), verdict, false),
-        binding,
+        keys,
         row,
         event: verdict.event_use.clone(),
         event_id: app.entropy.uuid().to_string(),
@@ -455,8 +489,10 @@ async fn store(
     let stored = unit(&*app.store, "accept_transaction", move |unit| {
         let it = acceptance.clone();
         Box::pin(async move {
-            if let Bound::Before(before) = unit.bind_key(&it.binding).await? {
-                return Ok(End::Rollback(Stored::Before(before)));
+            match it.keys.bind(unit, it.now).await? {
+                Keyed::Bound => {}
+                Keyed::Before(before) => return Ok(End::Rollback(Stored::Before(before))),
+                Keyed::Moved => return Ok(End::Rollback(Stored::Claimed)),
             }
             if let Some(why) = unit.suspension().await? {
                 return Ok(End::Rollback(Stored::Suspended(why)));

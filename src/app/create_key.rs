@@ -145,14 +145,17 @@ async fn finish(app: &App, key: NewKey, public_key: PublicKey) -> Result<Operato
         custody: &Custody::Token,
         report: report.as_ref(),
     };
-    let leaf = pinned.leaf(LeafKind::KeyCreated, app.clock.now()).map_err(AppError::internal)?;
-    let leaf = Arc::new(leaf);
+    let now = app.clock.now();
+    let leaf = pinned.leaf(LeafKind::KeyCreated, now).map_err(AppError::internal)?;
+    let told = Arc::new((leaf, pinned.event("created", app.entropy.uuid().to_string(), now)));
     let id = made.id;
     unit(&*app.store, "pin_key", move |unit| {
-        let leaf = leaf.clone();
+        let told = Arc::clone(&told);
         Box::pin(async move {
+            let (leaf, event) = &*told;
             if unit.pin_key(id, &public_key).await? {
-                return Ok(End::Commit(unit.append_leaf(&leaf).await?));
+                unit.append_leaf(leaf).await?;
+                return Ok(End::Commit(unit.append_event(event).await?));
             }
             match unit.key(id).await? {
                 Some(pinned) if pinned.public_key == public_key => Ok(End::Rollback(())),

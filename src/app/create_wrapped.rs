@@ -43,12 +43,13 @@ pub(crate) async fn create(app: &App, command: CreateKey) -> Result<OperatorKey,
         report: None,
     };
     let leaf = pinned.leaf(LeafKind::KeyCreated, key.at).map_err(AppError::internal)?;
-    let all = Arc::new((key, wrapped, leaf));
+    let event = pinned.event("created", app.entropy.uuid().to_string(), key.at);
+    let all = Arc::new((key, wrapped, leaf, event));
     let stored = Arc::clone(&all);
     let may = unit(&*app.store, "insert_wrapped_key", move |unit| {
         let stored = Arc::clone(&stored);
         Box::pin(async move {
-            let (key, wrapped, leaf) = &*stored;
+            let (key, wrapped, leaf, event) = &*stored;
             if !may_begin(unit, &key.principal).await? {
                 return Ok(End::Rollback(false));
             }
@@ -56,6 +57,7 @@ pub(crate) async fn create(app: &App, command: CreateKey) -> Result<OperatorKey,
                 return Err(StoreError::Corrupt("a new key's id or address is taken".to_owned()));
             }
             unit.append_leaf(leaf).await?;
+            unit.append_event(event).await?;
             Ok(End::Commit(true))
         })
     })
@@ -64,7 +66,7 @@ pub(crate) async fn create(app: &App, command: CreateKey) -> Result<OperatorKey,
         return Err(ended());
     }
     crate::failpoint!("create_wrapped.after_stored");
-    let (key, wrapped, _) = &*all;
+    let (key, wrapped, ..) = &*all;
     tracing::info!(key = %key.id, address = %public_key.address(), "a wrapped key was made");
     Ok(OperatorKey {
         id: key.id,

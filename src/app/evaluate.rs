@@ -53,6 +53,10 @@ pub async fn evaluate(app: &App, command: EvaluateCommand) -> Result<Evaluation,
         EvaluateCommand::Transaction(command) => {
             let judged = accept::judge(app, command, Purpose::Tell, now).await?;
             if judged.verdict.outcome != Outcome::Deny {
+                if let Some(missing) = accept::no_event(&judged.request) {
+                    let (of, judged) = (judged.verdict, (judged.request, judged.bundle, now));
+                    return Ok(refused(judged, of, missing));
+                }
                 judged.sendable?;
             }
             (judged.request, judged.bundle, judged.verdict)
@@ -103,6 +107,16 @@ impl Evaluation {
         let (request, bundle, now) = &self.judged;
         explain(bundle, request, *now).misses
     }
+}
+
+/// Refused at the door, whatever policy says.
+fn refused(
+    judged: (PolicyRequest, Arc<Bundle>, Timestamp),
+    verdict: Verdict,
+    reason: Reason,
+) -> Evaluation {
+    let (outcome, reasons, address) = (Outcome::Deny, vec![reason], judged.0.address);
+    Evaluation { outcome, verdict, reasons, limits: Vec::new(), address, judged }
 }
 
 /// What each window would be asked for, with what others may take later.

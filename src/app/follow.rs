@@ -326,8 +326,10 @@ async fn change(
     };
     // A no-op that is mined is no news until it is final.
     let is_news = status != row.status || status != Status::Cancelling;
-    let event =
-        is_news.then(|| record::status_event(row, status, app.entropy.uuid().to_string(), now));
+    let event = is_news.then(|| {
+        let told = change.mined.as_ref().map(|mined| (mined, no_op));
+        record::mined_event(row, status, told, app.entropy.uuid().to_string(), now)
+    });
     let leaf = match &receipt {
         Some(receipt) if status.is_end() => Some(record::settled(
             row.new.id,

@@ -67,15 +67,17 @@ pub async fn import(app: &App, command: ImportKey) -> Result<OperatorKey, AppErr
         report: Some(&report),
     };
     let leaf = pinned.leaf(LeafKind::KeyImported, key.created_at).map_err(AppError::internal)?;
-    let all = Arc::new((key.clone(), command.principal, leaf));
+    let event = pinned.event("imported", app.entropy.uuid().to_string(), key.created_at);
+    let all = Arc::new((key.clone(), command.principal, leaf, event));
     let is_new = unit(&*app.store, "import_key", move |unit| {
         let all = all.clone();
         Box::pin(async move {
-            let (key, principal, leaf) = &*all;
+            let (key, principal, leaf, event) = &*all;
             if !unit.import_key(key, principal).await? {
                 return Ok(End::Rollback(false));
             }
             unit.append_leaf(leaf).await?;
+            unit.append_event(event).await?;
             Ok(End::Commit(true))
         })
     })

@@ -1,11 +1,13 @@
 //! What the log is told of a key: where it is, its public key, and its attributes as the token told them.
 
+use crate::app::record::{self, KeyFacts};
 use crate::core::audit::{EncodedLeaf, Leaf, LeafKind, LeafTooLong, Value};
 use crate::core::id::{GroupName, KeyId};
 use crate::core::key::{Custody, KeyPlace, NonceMode, PublicKey};
 use crate::core::key_report::KeyReport;
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
+use crate::ports::store::NewEvent;
 use sha2::{Digest, Sha256};
 
 /// A key that is pinned now.
@@ -63,5 +65,20 @@ impl PinnedKey<'_> {
             }
         }
         leaf.encode()
+    }
+
+    /// The event that tells others: `created` or `imported`.
+    #[must_use]
+    pub fn event(&self, what: &str, id: String, at: Timestamp) -> NewEvent {
+        let facts = KeyFacts {
+            id: self.id.to_string(),
+            label: self.label,
+            group: self.group.map(GroupName::as_str),
+            mode: self.mode.name(),
+            hsm: self.place.hsm.as_str(),
+            custody: self.custody.name(),
+            public_key: self.public_key,
+        };
+        record::key_event(&facts, what, id, at)
     }
 }

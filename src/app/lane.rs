@@ -2,9 +2,10 @@
 
 use crate::app::accept::summary;
 use crate::app::rejudge::{self, Again, Rejudged};
+use crate::app::source_gone::Source;
 use crate::app::{
     App, AppError, ChainRuntime, chains, destinations, finality, lease, record, release, send,
-    sign, suspension, waiting,
+    sign, source_gone, suspension, waiting,
 };
 use crate::core::amount::Amount;
 use crate::core::evm::transaction::UnsignedTransaction;
@@ -41,6 +42,8 @@ pub enum Idle {
     Contended,
     /// Another process holds the lane's lease; its next look goes on.
     Elsewhere,
+    /// The nodes do not say whether the event that what is next answers still stands.
+    Unsettled,
 }
 
 enum Allocated {
@@ -102,6 +105,8 @@ struct Readings {
     chain_nonce: Option<u64>,
     /// The second verdict, over this row, where the first is too old.
     rejudged: Option<(RequestId, Arc<Rejudged>)>,
+    /// The row whose source event was read again, if it names one.
+    sourced: RequestId,
     bundle: B256,
 }
 
@@ -137,6 +142,9 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
     let Some(waiting) = waiting::payable(app, chain, first, market.base_fee, now).await? else {
         return Ok(Allocated::Idle(Idle::AboveCap));
     };
+    if let Some(ended) = read_source(app, chain, lease, &waiting, now).await? {
+        return Ok(ended);
+    }
     let chain_nonce = if chain.lane_is_checked(address) {
         None
     } else {
@@ -144,6 +152,13 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
     };
     let rejudged = if rejudge::is_stale(app, &waiting, now) {
         let again = rejudge::rejudge(app, chain, &waiting, now).await?;
+        if let Some(why) = again.unsettled()
+            && source_gone::before_nonce(chain, &waiting).await? != Source::Unseen
+        {
+            // Whether it is gone is found out by the next look.
+            source_gone::hold(app, &waiting, why.to_owned(), now).await?;
+            return Ok(Allocated::Idle(Idle::Unsettled));
+        }
         match again.again() {
             Again::Goes => Some((waiting.new.id, Arc::new(again))),
             Again::Refused(reasons) => {
@@ -161,6 +176,7 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
         balance: chain.balance(address, now).await?,
         chain_nonce,
         rejudged,
+        sourced: waiting.new.id,
         bundle: app.bundle().hash(),
     };
     let again = readings.rejudged.clone();
@@ -173,6 +189,30 @@ async fn allocate(app: &App, chain: &ChainRuntime, lease: &Lease) -> Result<Allo
         chain.lane_was_checked(address);
     }
     Ok(allocated)
+}
+
+/// Reads the event that a row names again, whatever its grant says of events: it was there when the request was
+/// accepted, and may have gone away since.
+async fn read_source(
+    app: &App,
+    chain: &ChainRuntime,
+    lease: &Lease,
+    row: &TransactionRow,
+    now: Timestamp,
+) -> Result<Option<Allocated>, AppError> {
+    let why = match source_gone::before_nonce(chain, row).await? {
+        Source::Stands | Source::Unseen => return Ok(None),
+        Source::Gone(why) => why,
+        Source::Unknown(why) => {
+            source_gone::hold(app, row, why, now).await?;
+            return Ok(Some(Allocated::Idle(Idle::Unsettled)));
+        }
+    };
+    Ok(Some(match source_gone::end(app, lease, row, &why, now).await? {
+        Some(true) => Allocated::Ended(row.new.id),
+        Some(false) => Allocated::Idle(Idle::Contended),
+        None => Allocated::Idle(Idle::Elsewhere),
+    }))
 }
 
 /// Ends a queued row that policy refuses now.
@@ -343,8 +383,9 @@ async fn decide(
     let is_of = |id: RequestId, again: &Rejudged| (id, again.version, again.verdict.bundle) == due;
     let again = readings.rejudged.as_ref().filter(|(id, again)| is_of(*id, again));
     let stale = row.new.decision.bundle != readings.bundle || rejudge::is_old(row, now);
-    if stale && again.is_none() {
-        // Another row than the one that was judged again, or another bundle: look once more.
+    let unread = intent.source.is_some() && readings.sourced != row.new.id;
+    if unread || (stale && again.is_none()) {
+        // Another row than the one that was looked at or judged again, or another bundle: look once more.
         return Ok(End::Rollback(Allocated::Idle(Idle::Contended)));
     }
     let mut cap = row.new.fee_cap.at_most(cap);

@@ -27,6 +27,7 @@ pub mod import_key;
 pub mod in_force;
 pub mod inclusion;
 pub mod key_leaf;
+pub mod key_scopes;
 pub mod lane;
 pub mod lease;
 pub mod outbid;
@@ -43,9 +44,11 @@ pub mod settle_external;
 pub mod sign;
 pub mod sign_request;
 pub mod signers;
+pub mod source_gone;
 pub mod speed_up;
 pub mod story;
 pub mod suspension;
+pub mod tell;
 pub mod waiting;
 
 pub use chains::{ChainRuntime, ChainSettings};
@@ -94,6 +97,10 @@ pub struct App {
     /// Until when, on the steady clock, the log need not be told that no more of a principal may wait. Only saves
     /// units: the database decides.
     pub crowded: Mutex<HashMap<String, i64>>,
+    /// What those who are told of events share.
+    pub telling: tell::Telling,
+    /// Who shares idempotency keys.
+    pub key_scopes: key_scopes::KeyScopes,
 }
 
 impl std::fmt::Debug for App {

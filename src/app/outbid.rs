@@ -215,10 +215,11 @@ pub(crate) fn begin(
         status: Status::Cancelling,
         mined: None,
         ending: Some(ending),
-        failure,
+        failure: failure.clone(),
         at: now,
     };
-    let ends = TransactionRow { ending: Some(ending), ..row.clone() };
+    let failure = failure.or_else(|| row.failure.clone());
+    let ends = TransactionRow { ending: Some(ending), failure, ..row.clone() };
     let event =
         record::status_event(&ends, Status::Cancelling, app.entropy.uuid().to_string(), now);
     (change, event)

@@ -1,6 +1,6 @@
 //! Read what was asked before.
 
-use crate::app::{App, AppError};
+use crate::app::{App, AppError, key_scopes};
 use crate::core::id::RequestId;
 use crate::core::key::OperatorKey;
 use crate::core::principal::Principal;
@@ -8,6 +8,7 @@ use crate::ports::store::{
     AttemptRow, Filter, GivenApproval, KeyFilter, LogHead, SignatureRow, StoreError,
     TransactionRow, Unit, WaitingRequest, look,
 };
+use alloy::primitives::B256;
 
 /// A transaction with its attempts.
 #[derive(Debug, Clone)]
@@ -50,20 +51,62 @@ pub async fn transaction(
     })
     .await?;
     found
-        .filter(|found| only.is_none_or(|principal| found.row.new.principal == principal))
+        .filter(|found| {
+            let whose = &found.row.new.principal;
+            only.is_none_or(|principal| app.key_scopes.share(&principal, whose))
+        })
         .ok_or(AppError::NotFound)
 }
 
-/// Transactions that match, newest first, with their attempts.
+/// The request that an idempotency key of this principal is bound to.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn bound_to(
+    app: &App,
+    principal: &Principal,
+    key: &str,
+) -> Result<Option<RequestId>, AppError> {
+    let bound = key_scopes::bound(app, principal, key).await?;
+    Ok(bound.map(|(binding, _)| binding.request))
+}
+
+/// The transaction of which an attempt has this hash.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn request_of(app: &App, hash: B256) -> Result<Option<RequestId>, AppError> {
+    let found = look(&*app.store, "request_of_hash", move |unit| {
+        Box::pin(async move { unit.request_of_hash(hash).await })
+    });
+    Ok(found.await?)
+}
+
+/// Transactions that match, newest first, with their attempts. Where only one principal's are asked for, with those
+/// of all who share its keys, as in [`transaction`].
 ///
 /// # Errors
 /// When the store does not answer.
 pub async fn transactions(app: &App, filter: Filter) -> Result<Vec<FullTransaction>, AppError> {
+    let who = filter.principal.as_ref();
+    let whose = who.map_or_else(Vec::new, |who| app.key_scopes.members(who));
+    let each = whose.into_iter().map(|it| Filter { principal: Some(it), ..filter.clone() });
+    let mut filters: Vec<Filter> = each.collect();
+    let most = usize::try_from(filter.limit).unwrap_or(0);
+    if filters.is_empty() {
+        filters.push(filter);
+    }
     let found = look(&*app.store, "list_transactions", move |unit| {
-        let filter = filter.clone();
+        let filters = filters.clone();
         Box::pin(async move {
+            let mut rows = Vec::new();
+            for filter in &filters {
+                rows.extend(unit.transactions(filter).await?);
+            }
+            rows.sort_by_key(|row| std::cmp::Reverse(row.seq));
+            rows.truncate(most);
             let mut found = Vec::new();
-            for row in unit.transactions(&filter).await? {
+            for row in rows {
                 found.push(full(unit, row).await?);
             }
             Ok(found)

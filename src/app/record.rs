@@ -3,12 +3,19 @@
 mod approval;
 mod bundle;
 mod effect;
+mod event;
 pub mod read;
 mod reconciled;
+mod source;
 
 pub use bundle::{By, bundle_activated, bundle_proposed, bundle_rejected, bundle_voice};
 
 pub use reconciled::{chain_resumed, checkpoint_lost, orphans_closed, reconciled_account, resumed};
+
+pub(crate) use event::{KeyFacts, key_event};
+pub use event::{mined_event, policy_event, receipt, status_event};
+pub(crate) use source::source_retracted;
+pub use source::{SourceEnd, key_rebound, source_gone};
 
 pub use approval::{
     approval_requested, approved, decided_event, rejected, released, requested_event, terms,
@@ -22,11 +29,10 @@ use crate::core::policy::verdict::Exposure;
 use crate::core::policy::{Charge, ChargeKind, Effect, PolicyRequest, Reason, Verdict};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
-use crate::core::tx::state::{Ending, Status};
+use crate::core::tx::state::Ending;
 use crate::ports::chain::Block;
 use crate::ports::store::{
-    ExposureRow, Failure, LimitExceeded, NewAttempt, NewEvent, SignedAttempt, StoreError,
-    TransactionRow,
+    ExposureRow, Failure, LimitExceeded, NewAttempt, SignedAttempt, StoreError,
 };
 use alloy::primitives::Address;
 use std::collections::{BTreeMap, BTreeSet};
@@ -417,6 +423,17 @@ pub fn window_reason(full: &LimitExceeded) -> Reason {
     }
 }
 
+/// Why a request is refused that names an event which is not there, whatever policy says.
+#[must_use]
+pub fn no_event() -> Reason {
+    Reason {
+        grant: None,
+        field: "event".to_owned(),
+        expected: "a source event on the canonical chain".to_owned(),
+        actual: "none there".to_owned(),
+    }
+}
+
 /// What the chain says of an event, which anybody can read there: callers ask again once it is final.
 const OF_THE_CHAIN: [&str; 2] = ["event.canonical", "event.finalized"];
 
@@ -449,26 +466,6 @@ pub fn refusal_detail(reasons: &[Reason]) -> String {
         format!("{grant}{}: expected {}, is {}", reason.field, reason.expected, reason.actual)
     }));
     lines.join("\n")
-}
-
-/// The event of a change of status.
-#[must_use]
-pub fn status_event(row: &TransactionRow, status: Status, id: String, at: Timestamp) -> NewEvent {
-    let data = serde_json::json!({
-        "id": row.new.id.to_string(),
-        "status": status.name(),
-        "chain": row.new.intent.chain.name.as_str(),
-        "address": format!("{:#x}", row.new.address),
-        "nonce": row.nonce.map(|nonce| nonce.to_string()),
-        "ending": row.ending.map(Ending::name),
-    });
-    NewEvent {
-        id,
-        kind: format!("claviger.transaction.{}", status.name()),
-        subject: row.new.id.to_string(),
-        data_json: data.to_string(),
-        at,
-    }
 }
 
 #[cfg(test)]

@@ -34,6 +34,8 @@ pub struct Rejudged {
     is_approved: bool,
     /// Whether it waited, and was let go on.
     was_released: bool,
+    /// Why the verdict is not acted on yet, if it is not.
+    unsettled: Option<&'static str>,
 }
 
 /// What a second verdict makes of a queued transaction.
@@ -117,6 +119,7 @@ pub async fn judge_under(
     let was_released = waited.as_ref().is_some_and(|waited| waited.released_at.is_some());
     let is_approved = waited.is_some_and(|waited| is_approved(row, &waited, &request, &verdict));
     Ok(Rejudged {
+        unsettled: unsettled(&request, &verdict),
         request,
         version: row.version,
         verdict,
@@ -124,6 +127,20 @@ pub async fn judge_under(
         is_approved,
         was_released,
     })
+}
+
+/// Why a second verdict over a request that names an event says nothing yet. The event was there when the request
+/// was accepted, and this is one node's word: a node that lags does not see it, or not that its block is final.
+/// A denial would stand for ever.
+fn unsettled(request: &PolicyRequest, verdict: &Verdict) -> Option<&'static str> {
+    let Intent::Transaction(intent) = &request.intent else { return None };
+    intent.source?;
+    if !request.facts.event.as_ref().is_some_and(|event| event.canonical) {
+        return Some("the node that was asked does not see its source event");
+    }
+    let is_early = verdict.reasons.iter().any(|reason| reason.field == "event.finalized");
+    let early = "by the node that was asked, its source event is not final yet";
+    (verdict.outcome == Outcome::Deny && is_early).then_some(early)
 }
 
 /// Whether what the verdict wants to be approved is, to the letter, what was approved and has let the row go on.
@@ -157,6 +174,12 @@ impl Rejudged {
             Outcome::NeedApproval | Outcome::Delay => Again::Waits,
             Outcome::Deny => Again::Refused(self.verdict.reasons.clone()),
         }
+    }
+
+    /// Why this verdict must not be acted on where it ends, or lets go on, what has no nonce: one node's word
+    /// about its source event is not what it was. Whoever asks looks whether the event still stands.
+    pub(crate) const fn unsettled(&self) -> Option<&'static str> {
+        self.unsettled
     }
 
     /// The request with the facts it was judged with.
@@ -193,9 +216,10 @@ impl Rejudged {
     ) -> Result<Refusal, StoreError> {
         let failure =
             Failure { code: POLICY_DENIED.to_owned(), detail: record::refusal_detail(reasons) };
+        let ended = TransactionRow { failure: Some(failure.clone()), ..row.clone() };
         Ok(Refusal {
             leaf: record::denied(row.new.id, &self.request, &self.verdict, reasons, now)?,
-            event: record::status_event(row, Status::Failed, event_id, now),
+            event: record::status_event(&ended, Status::Failed, event_id, now),
             change: StatusChange {
                 id: row.new.id,
                 version: row.version,

@@ -11,7 +11,7 @@ pub use due::{Line, due};
 use crate::app::accept::summary;
 use crate::app::ask::{self, Asked};
 use crate::app::rejudge::{self, Rejudged};
-use crate::app::{App, AppError, clock_watch, policies, record};
+use crate::app::{App, AppError, clock_watch, policies, record, source_gone};
 use crate::core::approval::Approvers;
 use crate::core::audit::EncodedLeaf;
 use crate::core::id::RequestId;
@@ -164,6 +164,11 @@ pub(crate) async fn look_at(app: &App, id: RequestId) -> Result<(), AppError> {
     let chain = app.chain_of(waiter.row.new.intent.chain.id);
     let chain = chain.ok_or_else(|| AppError::internal("its chain is not configured here"))?;
     let again = rejudge::judge_under(app, chain, &bundle, &waiter.row, now).await?;
+    if let Some(why) = again.unsettled()
+        && source_gone::settle(app, chain, &waiter.row, why).await?
+    {
+        return Ok(());
+    }
     let terms = |expires| record::terms(id, again.request(), &again.verdict, expires).1;
     match next(&waiter, &again.verdict, terms, &bundle.guardrails().quorums) {
         Next::Stay => Ok(()),

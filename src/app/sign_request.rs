@@ -4,7 +4,9 @@
 use crate::app::accept::{admissible, bound_before, deny, event_used, same_body, summary};
 use crate::app::facts::{self, Unread};
 use crate::app::signers::{self, Purpose};
-use crate::app::{App, AppError, ask, clock_watch, finality, read, record, sign, suspension};
+use crate::app::{
+    App, AppError, ask, clock_watch, finality, key_scopes, read, record, sign, suspension,
+};
 use crate::core::evm::authorization::authorization_bytes;
 use crate::core::evm::message::{message_bytes, typed_data_bytes};
 use crate::core::evm::transaction::UnsignedTransaction;
@@ -64,9 +66,8 @@ pub enum SignOutcome {
 /// An invalid field, a reused key, a managed nonce, a denial (which is recorded), or something that is not
 /// available.
 pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, AppError> {
-    let scope = command.principal.scope();
     if let Some(key) = &command.key
-        && let Some(before) = bound_before(app, &scope, key, command.body_hash).await?
+        && let Some(before) = bound_before(app, &command.principal, key, command.body_hash).await?
     {
         return attempt(app, before, None).await;
     }
@@ -90,13 +91,15 @@ pub async fn sign_for(app: &App, command: SignCommand) -> Result<SignOutcome, Ap
         return Err(ChainError::Unavailable(reason).into());
     }
     signers::must_have_room(app, &key)?;
-    let binding =
-        command.key.map(|key| KeyBinding { scope, key, body_hash: command.body_hash, request: id });
+    let (scope, body_hash) = (command.principal.scope(), command.body_hash);
+    let binding = command.key.map(|key| KeyBinding { scope, key, body_hash, request: id });
+    let shared = |it: KeyBinding| key_scopes::bindings(app, &command.principal, &it);
+    let bindings = binding.map(shared).unwrap_or_default();
     let row = row(id, &request, &verdict, kind, &key, now);
     // What has no nonce has nothing to wait for: it counts from now.
     let hold = |owner| Hold::of(owner, row.chain, &verdict, row.nonce.is_none());
     let decision = Arc::new(Decision {
-        binding,
+        bindings,
         hold: row.owner.clone().map(hold),
         row,
         lane: lane_of(&request, &key),
@@ -307,7 +310,7 @@ fn row(
 }
 
 struct Decision {
-    binding: Option<KeyBinding>,
+    bindings: Vec<KeyBinding>,
     row: NewSignatureRequest,
     lane: Option<LaneKey>,
     hold: Option<Hold>,
@@ -348,10 +351,10 @@ pub(crate) async fn same_owner(
 }
 
 async fn store_in(unit: &mut dyn Unit, it: &Decision) -> Result<End<Stored>, StoreError> {
-    if let Some(binding) = &it.binding
-        && let Bound::Before(before) = unit.bind_key(binding).await?
-    {
-        return Ok(End::Rollback(Stored::Before(before)));
+    for binding in &it.bindings {
+        if let Bound::Before(before) = unit.bind_key(binding).await? {
+            return Ok(End::Rollback(Stored::Before(before)));
+        }
     }
     if let Some(why) = unit.suspension().await? {
         return Ok(End::Rollback(Stored::Suspended(why)));

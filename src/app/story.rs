@@ -39,6 +39,8 @@ pub enum WaitsFor {
     BaseFee,
     /// The account cannot pay for it.
     Funds,
+    /// The nodes do not say whether its source event still stands.
+    Source,
     /// Others of its account are before it.
     Queue,
     /// It is the next to get a nonce.
@@ -63,7 +65,7 @@ pub enum WaitsFor {
 
 impl WaitsFor {
     /// Everything there is.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::ChainNotConfigured,
         Self::ChainHalted,
         Self::ReconcileRequired,
@@ -73,6 +75,7 @@ impl WaitsFor {
         Self::LaneFull,
         Self::BaseFee,
         Self::Funds,
+        Self::Source,
         Self::Queue,
         Self::Nonce,
         Self::Hsm,
@@ -98,6 +101,7 @@ impl WaitsFor {
             Self::LaneFull => "lane-full",
             Self::BaseFee => "base-fee-above-cap",
             Self::Funds => "unfunded",
+            Self::Source => "source-event",
             Self::Queue => "queued",
             Self::Nonce => "nonce",
             Self::Hsm => "hsm",
@@ -293,6 +297,7 @@ fn queued(
                 let detail = format!("its fee cap is {cap} wei per gas, and {}", found.detail);
                 (WaitsFor::BaseFee, detail)
             }
+            Wait::SOURCE => (WaitsFor::Source, found.detail.clone()),
             _ => (WaitsFor::Funds, found.detail.clone()),
         };
         return Waiting { code, detail, since: Some(found.since) };
@@ -374,8 +379,9 @@ mod tests {
 
     #[test]
     fn what_is_noted_on_a_row_has_the_name_under_which_it_is_told() {
-        let told = [WaitsFor::Funds, WaitsFor::BaseFee, WaitsFor::Cap].map(WaitsFor::name);
-        assert_eq!(told, [Wait::UNFUNDED, Wait::BASE_FEE, Wait::AT_CAP]);
+        let told = [WaitsFor::Funds, WaitsFor::BaseFee, WaitsFor::Cap, WaitsFor::Source];
+        let noted = [Wait::UNFUNDED, Wait::BASE_FEE, Wait::AT_CAP, Wait::SOURCE];
+        assert_eq!(told.map(WaitsFor::name), noted);
     }
 
     #[test]

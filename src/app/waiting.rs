@@ -74,7 +74,15 @@ pub(crate) fn shortage(needed: Option<Amount>, has: Amount) -> String {
     format!("with what is in flight it needs {needed}, and the account has {has} wei")
 }
 
-async fn note(app: &App, row: &TransactionRow, wait: Option<Wait>) -> Result<(), AppError> {
+/// Notes what a row waits for, or that it does not wait any more.
+///
+/// # Errors
+/// When the store does not answer.
+pub(crate) async fn note(
+    app: &App,
+    row: &TransactionRow,
+    wait: Option<Wait>,
+) -> Result<(), AppError> {
     let (id, version) = (row.new.id, row.version);
     unit(&*app.store, "note_wait", move |unit| {
         let wait = wait.clone();

@@ -3,6 +3,11 @@
 //! - [`embedded`]: rows of the outbox to consumers in this process. Also the way to a broker: its
 //!   publisher is such a consumer.
 //! - [`rabbitmq`]: to a broker, and back from it.
+//! - `webhook` (server): the server's own events to URLs that the operator names.
 
+#[cfg(feature = "watcher")]
 pub mod embedded;
+#[cfg(any(feature = "server", feature = "watcher"))]
 pub mod rabbitmq;
+#[cfg(feature = "server")]
+pub mod webhook;

@@ -1,15 +1,18 @@
 //! RabbitMQ (AMQP 0-9-1): one topic exchange, one quorum queue for each consumer.
 //!
 //! Publishing: persistent, mandatory, confirmed; a message is done on an acknowledgement without a
-//! return. Consuming: one message at a time, acknowledged when what became of it is stored. What the
+//! return. The watcher's publisher and the server's share one way to do it. Consuming: one message at a time, acknowledged when what became of it is stored. What the
 //! broker has handed out too often goes to a second queue, and from there to the inbox too: nothing is
 //! dropped. Connections are made anew for as long as it takes.
 
+mod line;
 mod publisher;
+mod sink;
 mod subscriber;
 mod topology;
 
 pub use publisher::{Publisher, Routes};
+pub use sink::{EventSink, Unroutable};
 pub use subscriber::Subscriber;
 pub use topology::Topology;
 
@@ -94,7 +97,8 @@ impl Settings {
             .trim()
             .parse()
             .map_err(|_| wrong("url must be amqp://user:password@host:port/vhost".to_owned()))?;
-        // Never plain AMQP where TLS was asked for.
+        // Never plain AMQP where TLS was asked for. As it is built here the client library has no TLS, and would
+        // speak in plain text to an amqps address, password and all.
         if uri.scheme == AMQPScheme::AMQPS {
             let text = "amqps is not supported yet: keep the link on the machine, or in a tunnel";
             return Err(wrong(text.to_owned()));
@@ -109,11 +113,10 @@ impl Settings {
         Ok(uri)
     }
 
-    /// Connects. `purpose` is shown in the broker's list of connections.
-    async fn connect(&self, purpose: &str) -> Result<Connection, BrokerError> {
+    /// Connects. `name` is shown in the broker's list of connections.
+    async fn connect(&self, name: &str) -> Result<Connection, BrokerError> {
         let uri = self.uri()?;
-        let properties = ConnectionProperties::default()
-            .with_connection_name(format!("claviger-watcher {purpose}").into());
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
         let runtime = lapin::runtime::default_runtime()?;
         let connecting = uri.connect_with_config(properties, OwnedTLSConfig::default(), runtime);
         match timeout(CONNECT_TIMEOUT, connecting).await {
@@ -127,7 +130,7 @@ impl Settings {
     /// # Errors
     /// When it cannot be asked. A queue that is not there has no numbers.
     pub async fn look(&self, topology: &Topology) -> Result<Vec<QueueLook>, BrokerError> {
-        let connection = self.connect("status").await?;
+        let connection = self.connect("claviger-watcher status").await?;
         let (mut looks, mut channels) = (Vec::new(), Vec::new());
         for name in topology.queue_names() {
             // A queue that is not there closes the channel.

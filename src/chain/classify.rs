@@ -9,9 +9,13 @@
 use crate::ports::chain::Broadcast;
 use alloy::primitives::hex;
 use alloy::sol_types::{Panic, Revert, SolError};
+use serde_json::Value;
 
 /// Longest text of a node that is kept, in characters.
 const TEXT_CHARS_MAX: usize = 500;
+
+/// So much of one is searched for known words.
+const WORDS_CHARS_MAX: usize = 4000;
 
 /// A JSON-RPC error object, as the node gave it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +26,8 @@ pub struct NodeError {
     pub message: String,
     /// The `data` member if it was a string, or the first string inside it.
     pub data: Option<String>,
+    /// The whole `data` member: some providers put what they want to say inside it.
+    pub raw: Option<Value>,
 }
 
 /// What one node made of signed bytes, by its words.
@@ -96,6 +102,16 @@ const BUSY: &[&str] = &[
     "request limit",
     "credits limited",
     "request count exceeded",
+    "exceeded the quota",
+    "capacity limit",
+    "compute units",
+    "reached the free tier",
+    "limit for your current plan",
+    "upgrade your tier",
+    "too much load",
+    "no server available",
+    "temporarily unavailable",
+    "network connection issue",
     "timed out",
     "timeout",
 ];
@@ -110,6 +126,13 @@ const UNKNOWN_BLOCK: &[&str] = &[
     "header for hash not found",
     "hash is not currently canonical",
     "missing trie node",
+    // What a node says of a range of logs that goes beyond what it has: reth and Nethermind; Erigon; geth;
+    // OpenEthereum.
+    "beyond current head block",
+    "beyond latest executed block",
+    "invalid block range params",
+    "pending block is not available",
+    "one of the blocks specified in filter",
 ];
 
 /// Texts that mean that the call ran and failed without a revert's data.
@@ -140,10 +163,11 @@ pub fn bounded(text: &str) -> String {
 }
 
 impl NodeError {
-    /// Everything it said, in lower case.
+    /// What it said, in lower case; a text can be megabytes long.
     fn words(&self) -> String {
+        let read = |text: &str| text.chars().take(WORDS_CHARS_MAX).collect::<String>();
         let data = self.data.as_deref().unwrap_or_default();
-        format!("{} {data}", self.message).to_lowercase()
+        format!("{} {}", read(&self.message), read(data)).to_lowercase()
     }
 
     /// Whether the node, or the provider in front of it, refuses to serve now.

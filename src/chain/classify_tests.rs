@@ -3,7 +3,7 @@
 use super::*;
 
 fn error(code: i64, message: &str) -> NodeError {
-    NodeError { code, message: message.to_owned(), data: None }
+    NodeError { code, message: message.to_owned(), data: None, raw: None }
 }
 
 fn sent(message: &str) -> Broadcast {

@@ -72,9 +72,9 @@ pub enum EvmError {
 /// One EVM chain behind its nodes.
 #[derive(Debug)]
 pub struct EvmChain {
-    chain_id: ChainId,
+    pub(super) chain_id: ChainId,
     finality: Finality,
-    nodes: Nodes,
+    pub(super) nodes: Nodes,
 }
 
 impl EvmChain {
@@ -159,7 +159,7 @@ async fn state_at(node: &Node, at: BlockAt, finality: Finality) -> Result<Value,
 
 /// Logs of a block by hash: of these addresses, or all of them (`None`). An empty list counts only from
 /// a node that has the block: some clients (anvil) answer an unknown hash with an empty list.
-async fn logs_on(
+pub(super) async fn logs_on(
     node: &Node,
     block: B256,
     addresses: Option<&[Address]>,
@@ -364,13 +364,5 @@ impl Chain for EvmChain {
 
     async fn pending_nonce(&self, account: Address) -> Result<u64, ChainError> {
         history::pending_nonce(self.nodes.all(), account).await
-    }
-}
-
-#[cfg(feature = "watcher")]
-#[async_trait]
-impl crate::ports::block_logs::BlockLogs for EvmChain {
-    async fn block_logs(&self, block: B256) -> Result<Vec<Log>, ChainError> {
-        self.nodes.read(|node| async move { logs_on(&node, block, None).await }).await
     }
 }

@@ -12,4 +12,8 @@ mod history;
 mod look;
 mod node;
 mod nodes;
+#[cfg(feature = "watcher")]
+mod range_errors;
+#[cfg(feature = "watcher")]
+mod reader;
 mod wire;

@@ -19,6 +19,9 @@ use url::Url;
 /// The longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// The class of an answer above that.
+pub(super) const TOO_LONG: &str = "too_long";
+
 /// A JSON-RPC 2.0 request. Each has a connection's answer to itself, so one id serves all.
 #[derive(Serialize)]
 struct Request<P> {
@@ -38,6 +41,8 @@ pub(super) enum Fault {
         /// For metrics.
         class: &'static str,
         detail: String,
+        /// The HTTP status, if there was one.
+        status: Option<u16>,
         /// How long it asks to be left alone.
         retry_after: Option<Duration>,
     },
@@ -52,7 +57,12 @@ impl Fault {
 
     /// As if the node had said that it does not have the block.
     pub(super) fn unknown_block() -> Self {
-        Self::Said(NodeError { code: 0, message: "unknown block".to_owned(), data: None })
+        Self::Said(NodeError {
+            code: 0,
+            message: "unknown block".to_owned(),
+            data: None,
+            raw: None,
+        })
     }
 
     fn class(&self) -> &'static str {
@@ -118,30 +128,41 @@ impl Node {
         method: &'static str,
         params: P,
     ) -> Result<R, Fault> {
-        let answer = self.post(method, params).await.and_then(|answer| {
-            serde_json::from_str(answer.get())
-                .map_err(|error| Fault::Unreadable(format!("unreadable answer: {error}")))
-        });
+        let answer = self.ask(method, params).await;
         match &answer {
             Ok(_) => self.health.answered(),
-            Err(fault) => {
-                let class = fault.class();
-                metrics::counter!("claviger_rpc_errors_total", "class" => class).increment(1);
-                tracing::debug!(node = self.place, method, class, "a node gave no answer");
-                match fault {
-                    // What a caller asks may take longer than a node allows: that is no fault of the node.
-                    _ if method == "eth_estimateGas" => {}
-                    Fault::Said(error) if !error.is_busy() => self.health.answered(),
-                    Fault::Silent { retry_after, .. } => {
-                        self.health.failed(Instant::now(), *retry_after);
-                    }
-                    Fault::Said(_) | Fault::Unreadable(_) => {
-                        self.health.failed(Instant::now(), None);
-                    }
-                }
-            }
+            Err(fault) => self.note(method, fault),
         }
         answer
+    }
+
+    /// One call, whose outcome says nothing yet about how the node does.
+    pub(super) async fn ask<P: Serialize + Send, R: DeserializeOwned>(
+        &self,
+        method: &'static str,
+        params: P,
+    ) -> Result<R, Fault> {
+        let answer = self.post(method, params).await?;
+        serde_json::from_str(answer.get())
+            .map_err(|error| Fault::Unreadable(format!("unreadable answer: {error}")))
+    }
+
+    /// Counts a call that went wrong, and keeps the node's health.
+    pub(super) fn note(&self, method: &'static str, fault: &Fault) {
+        let class = fault.class();
+        metrics::counter!("claviger_rpc_errors_total", "class" => class).increment(1);
+        tracing::debug!(node = self.place, method, class, "a node gave no answer");
+        match fault {
+            // What a caller asks may take longer than a node allows: that is no fault of the node.
+            _ if method == "eth_estimateGas" => {}
+            Fault::Said(error) if !error.is_busy() => self.health.answered(),
+            Fault::Silent { retry_after, .. } => {
+                self.health.failed(Instant::now(), *retry_after);
+            }
+            Fault::Said(_) | Fault::Unreadable(_) => {
+                self.health.failed(Instant::now(), None);
+            }
+        }
     }
 
     async fn post<P: Serialize + Send>(
@@ -160,7 +181,12 @@ impl Node {
         let mut body = Vec::new();
         while let Some(part) = answer.chunk().await.map_err(|error| silent(&error))? {
             if body.len().saturating_add(part.len()) > ANSWER_BYTES_MAX {
-                return Err(Fault::unreadable("an answer that is too long"));
+                return Err(Fault::Silent {
+                    class: TOO_LONG,
+                    detail: "an answer that is too long".to_owned(),
+                    status: None,
+                    retry_after: None,
+                });
             }
             body.extend_from_slice(&part);
         }
@@ -176,7 +202,7 @@ impl Node {
             _ => {
                 let class = if is_limit { "rate_limited" } else { "http" };
                 let detail = format!("HTTP status {}", status.as_u16());
-                Err(Fault::Silent { class, detail, retry_after })
+                Err(Fault::Silent { class, detail, status: Some(status.as_u16()), retry_after })
             }
         }
     }
@@ -208,16 +234,14 @@ fn silent(error: &reqwest::Error) -> Fault {
     } else {
         ("transport", "the connection broke")
     };
-    Fault::Silent { class, detail: detail.to_owned(), retry_after: None }
+    Fault::Silent { class, detail: detail.to_owned(), status: None, retry_after: None }
 }
 
 fn said(payload: &ErrorPayload) -> NodeError {
-    let data = payload
-        .data
-        .as_ref()
-        .and_then(|data| serde_json::from_str::<serde_json::Value>(data.get()).ok())
-        .and_then(|data| first_string(&data, 8));
-    NodeError { code: payload.code, message: payload.message.clone().into_owned(), data }
+    let raw = payload.data.as_ref();
+    let raw = raw.and_then(|data| serde_json::from_str::<serde_json::Value>(data.get()).ok());
+    let data = raw.as_ref().and_then(|data| first_string(data, 8));
+    NodeError { code: payload.code, message: payload.message.clone().into_owned(), data, raw }
 }
 
 /// The first string in a value; `depth` bounds the search.
@@ -239,7 +263,8 @@ mod tests {
     #[test]
     fn silence_is_no_answer_and_a_refusal_in_words_is_one() {
         let said = |code, text: &str| {
-            Fault::Said(NodeError { code, message: text.to_owned(), data: None }).into_error(2)
+            Fault::Said(NodeError { code, message: text.to_owned(), data: None, raw: None })
+                .into_error(2)
         };
         let refused = said(-32000, "state is pruned");
         assert!(matches!(refused, ChainError::Refused(_)), "{refused:?}");

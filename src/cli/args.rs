@@ -3,6 +3,7 @@
 use crate::cli::approval::ApprovalCommand;
 use crate::cli::audit::AuditCommand;
 use crate::cli::ceremony::{CeremonyArgs, CeremonyVerifyArgs};
+use crate::cli::delivery::DeliveryCommand;
 use crate::cli::reconcile::ReconcileArgs;
 use crate::core::id::DEFAULT_HSM;
 use clap::{Args, Parser, Subcommand};
@@ -65,6 +66,9 @@ pub enum Command {
     /// The server's clock, after it has jumped.
     #[command(subcommand)]
     Clock(ClockCommand),
+    /// Events that are owed to webhooks and the bus, over the admin API.
+    #[command(subcommand)]
+    Delivery(DeliveryCommand),
     /// Initialises a token; a step of `init`.
     #[command(hide = true)]
     InitToken(InitTokenArgs),

@@ -8,6 +8,7 @@ pub mod ceremony;
 pub mod client;
 pub mod clock;
 pub mod config_check;
+pub mod delivery;
 pub mod explain;
 pub mod key;
 pub mod load;

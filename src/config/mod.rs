@@ -9,3 +9,5 @@ pub mod hsm;
 pub mod policies;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "server")]
+pub mod telling;

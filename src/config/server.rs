@@ -1,6 +1,7 @@
 //! The server's configuration. The doc comments are the manual; unknown keys are refused.
 
 use crate::config::hsm::{self, HsmSection, one_or_several};
+use crate::config::telling::{self, BusSection, EventsSection, WebhookSection};
 use crate::core::access::Role;
 use crate::core::time::duration_ms;
 use serde::Deserialize;
@@ -38,6 +39,14 @@ pub struct ServerConfig {
     /// The audit log.
     #[serde(default)]
     pub audit: AuditSection,
+    /// The broker that is told of events; none if unset.
+    pub bus: Option<BusSection>,
+    /// Who is told of events by HTTP.
+    #[serde(default, rename = "webhook")]
+    pub webhooks: Vec<WebhookSection>,
+    /// Streams of events.
+    #[serde(default)]
+    pub events: EventsSection,
 }
 
 /// `[server]`
@@ -101,6 +110,11 @@ pub struct AuthSection {
     pub issuers: Vec<IssuerSection>,
     /// The development issuer's private key, for `claviger token issue`. Never in production.
     pub development: Option<DevelopmentSection>,
+    /// Sets of subjects that share their idempotency keys, each within its own issuer, such as two watchers
+    /// of the same chains: `[["svc:watcher-a", "svc:watcher-b"]]`. What one of a set has asked for is the
+    /// others' own too.
+    #[serde(default)]
+    pub shared_keys: Vec<Vec<String>>,
 }
 
 /// `[[auth.issuer]]`
@@ -357,6 +371,15 @@ impl ServerConfig {
         if self.auth.issuers.is_empty() {
             say("[[auth.issuer]] is missing: nobody could call".to_owned());
         }
+        let mut sharing = BTreeSet::new();
+        for set in &self.auth.shared_keys {
+            if set.len() < 2 {
+                say("[auth] shared_keys: a set has at least two subjects".to_owned());
+            }
+            for sub in set.iter().filter(|sub| sub.is_empty() || !sharing.insert(*sub)) {
+                say(format!("[auth] shared_keys: `{sub}` is empty, or there twice"));
+            }
+        }
         let listen = [Some(self.server.listen), Some(self.server.admin_listen)];
         let addresses: Vec<_> =
             listen.into_iter().chain([self.server.metrics_listen]).flatten().collect();
@@ -410,6 +433,11 @@ impl ServerConfig {
                 .to_owned());
         }
         hsm::findings(&self.hsm, &mut say);
+        if let Some(bus) = &self.bus {
+            bus.findings(&mut say);
+        }
+        telling::webhook_findings(&self.webhooks, &mut say);
+        self.events.findings(&mut say);
         found
     }
 
@@ -422,6 +450,8 @@ impl ServerConfig {
         }
         join(&mut self.policies.dir);
         self.store.url_file.iter_mut().for_each(join);
+        self.bus.iter_mut().for_each(|bus| bus.resolve(base));
+        telling::resolve_webhooks(&mut self.webhooks, base);
         self.audit.key_file.iter_mut().for_each(join);
         self.audit.record_file.iter_mut().for_each(join);
         if let Some(tls) = &mut self.server.tls {

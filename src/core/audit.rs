@@ -76,11 +76,15 @@ pub enum LeafKind {
     /// A request that waited goes on: enough people approved it, its delay is over, or policy asks for neither
     /// any more.
     Released,
+    /// The event that a request names as its source is not on the chain any more: what was made of the request.
+    SourceGone,
+    /// An idempotency key was bound to another request: the one before ended unsigned, because its event went away.
+    KeyRebound,
 }
 
 impl LeafKind {
     /// All kinds.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Decided,
         Self::Signed,
         Self::Denied,
@@ -101,6 +105,8 @@ impl LeafKind {
         Self::Approved,
         Self::Rejected,
         Self::Released,
+        Self::SourceGone,
+        Self::KeyRebound,
     ];
 
     /// The kind of this name.
@@ -133,6 +139,8 @@ impl LeafKind {
             Self::Approved => "APPROVED",
             Self::Rejected => "REJECTED",
             Self::Released => "RELEASED",
+            Self::SourceGone => "SOURCE_GONE",
+            Self::KeyRebound => "KEY_REBOUND",
         }
     }
 }
@@ -298,7 +306,9 @@ mod tests {
                 | LeafKind::ApprovalRequested
                 | LeafKind::Approved
                 | LeafKind::Rejected
-                | LeafKind::Released => {}
+                | LeafKind::Released
+                | LeafKind::SourceGone
+                | LeafKind::KeyRebound => {}
             }
         }
     }

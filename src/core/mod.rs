@@ -16,6 +16,7 @@ pub mod id;
 pub mod intent;
 pub mod key;
 pub mod key_report;
+pub mod kinds;
 pub mod permit;
 pub mod policy;
 pub mod principal;

@@ -4,10 +4,15 @@
 mod business;
 mod call;
 mod event;
+pub mod loop_guard;
+mod rate;
+mod transaction;
 
 pub use business::{BusinessField, BusinessId, idempotency_key};
 pub use call::Trigger;
-pub use event::{DecodedLog, EventAbi};
+pub use event::{DecodedLog, EventAbi, Parameters};
+pub use rate::{Full, Rate, Turn};
+pub use transaction::{CallAbi, NativeTransfer};
 
 /// Why a signature, a mapping or a log cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +44,9 @@ pub enum TriggerError {
     /// The log does not decode as the event.
     #[error("the log does not decode: {0}")]
     Log(String),
+    /// The calldata does not decode as the function's.
+    #[error("the call does not decode: {0}")]
+    Call(String),
 }
 
 fn signature(signature: &str, reason: impl ToString) -> TriggerError {

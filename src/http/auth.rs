@@ -4,6 +4,7 @@
 //! the active policy bundle lets its issuer vouch for it: an issuer is not root.
 
 use crate::core::access::Role;
+use crate::core::principal::Principal;
 use crate::http::caller::Caller;
 use crate::http::claims::{Claims, RawClaims, TokenFault};
 use crate::http::jwks::{KeySet, TokenAlgorithm, VerifyKey};
@@ -160,9 +161,8 @@ impl Authenticator {
         let token = bearer(headers, uri)?;
         let (issuer, claims) = self.verified(token).await?;
         claims.check_time(self.clock.now(), issuer.ttl_s_max)?;
-        let principal = &claims.principal;
         for role in &claims.roles {
-            if !(self.may_vouch)(&principal.iss, *role, &principal.sub) {
+            if !self.may_be(&claims.principal, *role) {
                 let detail = format!(
                     "the active policy bundle does not let the token's issuer vouch for its \
                      subject as {role}"
@@ -171,6 +171,16 @@ impl Authenticator {
             }
         }
         Ok(Caller::new(&claims))
+    }
+
+    /// Whether the active bundle still lets the issuer vouch for all that a caller came in as.
+    #[must_use]
+    pub fn vouches(&self, caller: &Caller) -> bool {
+        caller.roles.iter().all(|role| self.may_be(&caller.principal, *role))
+    }
+
+    fn may_be(&self, principal: &Principal, role: Role) -> bool {
+        (self.may_vouch)(&principal.iss, role, &principal.sub)
     }
 
     /// The claims of a token, from the cache or by its signature. Their times are not checked.

@@ -61,6 +61,8 @@ codes! {
         "The idempotency key belongs to another request";
     /// The state of the resource does not allow it.
     Conflict = CONFLICT, "conflict", "The state of the resource does not allow this";
+    /// What was asked for is no longer kept, or is of another time of the database.
+    Gone = GONE, "gone", "It is no longer there";
     /// A nonce was given for a key whose nonces we give.
     NonceManaged = CONFLICT, "nonce-managed", "The nonces of this key are managed";
     /// The account cannot pay for it, and the chain is configured to refuse what it cannot pay for.

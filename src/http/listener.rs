@@ -6,6 +6,7 @@
 
 use crate::http::limits::{Gate, Limits, on_panic, pass};
 use crate::http::observe::{Observer, observe};
+use crate::http::patience::{Patient, WRITE_STALL};
 use crate::http::problem::Problem;
 use crate::http::tls::{self, TlsError, TlsFiles};
 use crate::ports::clock::Entropy;
@@ -127,13 +128,13 @@ pub async fn serve(
     let scheme = if tls.is_some() { "https" } else { "http" };
     let task = match tls {
         None => {
-            let server = server.acceptor(Capped { inner: NoDelayAcceptor, room });
+            let server = server.acceptor(Capped { inner: PatientAcceptor, room });
             tokio::spawn(server.http1_only().serve(service))
         }
         Some(tls) => {
             let inner = RustlsAcceptor::new(tls)
                 .handshake_timeout(Duration::from_millis(limits.head_read_ms))
-                .acceptor(NoDelayAcceptor);
+                .acceptor(PatientAcceptor);
             tokio::spawn(server.acceptor(Capped { inner, room }).http1_only().serve(service))
         }
     };
@@ -143,6 +144,24 @@ pub async fn serve(
     });
     tracing::info!(listener = name, %addr, scheme, "listening");
     Ok(Listening { addr, task })
+}
+
+/// Sends small answers at once, and gives up who takes none; see [`Patient`].
+#[derive(Clone, Copy)]
+struct PatientAcceptor;
+
+impl<S: Send + 'static> Accept<TcpStream, S> for PatientAcceptor {
+    type Stream = Patient<TcpStream>;
+    type Service = S;
+    type Future = Pin<Box<dyn Future<Output = io::Result<(Self::Stream, S)>> + Send>>;
+
+    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
+        let accepting = NoDelayAcceptor.accept(stream, service);
+        Box::pin(async move {
+            let (stream, service) = accepting.await?;
+            Ok((Patient::new(stream, WRITE_STALL), service))
+        })
+    }
 }
 
 /// Accepts a connection only where there is room, which it keeps for as long as it lives.

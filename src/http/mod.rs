@@ -25,6 +25,7 @@ pub mod limits;
 pub mod listener;
 pub mod metrics;
 pub mod observe;
+mod patience;
 pub mod problem;
 pub mod query;
 pub mod refusal;

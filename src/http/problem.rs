@@ -94,6 +94,11 @@ pub enum Problem {
         /// The resource in question.
         resource: Option<String>,
     },
+    /// 410. A stream of events cannot go on where the reader left off.
+    StreamGone {
+        /// Why not, and what to do.
+        detail: String,
+    },
     /// 409. A nonce was given for a managed key.
     NonceManaged,
     /// 409. The account cannot pay for it.
@@ -208,6 +213,7 @@ impl Problem {
             Self::Conflict { detail, resource } => {
                 Document { resource, ..say(Code::Conflict, detail) }
             }
+            Self::StreamGone { detail } => say(Code::Gone, detail),
             Self::NonceManaged => say(Code::NonceManaged, "ask for a transaction, without a nonce"),
             Self::InsufficientBalance { detail } => say(Code::InsufficientBalance, detail),
             Self::TooLarge => say(Code::TooLarge, "the body is longer than this listener takes"),

@@ -115,6 +115,9 @@ async fn account(app: &App, chain: &ChainRuntime, address: Address) {
         Ok(Idle::Unfunded) => tracing::warn!(%address, "the account needs a top-up"),
         Ok(Idle::AboveCap) => tracing::warn!(%address, "the base fee is above the cap"),
         Ok(Idle::Halted(reason)) => tracing::warn!(%address, reason, "the lane is halted"),
+        Ok(Idle::Unsettled) => {
+            tracing::warn!(%address, "the nodes do not say whether a source event still stands");
+        }
         Ok(Idle::Empty | Idle::Full | Idle::Contended | Idle::Elsewhere) => {}
         Err(error) => {
             tracing::warn!(%address, %error, "the lane will be worked again");

@@ -2,6 +2,7 @@
 //! on stop the running ones end first.
 
 mod looks;
+pub mod telling;
 
 pub use looks::Looks;
 

@@ -5,7 +5,10 @@
 //! row is done only when its consumer says so. A publisher to a broker is such a consumer too: it says
 //! "done" on an acknowledgement without a return, and nothing else. What comes back from a broker goes
 //! to an [`Inbox`], which trusts nothing of it.
+//!
+//! The server's own events go to [`Sink`]s: a broker, and callers' webhooks.
 
+use crate::core::time::Timestamp;
 use async_trait::async_trait;
 
 /// The consumer that publishes to a broker.
@@ -119,4 +122,57 @@ pub struct QueueLook {
     pub messages: Option<u32>,
     /// How many read it, or would.
     pub consumers: Option<u32>,
+}
+
+/// One of the server's own events, as others are told it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The event's id: whoever is told twice knows it by this.
+    pub id: String,
+    /// `CloudEvents` type.
+    pub kind: String,
+    /// What it is about. What is about one subject is told in order.
+    pub subject: String,
+    /// `{chain}.{what}.{event}`.
+    pub routing_key: String,
+    /// When it happened.
+    pub at: Timestamp,
+    /// The `CloudEvents` 1.0 document, JSON.
+    pub body: String,
+}
+
+/// How long a [`Sink`] is tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Patience {
+    /// For ever, with pauses up to this many milliseconds.
+    Endless {
+        /// The longest pause.
+        longest_ms: i64,
+    },
+    /// After each failure this pause, in milliseconds; after the last one it is given up.
+    Schedule(Vec<i64>),
+}
+
+/// One who is told the server's own events.
+#[async_trait]
+pub trait Sink: Send + Sync {
+    /// The name under which what it is owed is kept; stable across restarts.
+    fn name(&self) -> &str;
+
+    /// Whether it could take anything now. While it cannot, nothing counts as tried.
+    fn ready(&self) -> bool {
+        true
+    }
+
+    /// How long it is tried.
+    fn patience(&self) -> Patience;
+
+    /// How many may be told at once, each of another subject.
+    fn width(&self) -> usize {
+        1
+    }
+
+    /// Tells it. `Done` only once the other side has taken it for good; called again with the same notice
+    /// until then, also by another process after a crash. `Park` gives it up.
+    async fn tell(&self, notice: &Notice) -> Outcome;
 }

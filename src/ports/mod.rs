@@ -1,10 +1,9 @@
 //! Traits between the use cases and the edges. Each method states its guarantee.
 
-#[cfg(feature = "watcher")]
-pub mod block_logs;
-#[cfg(feature = "watcher")]
 pub mod bus;
 pub mod chain;
+#[cfg(feature = "watcher")]
+pub mod chain_reader;
 pub mod clock;
 #[cfg(feature = "server")]
 pub mod signer;

@@ -1,31 +1,72 @@
 //! The documents that tell of events: `CloudEvents` 1.0 in JSON.
 //!
-//! A retraction has the id of the log that it takes back, another type, and another `source` (since
-//! `source` and `id` together name one event in `CloudEvents`); it repeats the log's data.
+//! | type | id | subject | `data`, besides `chain`, `block_number`, `block_hash`, `transaction_hash` |
+//! | --- | --- | --- | --- |
+//! | `claviger.chain.log` | `{chain}:{block hash}:{transaction hash}:{log index}` | the contract | `contract`, `log_index`, `topics`, `data`, `event` (its signature), `event_name`, `args` by name |
+//! | `claviger.chain.native` | `{chain}:{block hash}:{transaction hash}:tx` | the recipient | `transaction_index`, `from`, `to`, `value` (wei, decimal), `args`: the last three again |
+//! | `claviger.chain.call` | as the one above | the contract | `transaction_index`, `from`, `to`, `value`, `input`; if a function is watched, `function` (its signature), `function_name`, `args` by name |
+//!
+//! A retraction has the id of what it takes back, that type and `.retracted`, and another `source` (since
+//! `source` and `id` together name one event in `CloudEvents`); it repeats the data.
 
-use super::plan::{ChainPlan, Source};
+mod read;
+
+pub use read::{Fact, Found, Read, clean, fact, read, seen_log, seen_transaction};
+
+use super::plan::{Source, Watches};
 use crate::core::time::Timestamp;
-use crate::core::trigger::DecodedLog;
-use crate::ports::bus::{Kind, Message};
+use crate::core::trigger::{DecodedLog, NativeTransfer};
 use crate::ports::chain::{Block, Log};
-use alloy::primitives::{Address, B256, Bytes};
-use serde::Deserialize;
+use crate::ports::chain_reader::SeenTransaction;
+use alloy::primitives::Address;
 use serde_json::{Value, json};
 
 /// Type of a log.
 pub const LOG: &str = "claviger.chain.log";
-/// Type of a retraction.
-pub const RETRACTED: &str = "claviger.chain.log.retracted";
-/// The version of the data.
-const SCHEMA: &str = "urn:claviger:schema:chain.log:1";
+/// Type of a native transfer.
+pub const NATIVE: &str = "claviger.chain.native";
+/// Type of a call.
+pub const CALL: &str = "claviger.chain.call";
+/// What a retraction's type has besides.
+pub const RETRACTED: &str = ".retracted";
 
-/// `{chain}.{contract}.{event}`: what the messages of a source's logs are routed by on a broker.
+/// The type of what a source finds.
 #[must_use]
-pub fn routing_key(chain: &str, source: &Source) -> String {
-    format!("{chain}.{:#x}.{}", source.address, source.event.name())
+pub const fn kind(source: &Source) -> &'static str {
+    match &source.watches {
+        Watches::Event { .. } => LOG,
+        Watches::NativeTo(_) => NATIVE,
+        Watches::Calls { .. } => CALL,
+    }
 }
 
-/// The routing key of the retractions of a source's logs.
+/// The version of the data of what a source finds.
+const fn schema(source: &Source) -> &'static str {
+    match &source.watches {
+        Watches::Event { .. } => "urn:claviger:schema:chain.log:1",
+        Watches::NativeTo(_) => "urn:claviger:schema:chain.native:1",
+        Watches::Calls { .. } => "urn:claviger:schema:chain.call:1",
+    }
+}
+
+/// What the messages of a source are routed by on a broker: `{chain}.{contract}.{event}`,
+/// `{chain}.{recipient}.native`, `{chain}.{contract}.call.{function}`, or `{chain}.{contract}.call` where
+/// every call is watched. Of a source with more than one subject it is a pattern, with `*` in the
+/// subject's place.
+#[must_use]
+pub fn routing_key(chain: &str, source: &Source) -> String {
+    let subject = source.subject().map_or("*".to_owned(), |subject| format!("{subject:#x}"));
+    match &source.watches {
+        Watches::Event { event, .. } => format!("{chain}.{subject}.{}", event.name()),
+        Watches::NativeTo(_) => format!("{chain}.{subject}.native"),
+        Watches::Calls { function: Some(function), .. } => {
+            format!("{chain}.{subject}.call.{}", function.name())
+        }
+        Watches::Calls { function: None, .. } => format!("{chain}.{subject}.call"),
+    }
+}
+
+/// The routing key of the retractions of a source's messages.
 #[must_use]
 pub fn retraction_key(chain: &str, source: &Source) -> String {
     format!("{}.retracted", routing_key(chain, source))
@@ -35,6 +76,12 @@ pub fn retraction_key(chain: &str, source: &Source) -> String {
 #[must_use]
 pub fn event_id(chain: &str, log: &Log) -> String {
     format!("{chain}:{}:{}:{}", log.block_hash, log.transaction_hash, log.log_index)
+}
+
+/// `{chain}:{block hash}:{transaction hash}:tx`: of what has no log.
+#[must_use]
+pub fn transaction_id(chain: &str, block: &Block, transaction: &SeenTransaction) -> String {
+    format!("{chain}:{}:{}:tx", block.hash, transaction.hash)
 }
 
 /// The members that every log has, decoded or not.
@@ -52,191 +99,125 @@ pub fn raw(chain: &str, log: &Log) -> Value {
     })
 }
 
+/// The members that every transaction has, decoded or not. A native transfer's calldata is left out: it
+/// means nothing to an account that has no code.
+#[must_use]
+pub fn raw_transaction(
+    chain: &str,
+    source: &Source,
+    block: &Block,
+    transaction: &SeenTransaction,
+) -> Value {
+    let mut data = json!({
+        "chain": chain,
+        "block_number": block.number,
+        "block_hash": block.hash,
+        "transaction_hash": transaction.hash,
+        "transaction_index": transaction.index,
+        "from": format!("{:#x}", transaction.from),
+        "to": format!("{:#x}", transaction.to.unwrap_or_default()),
+        "value": transaction.value.to_string(),
+    });
+    if let (Some(members), Watches::Calls { .. }) = (data.as_object_mut(), &source.watches) {
+        members.insert("input".to_owned(), json!(transaction.data));
+    }
+    data
+}
+
 /// The document of a decoded log. `time` is the block's.
 #[must_use]
 pub fn log(chain: &str, source: &Source, block: &Block, log: &Log, decoded: &DecodedLog) -> Value {
     let mut data = raw(chain, log);
-    if let Some(members) = data.as_object_mut() {
-        members.insert("event".to_owned(), json!(source.event.signature()));
-        members.insert("event_name".to_owned(), json!(source.event.name()));
+    if let (Some(members), Some(event)) = (data.as_object_mut(), source.event()) {
+        members.insert("event".to_owned(), json!(event.signature()));
+        members.insert("event_name".to_owned(), json!(event.name()));
         members.insert("args".to_owned(), decoded.to_json());
     }
+    document(chain, source, block, &event_id(chain, log), log.address, data)
+}
+
+/// The document of a transaction: a native transfer, or a call. `decoded` are its named values, of a call
+/// only where a function is watched.
+#[must_use]
+pub fn transaction(
+    chain: &str,
+    source: &Source,
+    block: &Block,
+    transaction: &SeenTransaction,
+    decoded: Option<&DecodedLog>,
+) -> Value {
+    let mut data = raw_transaction(chain, source, block, transaction);
+    if let Some(members) = data.as_object_mut() {
+        if let Watches::Calls { function: Some(function), .. } = &source.watches {
+            members.insert("function".to_owned(), json!(function.signature()));
+            members.insert("function_name".to_owned(), json!(function.name()));
+        }
+        if let Some(decoded) = decoded {
+            members.insert("args".to_owned(), decoded.to_json());
+        }
+    }
+    let id = transaction_id(chain, block, transaction);
+    document(chain, source, block, &id, transaction.to.unwrap_or_default(), data)
+}
+
+/// The named values of a transaction; `None` for a call where no function is watched.
+///
+/// # Errors
+/// If the calldata is not the function's.
+pub fn decode(
+    source: &Source,
+    transaction: &SeenTransaction,
+) -> Result<Option<DecodedLog>, String> {
+    let (from, value) = (transaction.from, transaction.value);
+    match &source.watches {
+        Watches::Event { .. } => Err("the source is of an event".to_owned()),
+        Watches::NativeTo(_) => {
+            let to = transaction.to.unwrap_or_default();
+            Ok(Some(NativeTransfer { from, to, value }.values()))
+        }
+        Watches::Calls { function: None, .. } => Ok(None),
+        Watches::Calls { function: Some(function), .. } => {
+            function.decode(&transaction.data).map(Some).map_err(|error| error.to_string())
+        }
+    }
+}
+
+fn document(
+    chain: &str,
+    source: &Source,
+    block: &Block,
+    id: &str,
+    subject: Address,
+    data: Value,
+) -> Value {
     let millis = block.timestamp_s.saturating_mul(1000);
     let time = Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX));
     json!({
         "specversion": "1.0",
-        "id": event_id(chain, log),
+        "id": id,
         "source": source_path(chain, source),
-        "type": LOG,
-        "subject": format!("{:#x}", log.address),
+        "type": kind(source),
+        "subject": format!("{subject:#x}"),
         "time": time.to_string(),
         "datacontenttype": "application/json",
-        "dataschema": SCHEMA,
+        "dataschema": schema(source),
         "data": data,
     })
 }
 
-/// The document that takes a log back, out of the document that told of it. `None` if that is not one.
+/// The document that takes something back, out of the document that told of it. `None` if that is not one.
 #[must_use]
 pub fn retraction(told: &str, now: Timestamp) -> Option<String> {
     let mut event: Value = serde_json::from_str(told).ok()?;
     let members = event.as_object_mut()?;
     let source = format!("{}/retractions", members.get("source")?.as_str()?);
+    let kind = format!("{}{RETRACTED}", members.get("type")?.as_str()?);
     members.insert("source".to_owned(), json!(source));
-    members.insert("type".to_owned(), json!(RETRACTED));
+    members.insert("type".to_owned(), json!(kind));
     members.insert("time".to_owned(), json!(now.to_string()));
     Some(event.to_string())
 }
 
-/// A document as it is read back: every member is known, and none is there twice.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Document {
-    specversion: String,
-    id: String,
-    source: String,
-    #[serde(rename = "type")]
-    kind: String,
-    subject: String,
-    time: String,
-    datacontenttype: String,
-    dataschema: String,
-    data: Data,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Data {
-    chain: String,
-    contract: Address,
-    block_number: u64,
-    block_hash: B256,
-    transaction_hash: B256,
-    log_index: u64,
-    topics: Vec<B256>,
-    data: Bytes,
-    // What the log says, decoded: must agree with its bytes.
-    #[serde(default)]
-    event: String,
-    #[serde(default)]
-    event_name: String,
-    #[serde(default)]
-    args: Value,
-}
-
-/// A document that came from somewhere, and the source of ours that it says it is of.
-#[derive(Debug)]
-pub struct Read<'a> {
-    /// The chain of the source.
-    pub chain: &'a str,
-    /// The source.
-    pub source: &'a Source,
-    /// The block that it names.
-    pub block_number: u64,
-    /// The message; its body is the document as it came.
-    pub message: Message,
-}
-
-/// Reads a document strictly: it must be one that a watcher with these sources writes. That it is true
-/// is not said: whoever signs reads the event from the chain.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn read<'a>(bytes: &[u8], chains: &'a [ChainPlan]) -> Result<Read<'a>, String> {
-    let body = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
-    // The parser quotes names and values of the message in its errors.
-    let document: Document =
-        serde_json::from_str(body).map_err(|error| short(&error.to_string()))?;
-    let (path, kind) = match document.kind.as_str() {
-        LOG => (document.source.as_str(), Kind::Log),
-        RETRACTED => {
-            let path = document.source.strip_suffix("/retractions");
-            (path.ok_or("a retraction of no source")?, Kind::Retraction)
-        }
-        other => return Err(format!("type `{}` is not known", short(other))),
-    };
-    let sources = chains.iter().flat_map(|plan| plan.sources.iter().map(move |of| (plan, of)));
-    let (plan, source) = { sources }
-        .find(|(plan, source)| path == source_path(&plan.chain.name, source))
-        .ok_or_else(|| format!("source `{}` is not configured here", short(path)))?;
-    check(&document, &plan.chain.name, source)?;
-    Ok(Read {
-        chain: &plan.chain.name,
-        source,
-        block_number: document.data.block_number,
-        message: Message {
-            kind,
-            source: source.name.clone(),
-            event_id: document.id,
-            body: body.to_owned(),
-        },
-    })
-}
-
 fn source_path(chain: &str, source: &Source) -> String {
     format!("/chains/{chain}/sources/{}", source.name)
-}
-
-/// Whether a document agrees with itself and with its source.
-fn check(document: &Document, chain: &str, source: &Source) -> Result<(), String> {
-    let data = &document.data;
-    let id = format!("{chain}:{}:{}:{}", data.block_hash, data.transaction_hash, data.log_index);
-    let contract = format!("{:#x}", source.address);
-    let height = i64::try_from(data.block_number);
-    let decoded = source.event.decode(&data.topics, &data.data);
-    let agrees = decoded.is_ok_and(|decoded| decoded.to_json() == data.args);
-    let rules = [
-        (document.specversion == "1.0", "specversion is not 1.0"),
-        (document.datacontenttype == "application/json", "datacontenttype is not JSON"),
-        (document.dataschema == SCHEMA, "dataschema is not known"),
-        (document.subject == contract, "subject is not the source's contract"),
-        (Timestamp::parse_rfc3339(&document.time).is_some(), "time is not one of RFC 3339"),
-        (height.is_ok(), "block_number is out of range"),
-        (data.chain == chain, "the data is of another chain"),
-        (data.contract == source.address, "the data is of another contract"),
-        (data.topics.first() == Some(&source.event.topic0()), "the log is of another event"),
-        (document.id == id, "id is not the log's place"),
-        (data.event == source.event.signature(), "event is not the source's"),
-        (data.event_name == source.event.name(), "event_name is not the source's"),
-        (agrees, "args is not what topics and data say"),
-    ];
-    match rules.iter().find(|(holds, _)| !holds) {
-        Some((_, broken)) => Err((*broken).to_owned()),
-        None => Ok(()),
-    }
-}
-
-/// What strangers wrote, short enough for a line of the log.
-fn short(text: &str) -> String {
-    text.chars().take(100).flat_map(char::escape_default).collect()
-}
-
-/// The most characters of a reason that is kept with a message.
-const REASON_CHARS_MAX: usize = 1000;
-
-/// A reason as it may be kept and logged, whatever of a stranger's message is in it: not long, and
-/// without control characters. PostgreSQL refuses a text with a NUL, and a message that cannot be kept
-/// would hold up its queue for ever.
-#[must_use]
-pub fn clean(reason: &str) -> String {
-    reason.chars().filter(|character| !character.is_control()).take(REASON_CHARS_MAX).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_wrong_with_a_message_is_short_and_has_no_control_characters() {
-        let huge = format!("{{\"{}\":1}}", "x".repeat(1 << 20));
-        let newline = "{\"type\":\"a\\n\\u001bb\"}";
-        for bytes in ["{\"\\u0000\":1}", newline, "{\"data\":\"\\u0000\"}", &huge] {
-            let reason = read(bytes.as_bytes(), &[]).unwrap_err();
-            assert!(!reason.is_empty() && reason.len() < 2000, "{}", reason.len());
-            assert!(!reason.chars().any(char::is_control), "{reason:?}");
-            assert_eq!(clean(&reason), reason);
-        }
-        assert_eq!(clean("a\0b\nc"), "abc");
-        assert_eq!(clean(&"x".repeat(5000)).len(), REASON_CHARS_MAX);
-    }
 }

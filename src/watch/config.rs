@@ -21,6 +21,11 @@
 //! event = "ChargeRequested(uint256 indexed orderId, address indexed payer, uint256 amount)"
 //! from_block = 0
 //!
+//! [[source]]
+//! name = "deposits"
+//! chain = "local"
+//! native_to = ["0x5FbDB2315678afecb367f032d93F642f64180aa3"]
+//!
 //! [[trigger]]
 //! name = "charge"
 //! source = "charges"
@@ -32,8 +37,10 @@
 //! ```
 
 use crate::core::id::ChainId;
+use crate::ports::chain_reader::Rule;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use url::Url;
 
@@ -48,6 +55,9 @@ pub struct Config {
     /// Where events go.
     #[serde(default)]
     pub bus: BusSection,
+    /// The process itself.
+    #[serde(default)]
+    pub watch: WatchSection,
     /// The chains that are followed.
     #[serde(default)]
     pub chain: Vec<ChainSection>,
@@ -106,6 +116,36 @@ pub enum BusKind {
     Rabbitmq,
 }
 
+/// `[watch]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatchSection {
+    /// Where metrics are served, `127.0.0.1:9464`; nowhere by default. Plain HTTP, without a token.
+    pub metrics_listen: Option<SocketAddr>,
+    /// How long another process over the same database waits before it takes the place of one that is
+    /// silent; `"10s"` by default, from `"1s"` to `"5m"`.
+    #[serde(default = "default_lease")]
+    pub lease: String,
+    /// How long events and deliveries are kept after they are done; `"30d"` by default, at least `"1h"`.
+    #[serde(default = "default_keep_done")]
+    pub keep_done: String,
+}
+
+impl Default for WatchSection {
+    fn default() -> Self {
+        let (lease, keep_done) = (default_lease(), default_keep_done());
+        Self { metrics_listen: None, lease, keep_done }
+    }
+}
+
+fn default_lease() -> String {
+    "10s".to_owned()
+}
+
+fn default_keep_done() -> String {
+    "30d".to_owned()
+}
+
 /// `[[chain]]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -133,6 +173,14 @@ pub struct ChainSection {
     /// logs are read, and a list that is cut at its end cannot be told from a whole one.
     #[serde(default = "default_true")]
     pub logs_bloom: bool,
+    /// The logs of how many old blocks are asked for at once, at most; 2000 by default. Where a node refuses
+    /// so many, fewer are asked for.
+    #[serde(default = "default_range_blocks")]
+    pub range_blocks: u64,
+}
+
+const fn default_range_blocks() -> u64 {
+    2000
 }
 
 const fn default_poll_ms() -> u64 {
@@ -169,7 +217,17 @@ pub enum Finality {
     Depth(u64),
 }
 
-/// `[[source]]`
+impl From<Finality> for Rule {
+    fn from(finality: Finality) -> Self {
+        match finality {
+            Finality::Finalized => Self::Finalized,
+            Finality::Safe => Self::Safe,
+            Finality::Depth(depth) => Self::Depth(depth),
+        }
+    }
+}
+
+/// `[[source]]`: what is watched. Exactly one of `event`, `native_to` and `calls_to` says its kind.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceSection {
@@ -177,14 +235,33 @@ pub struct SourceSection {
     pub name: String,
     /// On which chain.
     pub chain: String,
-    /// The contract: EIP-55 or lower case.
-    pub address: String,
+    /// The contract of `event`: EIP-55 or lower case. Without it, the event of whichever contract.
+    pub address: Option<String>,
     /// The event as a human-readable ABI signature, with the names of the parameters and `indexed`.
-    pub event: String,
+    pub event: Option<String>,
+    /// Recipients of the chain's own coin: transactions that succeeded, are sent to one of these and
+    /// carry value. What a contract sends (an internal transfer) is not seen.
+    pub native_to: Option<Vec<String>>,
+    /// A contract whose calls are watched: transactions that succeeded and are sent to it. What another
+    /// contract calls is not seen.
+    pub calls_to: Option<String>,
+    /// Only calls of this function: a human-readable ABI signature with the names of the parameters.
+    pub function: Option<String>,
     /// The first block to read; by default the one after the head when the source is first seen.
     pub from_block: Option<u64>,
     /// When its events are final enough to sign; the chain's finality by default.
     pub finality: Option<Finality>,
+}
+
+/// From when on a trigger gets events of a source that was there before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Since {
+    /// What is found once it is configured.
+    #[default]
+    Now,
+    /// All that the source has found and that stands.
+    Beginning,
 }
 
 /// `[[trigger]]`
@@ -200,8 +277,13 @@ pub struct TriggerSection {
     pub chain: Option<String>,
     /// The group that signs.
     pub signer: String,
-    /// The contract that is called; the one that emitted the event by default.
+    /// The contract that is called; the one that emitted the event by default. Needed where the source
+    /// is not of one contract's event.
     pub to: Option<String>,
+    /// `"beginning"`: the events of its source that were found before the trigger was there are its own
+    /// too. `"now"`, the default: only those that are found from then on.
+    #[serde(default)]
+    pub since: Since,
     /// The function as a human-readable ABI signature, with the names of the arguments.
     pub function: String,
     /// Each argument of the function: which parameter of the event.
@@ -210,4 +292,22 @@ pub struct TriggerSection {
     /// What identifies the business: `{chain}`, `{contract}`, `{transaction_hash}` and parameters of the
     /// event. Of several events with one id, the server signs once.
     pub business_id: Vec<String>,
+    /// How often it may ask: `"100/1m"`, so many in a span. Above it events wait, in order; without it there is
+    /// no limit but the server's own.
+    pub rate: Option<String>,
+    /// What becomes of an event that its own requests have caused: `"cut"`, the default, parks it;
+    /// `"allow"` acts on it.
+    #[serde(default, rename = "loop")]
+    pub own_events: OwnEvents,
+}
+
+/// What becomes of an event that a trigger's own requests have caused.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OwnEvents {
+    /// It is parked.
+    #[default]
+    Cut,
+    /// It is acted on like any other.
+    Allow,
 }

@@ -2,7 +2,9 @@
 //!
 //! The bytes are read strictly, taken in hand in the watcher's own database, and given to the trigger;
 //! only its answer, stored, settles them. So a message that comes twice makes one request, one whose
-//! event was retracted meanwhile makes none, and one that cannot be read is kept as it came.
+//! event was retracted meanwhile makes none, and one that cannot be read is kept as it came. One of an
+//! event that the own poller does not know makes none either: it waits for the poller to come to its block,
+//! and is kept when it is not there, or when that takes too long.
 
 use super::cloudevent::{self, Read};
 use super::plan::{ChainPlan, TriggerPlan};
@@ -15,12 +17,16 @@ use crate::ports::watch_store::{
 use alloy::primitives::{B256, Bytes};
 use async_trait::async_trait;
 use sha2::{Digest as _, Sha256};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// When to try again if the database did not answer, or the chain is not there yet, in milliseconds.
 const AGAIN_MS: u64 = 1000;
-/// What is kept of a message that cannot be read, in bytes. No event of ours is as large.
-const KEPT_BYTES_MAX: usize = 1 << 20;
+/// What is kept of a message that cannot be read, in bytes.
+const KEPT_BYTES_MAX: usize = 1 << 16;
+/// How long a message is held whose block the own poller has not read yet, in milliseconds. Nothing passes it
+/// meanwhile, so a block that is invented must not hold for ever. An event that is kept after that, and is true,
+/// comes again: the own poller publishes what it finds.
+const UNREAD_PATIENCE_MS: i64 = 5 * 60 * 1000;
 
 /// The inbox of one trigger.
 pub struct TriggerInbox {
@@ -31,6 +37,8 @@ pub struct TriggerInbox {
     chains: Vec<ChainPlan>,
     store: Arc<dyn WatchStore>,
     clock: Arc<dyn Clock>,
+    /// The event that waits for the own poller, and since when.
+    unread: Mutex<Option<(String, Timestamp)>>,
 }
 
 impl TriggerInbox {
@@ -53,6 +61,27 @@ impl TriggerInbox {
             chains: chains.to_vec(),
             store,
             clock,
+            unread: Mutex::new(None),
+        }
+    }
+
+    /// Whether this event has waited too long for the own poller.
+    fn waited_too_long(&self, event_id: &str) -> bool {
+        let now = self.clock.now();
+        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*unread {
+            Some((waits, since)) if waits == event_id => {
+                now.millis().saturating_sub(since.millis()) > UNREAD_PATIENCE_MS
+            }
+            _ => {
+                tracing::warn!(
+                    consumer = self.consumer.name(),
+                    event_id,
+                    "waits: this watcher has not read its block yet"
+                );
+                *unread = Some((event_id.to_owned(), now));
+                false
+            }
         }
     }
 
@@ -61,21 +90,29 @@ impl TriggerInbox {
         let (consumer, cut) = (self.consumer.name(), bytes.len().min(KEPT_BYTES_MAX));
         let kept = bytes.get(..cut).unwrap_or_default();
         let digest = B256::new(Sha256::digest(bytes).into());
-        tracing::error!(consumer, %digest, length = bytes.len(), reason, "unreadable; parked");
+        let length = bytes.len();
         let message = Unreadable {
             consumer: consumer.to_owned(),
             digest,
             bytes: Bytes::copy_from_slice(kept),
             reason,
         };
-        self.store.keep_unreadable(&message, self.clock.now()).await?;
+        let parked = self.store.keep_unreadable(&message, self.clock.now()).await?;
+        let reason = message.reason;
+        let outcome = if parked { "parked" } else { "dropped" };
+        metrics::counter!("claviger_bus_unreadable_total", "outcome" => outcome).increment(1);
+        if parked {
+            tracing::error!(consumer, %digest, length, reason, "unreadable; parked");
+        } else {
+            tracing::error!(consumer, %digest, length, reason, "unreadable; dropped: too many are parked");
+        }
         Ok(Taken::Settled)
     }
 
     async fn receive(
         &self,
         read: Read<'_>,
-        given_up: Option<&str>,
+        arrival: Arrival<'_>,
     ) -> Result<Taken, WatchStoreError> {
         let event_id = read.message.event_id.clone();
         let (consumer, event_id) = (self.consumer.name(), event_id.as_str());
@@ -95,7 +132,16 @@ impl TriggerInbox {
                 tracing::info!(consumer, event_id, why, "nothing to ask for");
                 Ok(Taken::Settled)
             }
-            Received::Ask(claimed) => self.ask(claimed, given_up).await,
+            Received::Absent => {
+                let reason = "this watcher has read its block, and it is not in it";
+                self.keep(arrival.bytes, &format!("event {event_id}: {reason}")).await
+            }
+            Received::Unread if self.waited_too_long(event_id) => {
+                let reason = "this watcher has not come to its block for too long";
+                self.keep(arrival.bytes, &format!("event {event_id}: {reason}")).await
+            }
+            Received::Unread => Ok(Taken::Later(AGAIN_MS)),
+            Received::Ask(claimed) => self.ask(claimed, arrival.given_up).await,
         }
     }
 
@@ -152,7 +198,7 @@ impl Inbox for TriggerInbox {
 
     async fn take(&self, arrival: Arrival<'_>) -> Taken {
         let taken = match cloudevent::read(arrival.bytes, &self.chains) {
-            Ok(read) => self.receive(read, arrival.given_up).await,
+            Ok(read) => self.receive(read, arrival).await,
             Err(reason) => self.keep(arrival.bytes, &reason).await,
         };
         taken.unwrap_or_else(|error| {

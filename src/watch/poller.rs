@@ -3,29 +3,41 @@
 //! A step looks at the head and takes the next batch of blocks, each the child of the one before, with
 //! all that was found in them, in one transaction. Whatever a node says that does not fit (unlinked
 //! blocks, logs that do not make the header's filter) ends the step without a trace; the next one asks
-//! again. A reorg goes back to the common ancestor first. Nothing is ever taken "by number": blocks are
+//! again. A reorg goes back to the common ancestor first, once the other nodes were heard. Nothing is ever taken "by number": blocks are
 //! held together by hashes, logs are asked for by block hash.
 
+mod around;
+mod backfill;
+mod event;
 mod fetch;
+mod reorg;
+mod resume;
+mod second_read;
+mod settle;
 mod start;
+mod whole;
 
-use super::cloudevent;
-use super::config::Finality;
+pub use resume::{Resumed, resume};
+
+use self::backfill::Past;
+use self::fetch::Asked;
 use super::plan::{ChainPlan, Source};
-use crate::core::chain_view::{Link, Place, Relation, Window, check_linked};
-use crate::ports::block_logs::BlockLogs;
+use crate::core::chain_view::{Link, Place, Window, check_linked};
+use crate::core::time::Timestamp;
 use crate::ports::bus::Wait;
-use crate::ports::chain::{Block, Chain, ChainError};
+use crate::ports::chain::{Block, ChainError};
+use crate::ports::chain_reader::{ChainReader, OneNode};
 use crate::ports::clock::Clock;
 use crate::ports::watch_store::{
-    Advance, ChainState, NewEvent, RollBack, Settle, SourceMove, StandingEvent, WatchStore,
-    WatchStoreError,
+    Advance, ChainState, NewEvent, Settle, SourceMove, WatchStore, WatchStoreError,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How many blocks a step takes at most.
 pub const BATCH_BLOCKS: u64 = 64;
+/// How often it is looked whether a command has sent a source back, in milliseconds.
+const ORDERS_EVERY_MS: i64 = 2000;
 
 /// Why a step did not move.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -57,16 +69,16 @@ pub enum Progress {
 pub struct Parts {
     /// What to watch.
     pub plan: ChainPlan,
-    /// The chain's nodes; their `Final` is the chain's own finality.
-    pub chain: Arc<dyn BlockLogs>,
-    /// The same nodes by other finalities, for sources that have one of their own.
-    pub finals: Vec<(Finality, Arc<dyn Chain>)>,
+    /// The chain's nodes.
+    pub chain: Arc<dyn ChainReader>,
     /// The database.
     pub store: Arc<dyn WatchStore>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// Who takes each source's events.
     pub subscribers: BTreeMap<String, Vec<(String, Wait)>>,
+    /// Who also takes what each source found before they were there.
+    pub since_beginning: BTreeMap<String, Vec<(String, Wait)>>,
 }
 
 /// What is known of the chain, as it is stored.
@@ -75,6 +87,10 @@ struct View {
     tip: Place,
     finalized: Option<Place>,
     next: BTreeMap<String, u64>,
+    /// The last blocks of those that read some again.
+    to: BTreeMap<String, u64>,
+    /// The store has moved on by itself: what is here is loaded again.
+    is_stale: bool,
 }
 
 impl View {
@@ -84,8 +100,11 @@ impl View {
         if window.tip() != Some(state.cursor) {
             return Err(broken("the stored window does not end with the cursor".to_owned()));
         }
+        let to = state.sources.iter().filter_map(|of| Some((of.name.clone(), of.to_block?)));
+        let to = to.collect();
         let next = state.sources.into_iter().map(|source| (source.name, source.next_block));
-        Ok(Self { window, tip: state.cursor, finalized: state.finalized, next: next.collect() })
+        let (next, tip, finalized) = (next.collect(), state.cursor, state.finalized);
+        Ok(Self { window, tip, finalized, next, to, is_stale: false })
     }
 
     fn next_of(&self, source: &Source) -> u64 {
@@ -96,11 +115,20 @@ impl View {
 /// One chain's poller.
 pub struct Poller {
     parts: Parts,
+    /// The node that this step is taken with.
+    node: Option<Arc<dyn OneNode>>,
     started: bool,
     view: Option<View>,
+    /// Why the chain stands still, as it was told.
     halted: Option<String>,
     /// What was settled last, so that an idle poll writes nothing.
     settled: Option<Settle>,
+    /// How far it is with old blocks.
+    past: Past,
+    others: around::Others,
+    stall: settle::Stall,
+    /// When it was last looked for commands.
+    orders_at: Option<Timestamp>,
 }
 
 pub(super) fn link(block: &Block) -> Link {
@@ -111,7 +139,18 @@ impl Poller {
     /// A poller that has not looked at anything yet.
     #[must_use]
     pub const fn new(parts: Parts) -> Self {
-        Self { parts, started: false, view: None, halted: None, settled: None }
+        Self {
+            parts,
+            node: None,
+            started: false,
+            view: None,
+            halted: None,
+            settled: None,
+            past: Past::new(),
+            others: around::Others::new(),
+            stall: settle::Stall::new(),
+            orders_at: None,
+        }
     }
 
     /// The chain's name.
@@ -125,34 +164,84 @@ impl Poller {
     /// # Errors
     /// See [`StepError`]; nothing was taken then, or all of a part.
     pub async fn step(&mut self) -> Result<Progress, StepError> {
-        if let Some(why) = &self.halted {
-            return Err(StepError::Halted(why.clone()));
+        self.look_around().await;
+        // Nodes whose word the others do not bear out; each is asked once at most.
+        let mut passed_over = Vec::new();
+        loop {
+            self.node = self.choose(&passed_over);
+            let taken = self.step_with_node().await;
+            match self.others.passed_over.take() {
+                Some(place) if taken.is_err() && !passed_over.contains(&place) => {
+                    passed_over.push(place);
+                    if self.choose(&passed_over).is_none() {
+                        return taken;
+                    }
+                }
+                _ => return taken,
+            }
         }
+    }
+
+    async fn step_with_node(&mut self) -> Result<Progress, StepError> {
         let view = match self.view.take() {
             Some(view) => view,
             None => self.load().await?,
         };
         // Put back only if all went well: after an error the view is loaded again.
-        let (view, progress) = self.forward(view).await?;
-        self.view = Some(view);
+        let (mut view, progress) = self.forward(view).await?;
+        if progress == Progress::Idle {
+            view.is_stale = view.is_stale || self.is_sent_back(&view).await?;
+        }
+        self.view = Some(view).filter(|view| !view.is_stale);
         Ok(progress)
     }
 
+    /// Whether a command has sent a source elsewhere. Where blocks come, the next one shows it; on a chain
+    /// that stands still nothing else does.
+    async fn is_sent_back(&mut self, view: &View) -> Result<bool, StepError> {
+        let now = self.parts.clock.now();
+        let is_due = |at: Timestamp| now.millis().saturating_sub(at.millis()) >= ORDERS_EVERY_MS;
+        if !self.orders_at.is_none_or(is_due) {
+            return Ok(false);
+        }
+        self.orders_at = Some(now);
+        let state = self.parts.store.load(self.chain()).await?;
+        let mut sources = state.iter().flat_map(|state| &state.sources);
+        Ok(sources.any(|of| view.next.get(&of.name) != Some(&of.next_block)))
+    }
+
+    /// Head, blocks and logs of one step come from one node.
+    fn node(&self) -> Result<Arc<dyn OneNode>, StepError> {
+        let left_alone =
+            || ChainError::Unavailable("every node is left alone for a while".to_owned());
+        Ok(self.node.clone().ok_or_else(left_alone)?)
+    }
+
     async fn load(&mut self) -> Result<View, StepError> {
+        // A halt is read again each time: an operator lifts it from another process.
+        let mut state = self.parts.store.load(self.chain()).await?;
+        if let Some(why) = state.as_ref().and_then(|state| state.halted.clone()) {
+            self.started = false;
+            return Err(self.stand_still(why));
+        }
         if !self.started {
             self.start().await?;
             self.started = true;
+            state = self.parts.store.load(self.chain()).await?;
         }
+        if self.halted.take().is_some() {
+            tracing::warn!(chain = self.chain(), "the chain is followed again");
+        }
+        self.gauge("claviger_watcher_halted", 0);
         self.settled = None;
-        let state = self.parts.store.load(self.chain()).await?;
         let gone = || WatchStoreError::Contradiction("the chain's rows are gone".to_owned());
         View::new(state.ok_or_else(gone)?)
     }
 
     async fn forward(&mut self, view: View) -> Result<(View, Progress), StepError> {
         let head = self.head().await?;
-        let lag = head.number.saturating_sub(view.tip.number);
-        self.gauge("claviger_watcher_lag_blocks", lag);
+        let furthest = self.others.furthest(head.number);
+        self.gauge("claviger_watcher_lag_blocks", furthest.saturating_sub(view.tip.number));
         let head_is_ours = view.window.has(Place { number: head.number, hash: head.hash });
         let (mut view, mut progress) = (view, Progress::Idle);
         // First, so that a block that cannot be taken does not hold up what is final below it.
@@ -172,7 +261,8 @@ impl Poller {
             view = self.reorg(view, &head).await?;
             progress = Progress::More;
         }
-        if self.backfill(&mut view).await? {
+        let decoded = self.decode_again(&view).await?;
+        if self.backfill(&mut view).await? || decoded {
             progress = Progress::More;
         }
         Ok((view, progress))
@@ -196,7 +286,9 @@ impl Poller {
             next >= from && next <= to
         };
         let sources: Vec<&Source> = self.parts.plan.sources.iter().filter(live).collect();
-        let events = self.events(&headers, &sources, &view).await?;
+        let node = self.node()?;
+        let asked = Asked { node: node.as_ref(), final_to: None };
+        let events = self.events(asked, &headers, &sources, &view).await?;
         let moves = moves(&sources, &view, to);
         let keep = self.parts.plan.chain.window_blocks;
         self.advance(&view, links.clone(), moves, events).await?;
@@ -206,30 +298,6 @@ impl Poller {
         view.tip = links.last().map_or(view.tip, Link::place);
         note_moves(&mut view, &self.parts.plan.sources, from, to);
         Ok(view)
-    }
-
-    /// Reads old blocks for the source that is furthest behind. `true` if there was one.
-    async fn backfill(&mut self, view: &mut View) -> Result<bool, StepError> {
-        let behind = |source: &&Source| view.next_of(source) <= view.tip.number;
-        let furthest = self.parts.plan.sources.iter().filter(behind);
-        let furthest = furthest.map(|source| (view.next_of(source), source)).min_by_key(|s| s.0);
-        let Some((from, source)) = furthest else { return Ok(false) };
-        let to = view.tip.number.min(from.saturating_add(BATCH_BLOCKS.saturating_sub(1)));
-        let headers = self.headers(from, to).await?;
-        let links: Vec<Link> = headers.iter().map(link).collect();
-        check_linked(None, &links).map_err(|error| StepError::Inconsistent(error.to_string()))?;
-        let ours = |link: &Link| view.window.at(link.number).is_none_or(|at| at == link.place());
-        if !links.iter().all(ours) {
-            let why = "a block to backfill is not on the chain that was followed";
-            return Err(StepError::Inconsistent(why.to_owned()));
-        }
-        let events = self.events(&headers, &[source], view).await?;
-        let name = source.name.clone();
-        let next = to.saturating_add(1);
-        let moved = vec![SourceMove { source: name.clone(), from, to: next }];
-        self.advance(view, Vec::new(), moved, events).await?;
-        view.next.insert(name, next);
-        Ok(true)
     }
 
     async fn advance(
@@ -258,103 +326,6 @@ impl Poller {
         if !advance.events.is_empty() {
             crate::failpoint!("watch.after_commit");
         }
-        Ok(())
-    }
-
-    /// Goes back to where a branch leaves our chain.
-    async fn reorg(&mut self, view: View, newest: &Block) -> Result<View, StepError> {
-        let mut branch = vec![link(newest)];
-        let ancestor = loop {
-            match view.window.relate(&branch) {
-                Relation::Reorg { ancestor } => break ancestor,
-                Relation::NeedsParent(parent) => branch.push(self.parent(parent).await?),
-                Relation::Known | Relation::Extends => {
-                    return Err(StepError::Inconsistent("the head went back and forth".to_owned()));
-                }
-                Relation::Unrelated => {
-                    let number = newest.number;
-                    return Err(self.halt(format!("block {number} leaves the window")).await);
-                }
-            }
-        };
-        let depth = view.tip.number.saturating_sub(ancestor.number);
-        self.gauge("claviger_reorg_depth", depth);
-        if view.finalized.is_some_and(|finalized| ancestor.number < finalized.number) {
-            let why = format!("a reorg of {depth} blocks goes below finality");
-            return Err(self.halt(why).await);
-        }
-        self.roll_back(&view, ancestor, depth).await?;
-        self.load().await
-    }
-
-    async fn roll_back(&self, view: &View, to: Place, depth: u64) -> Result<(), StepError> {
-        let now = self.parts.clock.now();
-        let standing = self.parts.store.standing_above(self.chain(), to.number).await?;
-        let retraction = |event: StandingEvent| {
-            let body = cloudevent::retraction(&event.body, now);
-            let unread = || WatchStoreError::Contradiction("a stored event is no JSON".to_owned());
-            Ok(StandingEvent { body: body.ok_or_else(unread)?, ..event })
-        };
-        let retractions: Vec<StandingEvent> =
-            standing.into_iter().map(retraction).collect::<Result<_, WatchStoreError>>()?;
-        let (chain, ancestor, events) = (self.chain(), to.number, retractions.len());
-        tracing::warn!(chain, depth, ancestor, events, "reorg: events are retracted");
-        let back = RollBack {
-            chain: self.chain().to_owned(),
-            expected: view.tip,
-            ancestor: to,
-            retractions,
-            now,
-        };
-        Ok(self.parts.store.roll_back(&back).await?)
-    }
-
-    async fn halt(&mut self, why: String) -> StepError {
-        let chain = self.chain().to_owned();
-        tracing::error!(
-            chain,
-            why,
-            "the chain is halted; nothing is taken until an operator looks"
-        );
-        self.gauge("claviger_watcher_halted", 1);
-        self.halted = Some(why.clone());
-        match self.parts.store.set_halted(&chain, Some(&why)).await {
-            Ok(()) => StepError::Halted(why),
-            Err(error) => StepError::Store(error),
-        }
-    }
-
-    /// Records what is final, and lets held deliveries go.
-    async fn settle(&mut self, view: &mut View) -> Result<(), StepError> {
-        let own: Arc<dyn Chain> = Arc::clone(&self.parts.chain) as Arc<dyn Chain>;
-        let finalized = self.final_place(own.as_ref(), view).await?;
-        let mut places = vec![(self.parts.plan.chain.finality, finalized)];
-        for (finality, chain) in &self.parts.finals {
-            places.push((*finality, self.final_place(chain.as_ref(), view).await?));
-        }
-        let release = |source: &Source| {
-            let place = places.iter().find(|(finality, _)| *finality == source.finality)?.1?;
-            Some((source.name.clone(), place.number))
-        };
-        let mut settle = Settle {
-            chain: self.chain().to_owned(),
-            expected: view.tip,
-            finalized,
-            releases: self.parts.plan.sources.iter().filter_map(release).collect(),
-            now: self.parts.clock.now(),
-        };
-        if let Some(settled) = &self.settled {
-            settle.now = settled.now;
-            if *settled == settle {
-                return Ok(());
-            }
-            settle.now = self.parts.clock.now();
-        }
-        self.parts.store.settle(&settle).await?;
-        if finalized.map(|place| place.number) > view.finalized.map(|place| place.number) {
-            view.finalized = finalized;
-        }
-        self.settled = Some(settle);
         Ok(())
     }
 

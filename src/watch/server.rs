@@ -1,11 +1,12 @@
 //! The signing server, as the trigger consumer calls it.
 
 use super::config::ServerSection;
-use crate::ports::bus::Outcome;
-use reqwest::StatusCode;
+use alloy::primitives::B256;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{RequestBuilder, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 use url::Url;
@@ -17,6 +18,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_CHARS_MAX: usize = 4000;
 /// Longest `Retry-After` that is believed, in seconds.
 const RETRY_AFTER_MAX_S: i64 = 3600;
+
+/// Of a transaction that ended, or is about to, and does not do what was asked. One that was executed and
+/// reverted is another matter: it was sent.
+const UNPAID: [&str; 5] = ["failed", "cancelled", "cancelling", "expired", "rejected"];
 
 /// Why the client could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +46,7 @@ pub enum ServerError {
 #[derive(Debug)]
 pub struct Server {
     http: reqwest::Client,
-    transactions: Url,
+    base: Url,
     token_file: PathBuf,
 }
 
@@ -51,15 +56,10 @@ impl Server {
     /// # Errors
     /// See [`ServerError`].
     pub fn new(section: &ServerSection) -> Result<Self, ServerError> {
-        let mut transactions = section.url.clone();
-        if !matches!(transactions.scheme(), "http" | "https") {
+        let base = section.url.clone();
+        if !matches!(base.scheme(), "http" | "https") || base.cannot_be_a_base() {
             return Err(ServerError::Url);
         }
-        transactions
-            .path_segments_mut()
-            .map_err(|()| ServerError::Url)?
-            .pop_if_empty()
-            .extend(["v1", "transactions"]);
         let mut http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(REQUEST_TIMEOUT)
@@ -75,34 +75,81 @@ impl Server {
             }
             http = http.tls_certs_merge(roots);
         }
-        Ok(Self { http: http.build()?, transactions, token_file: section.token_file.clone() })
+        Ok(Self { http: http.build()?, base, token_file: section.token_file.clone() })
     }
 
-    /// Asks for a transaction. What is certain to be refused again is parked; everything else is
-    /// asked again, with the same key, so that nothing is lost and nothing is done twice.
-    pub async fn request(&self, key: &str, body: String) -> Outcome {
-        let retry = |error: String| Outcome::Retry { after_ms: None, error };
-        let token = match self.token().await {
-            Ok(token) => token,
-            Err(error) => return retry(error),
-        };
-        let request = self
-            .http
-            .post(self.transactions.clone())
-            .header(AUTHORIZATION, token)
-            .header(CONTENT_TYPE, "application/json")
-            .header("Idempotency-Key", key)
-            .body(body);
-        match request.send().await {
-            Ok(response) => {
-                let (status, headers) = (response.status(), response.headers().clone());
-                match response.text().await {
-                    Ok(text) => outcome(status, &headers, &text),
-                    Err(error) => retry(format!("the answer broke off: {}", error.without_url())),
-                }
-            }
-            Err(error) => retry(format!("no answer: {}", error.without_url())),
+    /// Asks for a transaction.
+    ///
+    /// # Errors
+    /// When no answer came.
+    pub async fn request(&self, key: &str, body: &Value) -> Result<Answer, String> {
+        let request = self.http.post(self.url(&["transactions"])).header("Idempotency-Key", key);
+        self.send(with_json(request, body)).await
+    }
+
+    /// Reads a transaction.
+    ///
+    /// # Errors
+    /// When no answer came.
+    pub async fn transaction(&self, id: &str) -> Result<Answer, String> {
+        self.send(self.http.get(self.url(&["transactions", id]))).await
+    }
+
+    /// The transaction that an idempotency key of ours is bound to: a list of one, or of none.
+    ///
+    /// # Errors
+    /// When no answer came.
+    pub async fn by_key(&self, key: &str) -> Result<Answer, String> {
+        let mut url = self.url(&["transactions"]);
+        url.query_pairs_mut().append_pair("idempotency_key", key);
+        self.send(self.http.get(url)).await
+    }
+
+    /// The transaction of ours of which a version has this hash: a list of one, or of none.
+    ///
+    /// # Errors
+    /// When no answer came.
+    pub async fn by_hash(&self, hash: B256) -> Result<Answer, String> {
+        let mut url = self.url(&["transactions"]);
+        url.query_pairs_mut().append_pair("transaction_hash", &hash.to_string());
+        self.send(self.http.get(url)).await
+    }
+
+    /// Tells that the source event of a transaction of ours is gone.
+    ///
+    /// # Errors
+    /// When no answer came.
+    pub async fn retract(&self, id: &str, body: &Value) -> Result<Answer, String> {
+        let request = self.http.post(self.url(&["transactions", id, "retraction"]));
+        self.send(with_json(request, body)).await
+    }
+
+    /// Asks what would be decided about a request; it leaves no trace.
+    ///
+    /// # Errors
+    /// When no answer came.
+    pub async fn evaluate(&self, body: &Value) -> Result<Answer, String> {
+        let request = self.http.post(self.url(&["policy", "evaluate"]));
+        self.send(with_json(request, body)).await
+    }
+
+    fn url(&self, path: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        // It was looked at when this was built.
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().push("v1").extend(path);
         }
+        url
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Answer, String> {
+        let token = self.token().await?;
+        let response = request.header(AUTHORIZATION, token).send().await;
+        let response = response.map_err(|error| format!("no answer: {}", error.without_url()))?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let text = response.text().await;
+        let text = text.map_err(|e| format!("the answer broke off: {}", e.without_url()))?;
+        Ok(Answer::new(status, &headers, &text))
     }
 
     /// The token, from its file as it is now.
@@ -118,112 +165,71 @@ impl Server {
     }
 }
 
-/// What an answer means. Problems are told apart by their stable `code` (RFC 9457).
-fn outcome(status: StatusCode, headers: &HeaderMap, text: &str) -> Outcome {
-    let document: Option<Value> = serde_json::from_str(text).ok();
-    let member = |name: &str| document.as_ref()?.get(name)?.as_str().map(str::to_owned);
-    let told: String = text.chars().take(ANSWER_CHARS_MAX).collect();
-    let answer = format!("HTTP {}: {told}", status.as_u16());
-    match status.as_u16() {
-        200..=202 => match member("id") {
-            Some(id) => Outcome::Done(id),
-            None => Outcome::Retry { after_ms: None, error: format!("no id in {answer}") },
-        },
-        // A role that is missing can be granted; a denial stands.
-        403 if member("code").as_deref() != Some("policy-denied") => {
-            Outcome::Retry { after_ms: retry_after_ms(headers), error: answer }
+fn with_json(request: RequestBuilder, body: &Value) -> RequestBuilder {
+    request.header(CONTENT_TYPE, "application/json").body(body.to_string())
+}
+
+/// What the server answered.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// When to come back, in milliseconds, if it says so.
+    pub retry_after_ms: Option<i64>,
+    /// The body, if it is JSON.
+    pub document: Option<Value>,
+    text: String,
+}
+
+impl Answer {
+    /// An answer of this status, with these headers and this body.
+    #[must_use]
+    pub fn new(status: StatusCode, headers: &HeaderMap, text: &str) -> Self {
+        Self {
+            status: status.as_u16(),
+            retry_after_ms: retry_after_ms(headers),
+            document: serde_json::from_str(text).ok(),
+            text: text.chars().take(ANSWER_CHARS_MAX).collect(),
         }
-        // Not yet: the server's node has fewer blocks than ours, or the market is above every cap.
-        403 if is_early(document.as_ref()) => Outcome::Retry { after_ms: None, error: answer },
-        400 if member("field").as_deref() == Some("max_fee_per_gas") => {
-            Outcome::Retry { after_ms: None, error: answer }
-        }
-        400 | 402 | 403 | 405..=407 | 409..=422 => Outcome::Park(answer),
-        _ => Outcome::Retry { after_ms: retry_after_ms(headers), error: answer },
+    }
+
+    /// A text member of the body.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.document.as_ref()?.get(name)?.as_str()
+    }
+
+    /// Whether it is a transaction that ended unsigned because its source event went away.
+    #[must_use]
+    pub fn ended_as_gone(&self) -> bool {
+        let is_end = matches!(self.text("status"), Some("cancelled" | "failed"));
+        let failure = self.document.as_ref().and_then(|document| document.get("failure"));
+        let code = failure.and_then(|failure| failure.get("code")?.as_str());
+        is_end && code == Some("event-gone")
+    }
+
+    /// The status of a transaction that ended, or is about to end, without doing what was asked.
+    #[must_use]
+    pub fn ended_unpaid(&self) -> Option<&str> {
+        self.text("status").filter(|status| UNPAID.contains(status))
+    }
+
+    /// Why it ended so, as far as it says.
+    #[must_use]
+    pub fn failure(&self) -> String {
+        let failure = self.document.as_ref().and_then(|document| document.get("failure"));
+        failure.map_or_else(|| "it says no reason".to_owned(), Value::to_string)
     }
 }
 
-/// Whether a denial says that the event is on the server's chain and not final there. It will be, or it will
-/// not be there any more, and then the denial says so.
-fn is_early(document: Option<&Value>) -> bool {
-    let reasons = document.and_then(|document| document.get("reasons")?.as_array());
-    let field = |reason: &Value| reason.get("field")?.as_str().map(str::to_owned);
-    let mut fields = reasons.into_iter().flatten().filter_map(field);
-    fields.any(|field| field == "event.finalized")
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HTTP {}: {}", self.status, self.text)
+    }
 }
 
 /// `Retry-After` in seconds (RFC 9110, section 10.2.3), as milliseconds. Dates are not read.
 fn retry_after_ms(headers: &HeaderMap) -> Option<i64> {
     let seconds: i64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     seconds.clamp(0, RETRY_AFTER_MAX_S).checked_mul(1000)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn answer(status: u16, text: &str) -> Outcome {
-        outcome(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), text)
-    }
-
-    #[test]
-    fn what_was_taken_is_done() {
-        for status in [200, 201, 202] {
-            assert_eq!(answer(status, r#"{"id":"7"}"#), Outcome::Done("7".to_owned()));
-        }
-        assert!(matches!(answer(201, "{}"), Outcome::Retry { .. }));
-    }
-
-    #[test]
-    fn what_will_be_refused_again_is_parked() {
-        for (status, code) in [
-            (403, "policy-denied"),
-            (400, "invalid-request"),
-            (409, "idempotency-mismatch"),
-            (409, "conflict"),
-            (422, "not-decodable"),
-            (413, "too-large"),
-        ] {
-            let text = format!(r#"{{"code":"{code}"}}"#);
-            assert!(matches!(answer(status, &text), Outcome::Park(_)), "{status} {code}");
-        }
-    }
-
-    #[test]
-    fn what_time_heals_is_asked_again() {
-        let early = r#"{"code":"policy-denied","reasons":[
-            {"grant":"payouts","field":"principals"},{"grant":"charge","field":"event.finalized"}]}"#;
-        assert!(matches!(answer(403, early), Outcome::Retry { .. }), "its node is behind ours");
-        let invented = r#"{"code":"policy-denied","reasons":[{"grant":"charge","field":"event"}]}"#;
-        assert!(matches!(answer(403, invented), Outcome::Park(_)));
-        let dear = r#"{"code":"invalid-request","field":"max_fee_per_gas"}"#;
-        assert!(matches!(answer(400, dear), Outcome::Retry { .. }), "the market falls again");
-        assert!(matches!(answer(400, r#"{"field":"data"}"#), Outcome::Park(_)));
-    }
-
-    #[test]
-    fn everything_else_is_asked_again() {
-        for (status, code) in [
-            (401, "unauthenticated"),
-            (403, "forbidden"),
-            (404, "not-found"),
-            (408, "timeout"),
-            (423, "frozen"),
-            (429, "rate-limited"),
-            (500, ""),
-            (503, "hsm-unavailable"),
-            (302, ""),
-        ] {
-            let text = format!(r#"{{"code":"{code}"}}"#);
-            assert!(matches!(answer(status, &text), Outcome::Retry { .. }), "{status} {code}");
-        }
-    }
-
-    #[test]
-    fn the_server_says_when_to_come_back() {
-        let mut headers = HeaderMap::new();
-        headers.insert(RETRY_AFTER, HeaderValue::from_static("7"));
-        let told = outcome(StatusCode::SERVICE_UNAVAILABLE, &headers, "");
-        assert!(matches!(told, Outcome::Retry { after_ms: Some(7000), .. }), "{told:?}");
-    }
 }

@@ -81,6 +81,7 @@ const POINTS: &[(&str, Reach)] = &[
     ("release.after_asked", Reach::Elsewhere),
     ("release.after_ended", Reach::Elsewhere),
     ("release.after_released", Reach::Elsewhere),
+    ("retract.after_stored", Reach::Elsewhere),
     ("send.after_broadcast", Reach::Payment),
     ("send.after_broadcast:2", Reach::Replacement),
     ("send.after_recorded", Reach::Payment),
@@ -98,6 +99,7 @@ const POINTS: &[(&str, Reach)] = &[
     ("sign.before_store", Reach::External),
     ("sign_request.after_decided", Reach::External),
     ("suspension.after_suspend", Reach::Elsewhere),
+    ("tell.after_told", Reach::Elsewhere),
     ("waiting.after_noted", Reach::Expiry),
 ];
 

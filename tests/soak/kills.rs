@@ -1,8 +1,8 @@
-//! SIGKILL at random moments: of the server, of the watcher, of the database.
+//! SIGKILL at random moments: of the server, of the watcher, of the database, of the broker.
 
 use crate::programs::Supervised;
-use crate::run::{KILL_DATABASE, KILL_SERVER, KILL_WATCHER, Run, pace};
-use crate::support::services::Postgres;
+use crate::run::{KILL_BROKER, KILL_DATABASE, KILL_SERVER, KILL_WATCHER, Run, pace};
+use crate::support::services::{Postgres, RabbitMq};
 
 const SERVER_ENDED: &str = "ends that nobody asked for: server";
 const WATCHER_ENDED: &str = "ends that nobody asked for: watcher";
@@ -11,6 +11,7 @@ enum Victim {
     Server,
     Watcher,
     Database,
+    Broker,
 }
 
 /// Kills, each after its share of the requests, until there have been enough of them.
@@ -19,9 +20,10 @@ pub async fn storm(
     server: &mut Supervised,
     watcher: &mut Supervised,
     postgres: &mut Postgres,
+    mut rabbit: Option<&mut RabbitMq>,
 ) {
     let mut random = run.random(5);
-    // Of each four the same kinds, in any order.
+    // Of each hand the same kinds, in any order.
     let mut deck = Vec::new();
     let mut done = 0;
     while done < run.plan.kills {
@@ -34,12 +36,21 @@ pub async fn storm(
         pace(random.below(1_200)).await;
         if deck.is_empty() {
             deck = vec![Victim::Server, Victim::Server, Victim::Watcher, Victim::Database];
+            deck.extend(rabbit.is_some().then_some(Victim::Broker));
         }
         match deck.swap_remove(random.below(deck.len() as u64) as usize) {
             Victim::Watcher => {
                 watcher.kill9();
                 run.count(KILL_WATCHER);
                 watcher.up().await;
+            }
+            Victim::Broker => {
+                if let Some(rabbit) = rabbit.as_deref_mut() {
+                    run.count(KILL_BROKER);
+                    rabbit.kill9();
+                    pace(random.below(1_500)).await;
+                    rabbit.start_again().await;
+                }
             }
             Victim::Database => {
                 run.count(KILL_DATABASE);

@@ -1,9 +1,10 @@
-//! A long run of both programs as processes: server and watcher between SoftHSM, PostgreSQL and a chain whose
-//! nodes lose answers, lag, drop transactions and change their past, while server, watcher and database are
-//! killed at random moments. Callers repeat what was not answered, with the same idempotency key. Then the
+//! A long run of both programs as processes: server and watcher between SoftHSM, PostgreSQL, RabbitMQ and a chain
+//! whose nodes lose answers, lag, drop transactions and change their past, while server, watcher, database and
+//! broker are killed at random moments. Callers repeat what was not answered, with the same idempotency key. Then the
 //! storm ends, everything must come to its end by itself, and the invariants are asked of chain and database.
 //!
-//! `CLAVIGER_SOAK_TRANSACTIONS` and `CLAVIGER_SOAK_KILLS` say how much, `CLAVIGER_SEED` chooses the schedule.
+//! `CLAVIGER_SOAK_TRANSACTIONS` and `CLAVIGER_SOAK_KILLS` say how much, `CLAVIGER_SEED` chooses the schedule, and
+//! `CLAVIGER_SOAK_BUS=embedded` takes the broker away.
 //! A run of processes cannot be replayed exactly; what the seed replays is the schedule: what is asked, which
 //! faults come in which order and how long they last, and who is killed after how many requests.
 
@@ -29,6 +30,7 @@ mod support {
 }
 
 mod blocks;
+mod broker;
 mod callers;
 mod kills;
 mod outcome;

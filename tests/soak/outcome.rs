@@ -1,6 +1,7 @@
 //! When all is over, and what has become of it: from the database, the chain and the exported audit log.
 
 use crate::blocks::quantity;
+use crate::broker;
 use crate::run::{Run, pace};
 use crate::stage::{FINAL_DEPTH, Stage};
 use crate::support::invariants::{Invariants, Watched};
@@ -29,7 +30,7 @@ impl Table {
     }
 }
 
-async fn connect(stage: &Stage) -> PgConnection {
+pub async fn connect(stage: &Stage) -> PgConnection {
     PgConnection::connect(&stage.store_url).await.unwrap()
 }
 
@@ -91,6 +92,10 @@ pub async fn judge(run: &Run, stage: &Stage) -> Table {
         .await;
     let verified = exported_and_verified(stage);
 
+    let heard = match &stage.rabbit {
+        Some(rabbit) => Some(broker::heard_all(rabbit, stage).await),
+        None => None,
+    };
     let mut table = Table(String::new());
     let mined: i64 = ["finalized", "reverted"].iter().map(|name| of(&statuses, name)).sum();
     table.row("requests asked", run.asked());
@@ -109,6 +114,9 @@ pub async fn judge(run: &Run, stage: &Stage) -> Table {
     table.row("longest time a lane stood still, ms", run.longest_stand().as_millis());
     table.row("leaves in the audit log", verified["size"].to_string());
     table.row("audit verify", if verified["ok"] == true { "ok" } else { "BAD" });
+    if let Some(heard) = heard {
+        table.row("events that a backend heard over RabbitMQ", heard);
+    }
     table.row("invariants I1 to I9, I11", "ok");
     table.row("seconds", run.started.elapsed().as_secs());
     table.row("seed", run.plan.seed);

@@ -17,17 +17,20 @@ pub struct Plan {
     pub transactions: u64,
     pub kills: u64,
     pub seed: u64,
+    /// Whether events go over a broker.
+    pub has_broker: bool,
 }
 
 impl Plan {
     /// What `make test` has time for, unless the environment says otherwise.
     pub fn from_environment() -> Self {
-        let number = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
-        let number = |name: &str| number(name).map(|text| text.parse().expect("a number"));
+        let text = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+        let number = |name: &str| text(name).map(|text| text.parse().expect("a number"));
         Self {
             transactions: number("CLAVIGER_SOAK_TRANSACTIONS").unwrap_or(60),
             kills: number("CLAVIGER_SOAK_KILLS").unwrap_or(6),
             seed: number("CLAVIGER_SEED").unwrap_or(1),
+            has_broker: text("CLAVIGER_SOAK_BUS").is_none_or(|bus| bus != "embedded"),
         }
     }
 
@@ -47,14 +50,18 @@ impl Plan {
 
     /// Far more than it takes. The run ends itself then.
     pub const fn deadline(&self) -> Duration {
-        Duration::from_secs(80 + self.transactions * 3 / 4 + self.kills * 8)
+        Duration::from_secs(120 + self.transactions * 3 / 4 + self.kills * 8)
     }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { transactions, kills, seed } = self;
-        write!(f, "soak: {transactions} transactions, {kills} kills, CLAVIGER_SEED={seed}")
+        let Self { transactions, kills, seed, has_broker } = self;
+        let bus = if *has_broker { "RabbitMQ" } else { "the embedded bus" };
+        write!(
+            f,
+            "soak: {transactions} transactions, {kills} kills, over {bus}, CLAVIGER_SEED={seed}"
+        )
     }
 }
 
@@ -192,16 +199,17 @@ impl Run {
     pub fn progress(&self) -> String {
         let of = |what: &str| self.counted(what);
         format!(
-            "soak: {:>4} s, {}/{} asked, {} ended, kills {}/{} (server {}, watcher {}, database {}), reorgs {}",
+            "soak: {:>4} s, {}/{} asked, {} ended, kills {}/{} (server {}, watcher {}, database {}, broker {}), reorgs {}",
             self.started.elapsed().as_secs(),
             self.asked(),
             self.plan.transactions,
             of("payouts that ended") + of("orders executed"),
-            of(KILL_SERVER) + of(KILL_WATCHER) + of(KILL_DATABASE),
+            of(KILL_SERVER) + of(KILL_WATCHER) + of(KILL_DATABASE) + of(KILL_BROKER),
             self.plan.kills,
             of(KILL_SERVER),
             of(KILL_WATCHER),
             of(KILL_DATABASE),
+            of(KILL_BROKER),
             of("reorgs"),
         )
     }
@@ -212,7 +220,7 @@ impl Run {
     }
 
     pub fn where_to_look(&self) -> String {
-        let Plan { transactions, kills, seed } = self.plan;
+        let Plan { transactions, kills, seed, .. } = self.plan;
         let notes = self.notes.lock().unwrap().clone();
         format!(
             "{notes:#?}\nThe logs are in {}.\nCLAVIGER_SEED={seed} CLAVIGER_SOAK_TRANSACTIONS={transactions} \
@@ -229,6 +237,7 @@ impl Run {
 pub const KILL_SERVER: &str = "SIGKILL: server";
 pub const KILL_WATCHER: &str = "SIGKILL: watcher";
 pub const KILL_DATABASE: &str = "SIGKILL: database";
+pub const KILL_BROKER: &str = "SIGKILL: broker";
 
 /// Time that passes on purpose: the pace of callers, blocks and faults. Nothing waits for a result this way.
 pub async fn pace(millis: u64) {

@@ -1,6 +1,7 @@
 //! The set-up, the storm, the quiet.
 
 use crate::blocks::{self, Chain};
+use crate::broker;
 use crate::callers;
 use crate::kills;
 use crate::outcome::{self, Table};
@@ -10,13 +11,15 @@ use crate::run::{Door, Run, pace};
 use crate::support::fault_proxy::FaultProxy;
 use crate::support::server::{ETHER, SetUp, charge_grant};
 use crate::support::services::{
-    Anvil, AnvilOptions, Mining, Postgres, PostgresOptions, address_word, artefact,
+    Anvil, AnvilOptions, Mining, Postgres, PostgresOptions, RabbitMq, address_word, artefact,
 };
 use crate::weather;
 use claviger::core::access::Role;
 use indicatif::ProgressBar;
+use std::fs::Permissions;
 use std::io::IsTerminal as _;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +52,7 @@ const COUNTED: &str =
 pub struct Stage {
     pub anvil: Arc<Anvil>,
     pub postgres: Postgres,
+    pub rabbit: Option<RabbitMq>,
     pub store_url: String,
     pub setup: Arc<SetUp>,
     /// What the server and the watcher see of the chain.
@@ -77,6 +81,9 @@ fn port_to_keep(random: &mut Random) -> u16 {
 pub async fn soak(run: &Arc<Run>) -> Table {
     let (mut stage, mut server) = set_up(run).await;
     let mut watcher = programs::watcher(run, stage.watcher_config.clone()).await;
+    if let Some(rabbit) = &mut stage.rabbit {
+        broker::settle(rabbit).await;
+    }
     let chain = Arc::new(Chain {
         run: run.clone(),
         anvil: stage.anvil.clone(),
@@ -100,7 +107,13 @@ pub async fn soak(run: &Arc<Run>) -> Table {
     work.spawn(callers::users(chain.clone()));
 
     tokio::select! {
-        () = kills::storm(run, &mut server, &mut watcher, &mut stage.postgres) => {}
+        () = kills::storm(
+            run,
+            &mut server,
+            &mut watcher,
+            &mut stage.postgres,
+            stage.rabbit.as_mut(),
+        ) => {}
         () = failed(&mut always) => {}
         () = async {
             finished(&mut work).await;
@@ -119,6 +132,9 @@ pub async fn soak(run: &Arc<Run>) -> Table {
     }
     always.shutdown().await;
     outcome::no_leaf_waits(&stage).await;
+    if stage.rabbit.is_some() {
+        broker::all_told(run, &stage).await;
+    }
     watcher.stop().await;
     server.stop().await;
     outcome::judge(run, &stage).await
@@ -152,11 +168,14 @@ async fn set_up(run: &Arc<Run>) -> (Stage, programs::Supervised) {
     let options = PostgresOptions { fsync: true, ..PostgresOptions::default() };
     let postgres = Postgres::start(PostgresOptions { port: Some(port), ..options }).await;
     let store_url = postgres.create_database();
+    let rabbit = if run.plan.has_broker { Some(broker::start().await) } else { None };
     let grants = format!("{PAYOUTS}{}", charge_grant("charges", COUNTED));
     let setup = Arc::new(SetUp::new(&server_proxy.url(), Some(&store_url), &grants));
     let config = std::fs::read_to_string(setup.config()).unwrap();
     let config = config.replace(r#"finality = "finalized""#, "finality = { depth = 6 }");
-    let config = format!("{config}\n[[group]]\nname = \"charges\"\n");
+    let bus = rabbit.as_ref().map_or_else(String::new, |rabbit| bus_section(rabbit, &setup));
+    let told = if bus.is_empty() { "" } else { "events = [\"claviger.transaction.*\"]\n" };
+    let config = format!("{config}\n[[group]]\nname = \"charges\"\n{bus}{told}");
     std::fs::write(setup.config(), config).unwrap();
 
     let listen = format!("127.0.0.1:{}", port_to_keep(&mut random));
@@ -189,12 +208,14 @@ async fn set_up(run: &Arc<Run>) -> (Stage, programs::Supervised) {
     assert!(run.door.set(door).is_ok());
     let owned = envs.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let server = programs::server(run, &setup, owned).await;
-    let (watcher_config, watcher_url) = set_up_watcher(run, &setup, &watcher_proxy, &processor);
+    let (watcher_config, watcher_url) =
+        set_up_watcher(run, &setup, &watcher_proxy, &processor, rabbit.as_ref());
     let payee_before = anvil.balance(&payee).await;
     let anvil = Arc::new(anvil);
     let stage = Stage {
         anvil,
         postgres,
+        rabbit,
         store_url,
         setup,
         server_proxy,
@@ -208,12 +229,21 @@ async fn set_up(run: &Arc<Run>) -> (Stage, programs::Supervised) {
     (stage, server)
 }
 
+/// The section of either program's configuration.
+fn bus_section(rabbit: &RabbitMq, setup: &SetUp) -> String {
+    let file = setup.dir().join("rabbitmq.url");
+    std::fs::write(&file, rabbit.url()).unwrap();
+    std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    format!("[bus]\nkind = \"rabbitmq\"\nurl_file = \"{}\"\n", file.display())
+}
+
 /// Its configuration and its database.
 fn set_up_watcher(
     run: &Run,
     setup: &SetUp,
     proxy: &FaultProxy,
     processor: &str,
+    rabbit: Option<&RabbitMq>,
 ) -> (String, String) {
     let (config, token) = (setup.dir().join("watcher.toml"), setup.dir().join("watcher.token"));
     std::fs::write(&token, run.token("svc:watcher", Role::Client)).unwrap();
@@ -225,6 +255,7 @@ url = "{database}"
 [server]
 url = "{server}"
 token_file = "{token}"
+{bus}
 [[chain]]
 name = "local"
 chain_id = 31337
@@ -245,6 +276,7 @@ function = "executeCharge(uint256 orderId, uint256 amount)"
 args = {{ orderId = "orderId", amount = "amount" }}
 business_id = ["{{chain}}", "{{contract}}", "orderId"]
 "#,
+        bus = rabbit.map_or_else(String::new, |rabbit| bus_section(rabbit, setup)),
         server = run.door().client_url,
         token = token.display(),
         rpc = proxy.url(),

@@ -35,6 +35,7 @@ mod leases;
 mod many_keys;
 mod nonces;
 mod opening;
+mod outbox;
 mod reconcile;
 mod requests;
 mod schema;

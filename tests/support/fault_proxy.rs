@@ -31,10 +31,11 @@ mod http;
 mod lag;
 mod pool;
 mod provider;
+pub mod words;
 
 pub use lag::Lag;
 pub use pool::{Keeping, PoolRules, Rounding};
-pub use provider::Provider;
+pub use provider::{Provider, range};
 
 use super::services::poll_until;
 use pool::Pool;

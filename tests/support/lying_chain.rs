@@ -9,17 +9,16 @@
     reason = "a helper of tests: to panic is how a test fails"
 )]
 
-use alloy::primitives::{Address, B256, Bloom, Bytes, U256, keccak256};
+use alloy::primitives::{Address, B256, Bloom, Bytes, keccak256};
 use async_trait::async_trait;
 use claviger::core::agreement::Agreement;
 use claviger::core::id::ChainId;
-use claviger::ports::block_logs::BlockLogs;
-use claviger::ports::chain::{
-    AccountLook, Block, BlockAt, BlockId, Broadcast, CallRequest, Chain, ChainError, Claim, Codes,
-    FeeMarket, Log, Mined, MinedTransaction, Receipt, Sought,
+use claviger::ports::chain::{Block, BlockId, ChainError, Claim, Log};
+use claviger::ports::chain_reader::{
+    ChainReader, LogFilter, OneNode, RangeError, Rule, SeenReceipt, SeenTransaction,
 };
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// What the node gets wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +31,10 @@ pub enum Lie {
     UnknownBlock,
     /// Headers by number are of another fork than their parents.
     Unlinked,
+    /// No range of blocks is given.
+    NoRanges,
+    /// No block is known by its hash.
+    NoHashes,
     /// The head is this many blocks behind.
     Behind(u64),
 }
@@ -44,17 +47,18 @@ struct State {
 }
 
 /// The chain: block 0 and what was mined on it.
+#[derive(Clone)]
 pub struct LyingChain {
     id: u64,
     depth: u64,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 impl LyingChain {
     /// Final are blocks `depth` below the head.
     pub fn new(id: u64, depth: u64) -> Self {
         let state = State { canonical: Vec::new(), blocks: HashMap::new(), forks: 0, lie: None };
-        let chain = Self { id, depth, state: Mutex::new(state) };
+        let chain = Self { id, depth, state: Arc::new(Mutex::new(state)) };
         chain.mine(&[]);
         chain
     }
@@ -131,109 +135,66 @@ impl State {
     }
 }
 
-fn unasked<T>() -> Result<T, ChainError> {
-    Err(ChainError::Unavailable("the watcher does not ask for this".to_owned()))
-}
-
 #[async_trait]
-impl Chain for LyingChain {
+impl ChainReader for LyingChain {
     fn id(&self) -> ChainId {
         ChainId::new(self.id)
     }
 
     async fn identity(&self) -> Result<(ChainId, B256), ChainError> {
-        Ok((self.id(), self.state.lock().unwrap().canonical[0]))
+        Ok((ChainId::new(self.id), self.state.lock().unwrap().canonical[0]))
     }
 
-    async fn block(&self, at: BlockAt) -> Result<Option<Block>, ChainError> {
+    fn count(&self) -> usize {
+        1
+    }
+
+    fn node(&self, but: &[usize]) -> Option<Arc<dyn OneNode>> {
+        but.is_empty().then(|| Arc::new(self.clone()) as Arc<dyn OneNode>)
+    }
+
+    async fn agreement(&self, _: &Claim, by: Option<usize>) -> Agreement {
+        Agreement { agree: by.into_iter().collect(), ..Agreement::default() }
+    }
+
+    async fn has_block(&self, block: BlockId, _: usize) -> bool {
         let state = self.state.lock().unwrap();
-        Ok(match at {
-            BlockAt::Latest => state.number(state.head()),
-            BlockAt::Final => {
-                state.head().checked_sub(self.depth).and_then(|number| state.number(number))
-            }
-            BlockAt::Hash(hash) => state.blocks.get(&hash).map(|(block, _)| block.clone()),
-            BlockAt::Number(number) => state.number(number).map(|block| match state.lie {
-                Some(Lie::Unlinked) if number % 2 == 0 => {
-                    Block { parent: keccak256(block.parent), ..block }
-                }
-                _ => block,
-            }),
-        })
-    }
-
-    async fn nonce(&self, _: Address, _: BlockAt) -> Result<u64, ChainError> {
-        unasked()
-    }
-
-    async fn balance(&self, _: Address) -> Result<U256, ChainError> {
-        unasked()
-    }
-
-    async fn code(&self, _: Address, _: B256) -> Result<Bytes, ChainError> {
-        unasked()
-    }
-
-    async fn codes(&self, _: &[Address]) -> Result<Codes, ChainError> {
-        unasked()
-    }
-
-    async fn fee_market(&self) -> Result<FeeMarket, ChainError> {
-        unasked()
-    }
-
-    async fn call(&self, _: Address, _: Bytes, _: B256) -> Result<Bytes, ChainError> {
-        unasked()
-    }
-
-    async fn estimate_gas(&self, _: CallRequest) -> Result<u64, ChainError> {
-        unasked()
-    }
-
-    async fn receipt(&self, _: B256) -> Result<Option<Receipt>, ChainError> {
-        unasked()
-    }
-
-    async fn look(
-        &self,
-        _: Address,
-        _: &[Sought],
-        _: &[usize],
-    ) -> Result<Option<AccountLook>, ChainError> {
-        unasked()
-    }
-
-    async fn mined(&self, _: B256) -> Result<Option<Mined>, ChainError> {
-        unasked()
-    }
-
-    async fn agreement(&self, _: &Claim, _: Option<usize>) -> Agreement {
-        Agreement::default()
-    }
-
-    async fn has_block(&self, _: BlockId, _: usize) -> bool {
-        false
-    }
-
-    async fn logs(&self, _: B256, _: &[Address]) -> Result<Vec<Log>, ChainError> {
-        unasked()
-    }
-
-    async fn broadcast(&self, _: &Bytes) -> Broadcast {
-        Broadcast::Ambiguous("the watcher sends nothing".to_owned())
-    }
-
-    async fn sent_in(&self, _: u64, _: Address) -> Result<Vec<MinedTransaction>, ChainError> {
-        unasked()
-    }
-
-    async fn pending_nonce(&self, _: Address) -> Result<u64, ChainError> {
-        unasked()
+        state.number(block.number).is_some_and(|found| found.hash == block.hash)
     }
 }
 
 #[async_trait]
-impl BlockLogs for LyingChain {
+impl OneNode for LyingChain {
+    fn place(&self) -> usize {
+        1
+    }
+
+    async fn head(&self) -> Result<Block, ChainError> {
+        let state = self.state.lock().unwrap();
+        state.number(state.head()).ok_or(ChainError::UnknownBlock)
+    }
+
+    async fn last_final(&self, _: Rule) -> Result<Option<Block>, ChainError> {
+        let state = self.state.lock().unwrap();
+        Ok(state.head().checked_sub(self.depth).and_then(|number| state.number(number)))
+    }
+
+    async fn block(&self, number: u64) -> Result<Option<Block>, ChainError> {
+        let state = self.state.lock().unwrap();
+        Ok(state.number(number).map(|block| match state.lie {
+            Some(Lie::Unlinked) if number.is_multiple_of(2) => {
+                Block { parent: keccak256(block.parent), ..block }
+            }
+            _ => block,
+        }))
+    }
+
+    async fn block_by_hash(&self, hash: B256) -> Result<Option<Block>, ChainError> {
+        let state = self.state.lock().unwrap();
+        let found = state.blocks.get(&hash).filter(|_| state.lie != Some(Lie::NoHashes));
+        Ok(found.map(|(block, _)| block.clone()))
+    }
+
     async fn block_logs(&self, block: B256) -> Result<Vec<Log>, ChainError> {
         let state = self.state.lock().unwrap();
         let logs = state.blocks.get(&block).map(|(_, logs)| logs.clone());
@@ -247,5 +208,39 @@ impl BlockLogs for LyingChain {
             }
             _ => logs.ok_or(ChainError::UnknownBlock),
         }
+    }
+
+    async fn range_logs(
+        &self,
+        from: u64,
+        to: u64,
+        filter: &LogFilter,
+    ) -> Result<Vec<Log>, RangeError> {
+        let state = self.state.lock().unwrap();
+        let blocks = (from..=to).filter_map(|number| state.number(number));
+        let logs = blocks.flat_map(|block| state.blocks[&block.hash].1.clone());
+        let asked = |log: &Log| {
+            let of_address = filter.addresses.is_empty() || filter.addresses.contains(&log.address);
+            of_address && (filter.topic0.is_empty() || filter.topic0.contains(&log.topics[0]))
+        };
+        let mut logs: Vec<Log> = logs.filter(asked).collect();
+        match state.lie {
+            Some(Lie::NoLogs) => logs.clear(),
+            Some(Lie::NoRanges) => {
+                let error = ChainError::Refused("this node has no old logs".to_owned());
+                return Err(error.into());
+            }
+            Some(Lie::CutLogs) => drop(logs.pop()),
+            _ => {}
+        }
+        Ok(logs)
+    }
+
+    async fn block_receipts(&self, _: B256) -> Result<Vec<SeenReceipt>, ChainError> {
+        Err(ChainError::Refused("this chain has no receipts".to_owned()))
+    }
+
+    async fn block_transactions(&self, _: B256) -> Result<Vec<SeenTransaction>, ChainError> {
+        Err(ChainError::Refused("this chain has no transactions".to_owned()))
     }
 }

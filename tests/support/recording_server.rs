@@ -36,6 +36,12 @@ struct State {
     always: Option<Answer>,
     /// The body that each key was first used with.
     bound: BTreeMap<String, Value>,
+    /// What was told of sources that are gone: the path and the body.
+    retractions: Vec<(String, Value)>,
+    /// Who asked for a transaction, by its hash.
+    causes: BTreeMap<String, Value>,
+    /// How every request ended; `submitted` if nothing is said.
+    ended: Option<&'static str>,
 }
 
 /// A listener on a free port; it ends when it is dropped.
@@ -77,6 +83,21 @@ impl RecordingServer {
         self.state.lock().unwrap().requests.clone()
     }
 
+    /// The retractions that were told.
+    pub fn retractions(&self) -> Vec<(String, Value)> {
+        self.state.lock().unwrap().retractions.clone()
+    }
+
+    /// From now on this transaction is one that this request asked for.
+    pub fn is_cause(&self, hash: &str, request: Value) {
+        self.state.lock().unwrap().causes.insert(hash.to_owned(), request);
+    }
+
+    /// From now on every request is shown with this status.
+    pub fn ends_as(&self, status: &'static str) {
+        self.state.lock().unwrap().ended = Some(status);
+    }
+
     /// How many requests came with each key.
     pub fn by_key(&self) -> BTreeMap<String, usize> {
         let mut count = BTreeMap::new();
@@ -109,9 +130,30 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>) {
     }
 }
 
-/// As the server does: a known key with the same body is the same resource, with another body a 409.
+/// As the server does: a known key with the same body is the same resource, with another body a 409. What is only
+/// looked up, and what is told of a source, is no request.
 fn answer(state: &Mutex<State>, request: Recorded) -> Answer {
     let mut state = state.lock().unwrap();
+    let asked = |name: &str| request.path.split_once(name).map(|(_, value)| value.to_owned());
+    if let Some(key) = asked("?idempotency_key=") {
+        let found = state.bound.get(&key).map(|body| shown(&key, body, state.ended));
+        return (200, "", json!({ "transactions": Vec::from_iter(found) }));
+    }
+    if let Some(hash) = asked("?transaction_hash=") {
+        let found = state.causes.get(&hash).cloned();
+        return (200, "", json!({ "transactions": Vec::from_iter(found) }));
+    }
+    if request.path.ends_with("/evaluate") {
+        return (200, "", json!({ "outcome": "allow", "reasons": [] }));
+    }
+    if request.path.ends_with("/retraction") {
+        state.retractions.push((request.path, request.body));
+        return (200, "", json!({ "id": "told", "status": "submitted" }));
+    }
+    if let Some(key) = asked("/transactions/tx-") {
+        let found = state.bound.get(&key).map(|body| shown(&key, body, state.ended));
+        return found.map_or((404, "", json!({ "code": "not-found" })), |it| (200, "", it));
+    }
     let (key, body) = (request.key.clone(), request.body.clone());
     state.requests.push(request);
     if let Some(scripted) = state.script.pop_front() {
@@ -124,8 +166,17 @@ fn answer(state: &Mutex<State>, request: Recorded) -> Answer {
     if *bound == body {
         (201, "", json!({ "id": format!("tx-{key}"), "status": "queued" }))
     } else {
-        (409, "", json!({ "code": "idempotency-mismatch" }))
+        let resource = format!("tx-{key}");
+        (409, "", json!({ "code": "idempotency-mismatch", "resource": resource }))
     }
+}
+
+/// A transaction as it is read back.
+fn shown(key: &str, body: &Value, ended: Option<&str>) -> Value {
+    let mut shown = body.clone();
+    shown["id"] = json!(format!("tx-{key}"));
+    shown["status"] = json!(ended.unwrap_or("submitted"));
+    shown
 }
 
 async fn read(stream: &mut BufReader<TcpStream>) -> Option<Recorded> {
@@ -139,9 +190,10 @@ async fn read(stream: &mut BufReader<TcpStream>) -> Option<Recorded> {
         let Some((name, value)) = line.trim().split_once(':') else { break };
         headers.insert(name.to_lowercase(), value.trim().to_owned());
     }
-    let length: usize = headers.get("content-length")?.parse().ok()?;
+    let length: usize = headers.get("content-length").map_or(Ok(0), |it| it.parse()).ok()?;
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.ok()?;
+    let body = if body.is_empty() { b"null".to_vec() } else { body };
     Some(Recorded {
         path,
         key: headers.get("idempotency-key").cloned().unwrap_or_default(),

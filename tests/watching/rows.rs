@@ -1,5 +1,6 @@
 //! Blocks that come late, go, and come back: a real chain, the real watcher.
 
+use super::support::fault_proxy::{FaultProxy, Lag};
 use super::support::lagging_node::LaggingNode;
 use super::*;
 
@@ -30,6 +31,23 @@ impl Stage {
         self.anvil.rpc("anvil_reorg", json!([depth, []])).await;
         // Whatever this node does with the transactions of blocks that are gone, they stay gone.
         self.anvil.rpc("anvil_dropAllTransactions", json!([])).await;
+    }
+
+    /// Waits until every source has read all blocks up to the head.
+    pub(super) async fn sources_at_head(&self) {
+        let head = self.anvil.block_number().await;
+        poll_until(LIMIT, &format!("every source at {head}"), async || {
+            let status = self.status();
+            let sources = status["chains"][0]["sources"].as_array().unwrap().clone();
+            sources.iter().all(|source| source["next_block"] == head + 1).then_some(())
+        })
+        .await;
+    }
+
+    /// Writes another configuration over the same database.
+    pub(super) fn configure(&mut self, setting: Setting) {
+        self.setting = setting;
+        std::fs::write(self.path("watcher.toml"), self.config()).unwrap();
     }
 
     /// Waits until the watcher has come to the head over a gap of thousands of blocks. It asks for the
@@ -79,9 +97,12 @@ async fn e1_empty_logs_of_a_lagging_node_do_not_pass_the_cursor() {
     stage.stop(watcher).await;
 }
 
-#[tokio::test]
+// A proxy runs in this process, beside a test that waits for commands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e6_a_reorg_while_the_watcher_is_down_is_retracted_and_the_new_events_are_told() {
-    let stage = Stage::with(at_the_head()).await;
+    let anvil = Anvil::start(AnvilOptions { mining: Mining::Manual, ..Default::default() }).await;
+    let proxy = FaultProxy::start(&anvil.url()).await;
+    let stage = Stage::on(anvil, Setting { rpc: Some(proxy.url()), ..at_the_head() }).await;
     stage.anvil.mine(5).await;
     stage.ask(1).await;
     stage.anvil.mine(1).await;
@@ -91,7 +112,11 @@ async fn e6_a_reorg_while_the_watcher_is_down_is_retracted_and_the_new_events_ar
     stage.reorg(2).await;
     stage.ask(2).await;
     stage.anvil.mine(30).await;
+    // The node that it finds at its start is behind, and comes on later.
+    proxy.lag(Some(Lag::all(28)));
     let watcher = stage.watcher();
+    stage.shown("retraction", 1).await;
+    proxy.lag(None);
     stage.outbox("done", 3).await;
     assert_eq!(stage.orders(), [1, 2]);
     let retracted = stage.shown("retraction", 1).await;
@@ -136,8 +161,9 @@ async fn e10_a_transaction_mined_again_after_the_request_makes_no_second_one() {
     stage.shown("retraction", 1).await;
     stage.anvil.rpc("eth_sendRawTransaction", json!([raw])).await;
     stage.anvil.mine(1).await;
-    // The server knows the key and another event: it refuses, and an operator compares the two.
-    stage.outbox("parked", 1).await;
+    // The server knows the key and another event of the same business: the two are linked.
+    stage.outbox("done", 3).await;
+    assert_eq!((stage.count("parked"), stage.server.retractions().len()), (0, 1));
     let keys = stage.server.by_key();
     assert_eq!((keys.len(), stage.orders()), (1, vec![1, 1]), "one key: one signing request");
     stage.stop(watcher).await;
@@ -196,5 +222,105 @@ async fn e34_an_event_retracted_after_its_request_is_linked_to_it_and_nothing_is
     stage.anvil.mine(1).await;
     stage.outbox("done", 3).await;
     assert_eq!(stage.orders(), [1, 2], "no request takes the first one back");
+    stage.stop(watcher).await;
+}
+
+#[tokio::test]
+async fn e30_a_log_that_does_not_decode_is_parked_with_its_bytes_and_the_stream_goes_on() {
+    let mut stage = Stage::new().await;
+    // A signature without `indexed`: the same event, whose logs do not decode.
+    let good = stage.config();
+    let bad = good.replace(
+        "uint256 indexed orderId, address indexed payer",
+        "uint256 orderId, address payer",
+    );
+    std::fs::write(stage.path("watcher.toml"), &bad).unwrap();
+    let watcher = stage.watcher();
+    stage.ask(1).await;
+    stage.anvil.mine(3).await;
+    let shown = stage.shown("log", 1).await;
+    assert!(shown[0]["reason"].as_str().unwrap().contains("undecodable"), "{shown:?}");
+    assert!(stage.server.requests().is_empty());
+    stage.stop(watcher).await;
+    // Corrected: what comes is asked for, and what came before once an operator says so.
+    stage.configure(Setting::default());
+    let watcher = stage.watcher();
+    stage.ask(2).await;
+    stage.anvil.mine(3).await;
+    stage.outbox("done", 1).await;
+    assert_eq!(stage.orders(), [2]);
+    let (ok, text) = stage.command(&["retry", "--config"]);
+    assert!(ok && text.contains("1 logs or calls decoded again"), "{text}");
+    stage.outbox("done", 2).await;
+    assert_eq!(stage.orders(), [2, 1]);
+    assert!(stage.attention("log").is_empty());
+    // One that no signature decodes stays parked, and holds up nothing.
+    stage.anvil.send(&stage.anvil.accounts()[1], EMITTER, "0x", 0).await;
+    stage.ask(3).await;
+    stage.anvil.mine(3).await;
+    stage.outbox("done", 3).await;
+    stage.shown("log", 1).await;
+    stage.stop(watcher).await;
+}
+
+#[tokio::test]
+async fn e32_a_source_with_an_old_start_joins_a_growing_chain_without_hole_or_double() {
+    let mut stage = Stage::new().await;
+    let mut watcher = stage.watcher();
+    let mut wanted = Vec::new();
+    let mut next = 1_u128;
+    // Some 300 blocks, with an event in every thirtieth.
+    for _ in 0..10 {
+        stage.ask(next).await;
+        wanted.push(next);
+        next += 1;
+        stage.anvil.mine(30).await;
+    }
+    stage.outbox("done", 10).await;
+    watcher.signal("TERM");
+    assert!(watcher.exit_status(LIMIT).await.success());
+    let more = format!(
+        r#"
+        [[source]]
+        name = "late"
+        chain = "local"
+        address = "{EMITTER}"
+        event = "{EVENT}"
+        from_block = 1
+        finality = {{ depth = 2 }}
+        [[trigger]]
+        name = "late"
+        source = "late"
+        signer = "payments"
+        function = "executeCharge(uint256 orderId, uint256 amount)"
+        args = {{ orderId = "orderId", amount = "amount" }}
+        business_id = ["{{chain}}", "{{contract}}", "orderId"]
+        "#
+    );
+    stage.configure(Setting { more, ..Setting::default() });
+    let watcher = stage.watcher();
+    // The chain grows under it until it has joined.
+    for _ in 0..20 {
+        stage.ask(next).await;
+        wanted.push(next);
+        next += 1;
+        stage.anvil.mine(3).await;
+    }
+    stage.sources_at_head().await;
+    let consumer = "trigger:late";
+    let count = wanted.len() as u64;
+    poll_until(LIMIT, "all of the late source", async || {
+        (stage.count_of(consumer, "done") == count).then_some(())
+    })
+    .await;
+    let of_late = |request: &&Recorded| request.body["metadata"]["trigger"] == "late";
+    let requests = stage.server.requests();
+    let order = |request: &Recorded| {
+        let id = request.body["metadata"]["business_id"].as_str().unwrap().to_owned();
+        id.rsplit(':').next().unwrap().parse::<u128>().unwrap()
+    };
+    let told: Vec<u128> = requests.iter().filter(of_late).map(order).collect();
+    assert_eq!(told, wanted, "each once, in order");
+    stage.outbox("done", count).await;
     stage.stop(watcher).await;
 }

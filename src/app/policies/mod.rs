@@ -19,7 +19,7 @@ use crate::core::policy::diff::{Diff, diff};
 use crate::core::principal::Principal;
 use crate::core::time::Timestamp;
 use crate::ports::store::{
-    Activation, BundleRejection, BundleRow, End, NewVoice, StoreError, Unit, look, unit,
+    Activation, BundleRejection, BundleRow, End, NewEvent, NewVoice, StoreError, Unit, look, unit,
 };
 use alloy::primitives::B256;
 use std::collections::BTreeMap;
@@ -345,10 +345,17 @@ async fn put(
     }
     let bundle = Arc::clone(&change.bundle);
     let next = change.serial.checked_add(1).ok_or_else(|| AppError::internal("serial"))?;
-    let work = Arc::new((change, voice));
+    let event = record::policy_event(
+        (bundle.hash(), bundle.version()),
+        Some(change.in_force.hash()),
+        ("people", next),
+        app.entropy.uuid().to_string(),
+        change.at,
+    );
+    let work = Arc::new((change, voice, event));
     let found = unit(&*app.store, "activate_bundle", move |unit| {
         let work = Arc::clone(&work);
-        Box::pin(async move { put_in(unit, &work.0, work.1.as_ref(), next).await })
+        Box::pin(async move { put_in(unit, &work.0, work.1.as_ref(), (next, &work.2)).await })
     })
     .await?;
     if found == Some(Standing::Ready) {
@@ -363,7 +370,7 @@ async fn put_in(
     unit: &mut dyn Unit,
     change: &Change,
     voice: Option<&NewVoice>,
-    next: i64,
+    (next, event): (i64, &NewEvent),
 ) -> Result<End<Option<Standing>>, StoreError> {
     let active = unit.active_bundle().await?;
     if active.map(|active| active.serial) != Some(change.serial) {
@@ -393,6 +400,7 @@ async fn put_in(
         let diff = Some(&change.diff);
         let leaf = record::bundle_activated(named, Some(in_force), By::People, diff, change.at)?;
         unit.append_leaf(&leaf).await?;
+        unit.append_event(event).await?;
     }
     Ok(End::Commit(Some(standing)))
 }

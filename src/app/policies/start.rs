@@ -90,21 +90,29 @@ async fn from_folder(
     let changes = before.as_ref().map(|before| diff(before, folder));
     let leaf = record::bundle_activated(
         (row.hash, &row.version),
-        before.map(|before| before.hash()),
+        before.as_ref().map(|before| before.hash()),
         By::Folder,
         changes.as_ref(),
         at,
     )?;
-    let work = Arc::new((row, activation, leaf));
+    let event = record::policy_event(
+        (row.hash, &row.version),
+        before.as_ref().map(|before| before.hash()),
+        ("folder", serial),
+        app.entropy.uuid().to_string(),
+        at,
+    );
+    let work = Arc::new((row, activation, leaf, event));
     let done = unit(&*app.store, "activate_folder", move |unit| {
         let work = Arc::clone(&work);
         Box::pin(async move {
-            let (row, activation, leaf) = &*work;
+            let (row, activation, leaf, event) = &*work;
             keep(unit, row).await?;
             if !unit.activate_bundle(activation).await? {
                 return Ok(End::Rollback(false));
             }
             unit.append_leaf(leaf).await?;
+            unit.append_event(event).await?;
             Ok(End::Commit(true))
         })
     })

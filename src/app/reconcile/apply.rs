@@ -256,7 +256,7 @@ async fn lost_to_another(
     }
     let detail = format!("its nonce {} was used by {:#x}", finding.nonce, mined.hash);
     let failure = Failure { code: STRANGER.to_owned(), detail };
-    let change = change(&row, Status::Failed, Ending::Failed, Some(failure), now);
+    let change = change(&row, Status::Failed, Ending::Failed, Some(failure.clone()), now);
     let (hash, block) = (format!("{:#x}", mined.hash), format!("{:#x}", mined.block_hash));
     // What the stranger spent is not this request's: nothing of what it held was spent.
     let nothing =
@@ -271,7 +271,7 @@ async fn lost_to_another(
         unit.settle(&request.to_string(), nothing, now).await?;
     }
     unit.append_leaf(&record::settled(request, "failed", &hash, &block, "0", now)?).await?;
-    let ended = TransactionRow { ending: Some(Ending::Failed), ..row };
+    let ended = TransactionRow { ending: Some(Ending::Failed), failure: Some(failure), ..row };
     unit.append_event(&record::status_event(&ended, Status::Failed, event_id, now)).await?;
     Ok(true)
 }

@@ -72,6 +72,7 @@ fn row(status: Status) -> TransactionRow {
         ending: None,
         failure: None,
         waits: None,
+        source_gone_at: None,
         updated_at: ACCEPTED,
         version: 0,
     }

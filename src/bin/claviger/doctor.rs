@@ -2,7 +2,7 @@
 
 mod keys;
 
-use crate::{audit, softhsm, world};
+use crate::{audit, softhsm, telling, world};
 use claviger::app::policies;
 use claviger::cli::args::ReportArgs;
 use claviger::cli::{Failure, load, print};
@@ -125,7 +125,25 @@ async fn check(path: &Path, config: &ServerConfig, findings: &mut Findings) {
     if let Some(tls) = &config.server.tls {
         findings.add("TLS key", private(&tls.key_file));
     }
+    if let Some(section) = &config.bus {
+        findings.add("bus", telling::look_at_bus(section).await);
+        if let Some(file) = &section.url_file {
+            findings.add("bus URL", private(file));
+        }
+    }
+    for section in &config.webhooks {
+        let what = format!("webhook {}", section.name);
+        let usable = telling::webhook(section).map_err(|error| error.to_string());
+        let usable = usable.and_then(|_| private(&section.secret_file));
+        findings.add(
+            what,
+            usable.map(|file| format!("{}; {file}", section.url.origin().ascii_serialization())),
+        );
+    }
     let store = database(config, findings).await;
+    if let Some(store) = &store {
+        findings.add("events", telling::owed(config, &**store).await);
+    }
     keys::check(config, store.as_deref(), findings).await;
     drop(store);
     findings.add("policy in force", policy_in_force(config).await);

@@ -8,12 +8,14 @@ mod policy;
 mod reconcile;
 mod serve;
 mod softhsm;
+mod telling;
 mod world;
 
 use clap::Parser;
 use claviger::cli::args::{Cli, Command, ConfigCommand, KeyCommand, PolicyCommand, TokenCommand};
 use claviger::cli::{
-    Failure, approval, clock, config_check, explain, key, policy as bundles, print, token, tx,
+    Failure, approval, clock, config_check, delivery, explain, key, policy as bundles, print,
+    token, tx,
 };
 use claviger::system::{SystemClock, SystemEntropy};
 use std::process::ExitCode;
@@ -42,6 +44,9 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Key(KeyCommand::CeremonyVerify(args)) => ceremony::verify(args),
         Command::Key(command) => block_on(1, key::run(command, &SystemClock, &SystemEntropy)),
         Command::Clock(command) => block_on(1, clock::run(command, &SystemClock, &SystemEntropy)),
+        Command::Delivery(command) => {
+            block_on(1, delivery::run(command, &SystemClock, &SystemEntropy))
+        }
         Command::Tx(command) => block_on(1, tx::run(command, &SystemClock, &SystemEntropy)),
         Command::Approval(command) => {
             block_on(1, approval::run(command, &SystemClock, &SystemEntropy))

@@ -1,7 +1,7 @@
 //! `claviger serve`
 
 use crate::audit::Signing;
-use crate::{softhsm, world};
+use crate::{softhsm, telling, world};
 use claviger::app::policies::{self, Begun};
 use claviger::app::{
     App, PolicyInForce, create_key, hsm_events, lease, recover, release, suspension,
@@ -81,6 +81,9 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     lease::begin(&app).await.map_err(|e| Failure::of("leases", e))?;
     recover::unsigned(&app).await.map_err(|e| Failure::of("recovery", e))?;
 
+    let (tellers, broker) = telling::tellers(&config)?;
+    telling::begin(&app, &tellers).await?;
+
     let state = HttpState { app: Arc::clone(&app), auth };
     let mut listening = vec![
         listen(&config, "client", config.server.listen, v1::router(state.clone()), &stop).await?,
@@ -100,8 +103,15 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     edges.push(follow_policy(&app));
     edges.push(release_waiting(&app));
     edges.extend(signing.iter().map(Signing::job));
+    // Before the listeners are waited for: an open stream would keep them open.
+    let ends = app.telling.end.clone();
     let periods = Periods { recover_ms: RECOVER_MS, gauges_ms: GAUGES_MS };
     let mut jobs = jobs::start(&app, polled(&config, &app), edges, periods, &stop);
+    jobs::telling::start(&mut jobs, &app, tellers, &stop);
+    if let Some(broker) = broker {
+        let stop = stop.clone();
+        jobs.spawn(async move { broker.run(stop).await });
+    }
     tracing::info!("ready");
     let ended = tokio::select! {
         signal = wait_for_signal() => signal,
@@ -109,6 +119,7 @@ async fn start(config: ServerConfig, bundle: Bundle) -> Result<(), Failure> {
     };
     tracing::info!("stopping");
     stop.cancel();
+    ends.cancel();
     for listener in listening {
         listener.stopped().await.map_err(|e| Failure::of("listener", e))?;
     }

@@ -1,7 +1,9 @@
 //! Builds the edges from the configuration.
 
 use claviger::app::clock_watch::ClockWatch;
+use claviger::app::key_scopes::KeyScopes;
 use claviger::app::lease::Leases;
+use claviger::app::tell::Telling;
 use claviger::app::{App, ChainRuntime, ChainSettings, PolicyInForce};
 use claviger::chain::evm::{EvmChain, EvmConfig, Finality};
 use claviger::cli::Failure;
@@ -22,6 +24,7 @@ use claviger::system::{SystemClock, SystemEntropy};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
+use tokio_util::sync::CancellationToken;
 
 /// How long a reading of fees and balances is used, in milliseconds.
 const READING_MS: i64 = 1_000;
@@ -160,7 +163,13 @@ pub fn app(
         clock_watch: ClockWatch::new(clock_jump_ms),
         max_waiting: i64::from(config.server.max_waiting),
         crowded: Mutex::default(),
+        telling: Telling::new(streams_max(config), CancellationToken::new()),
+        key_scopes: KeyScopes::new(&config.auth.shared_keys),
     }))
+}
+
+fn streams_max(config: &ServerConfig) -> usize {
+    usize::try_from(config.events.streams_max).unwrap_or(usize::MAX)
 }
 
 /// Who may come in.

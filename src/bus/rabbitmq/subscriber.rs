@@ -72,7 +72,8 @@ impl Subscriber {
         stop: &CancellationToken,
         failures: &mut u32,
     ) -> Result<End, BrokerError> {
-        let connection = self.settings.connect(self.inbox.name()).await?;
+        let connection =
+            self.settings.connect(&format!("claviger-watcher {}", self.inbox.name())).await?;
         let ended = self.read(&connection, stop, failures).await;
         // What was not acknowledged is back in the queue when the connection is closed.
         close(&connection).await;

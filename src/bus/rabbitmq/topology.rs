@@ -40,6 +40,12 @@ impl Topology {
         Self { exchange: exchange.to_owned(), queues }
     }
 
+    /// An exchange alone.
+    #[must_use]
+    pub fn of_exchange(exchange: &str) -> Self {
+        Self { exchange: exchange.to_owned(), queues: Vec::new() }
+    }
+
     /// The same for consumers of these names, to look at: it binds nothing.
     #[must_use]
     pub fn of_names(exchange: &str, consumers: impl IntoIterator<Item = String>) -> Self {
@@ -63,7 +69,9 @@ impl Topology {
     /// Declares everything: queues first are bound before anything is published.
     pub(super) async fn declare(&self, channel: &Channel) -> Result<(), BrokerError> {
         self.exchange_named(channel, &self.exchange, ExchangeKind::Topic).await?;
-        self.exchange_named(channel, &self.dead_exchange(), ExchangeKind::Direct).await?;
+        if !self.queues.is_empty() {
+            self.exchange_named(channel, &self.dead_exchange(), ExchangeKind::Direct).await?;
+        }
         for (name, keys) in &self.queues {
             let dead = dead_queue_name(name);
             queue(channel, &dead, dead_arguments()).await?;

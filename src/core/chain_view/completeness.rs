@@ -31,9 +31,13 @@ pub enum Incomplete {
     /// Of another block.
     #[error("a log of another block")]
     Foreign,
-    /// They do not make the header's bloom filter.
+    /// The header's bloom filter has what they have not.
     #[error("the logs do not make the block's bloom filter: some are missing")]
     Bloom,
+    /// They have what the header's bloom filter has not: nothing shows that any is missing, but the filter, or
+    /// a log, is wrong.
+    #[error("the block's bloom filter lacks logs that are there: it is of no use")]
+    Filter,
 }
 
 /// Whether the header's bloom filter excludes logs of this event of this contract. A filter that is
@@ -66,10 +70,19 @@ pub fn check(
         }
         made.accrue_raw_log(log.address, log.topics);
     }
-    if logs_bloom.is_some_and(|bloom| bloom != made.as_slice()) {
-        return Err(Incomplete::Bloom);
+    match logs_bloom {
+        Some(bloom) if bloom != made.as_slice() => {
+            let covers = Bloom::try_from(bloom).is_ok_and(|header| made.contains(&header));
+            Err(if covers { Incomplete::Filter } else { Incomplete::Bloom })
+        }
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Whether the header's bloom filter says that the block has no log at all.
+#[must_use]
+pub fn has_none(logs_bloom: &[u8]) -> bool {
+    logs_bloom.iter().all(|byte| *byte == 0)
 }
 
 #[cfg(test)]
@@ -115,6 +128,17 @@ mod tests {
         assert_eq!(check(BLOCK, Some(&bloom), &logs[..3]), Err(Incomplete::Bloom));
         assert_eq!(check(BLOCK, Some(&bloom), &logs[1..]), Err(Incomplete::Gap));
         assert_eq!(check(BLOCK, None, &logs[1..]), Err(Incomplete::Gap));
+    }
+
+    #[test]
+    fn a_filter_that_lacks_logs_is_told_from_logs_that_are_missing() {
+        let topics = topics(5);
+        let logs = logs(&topics);
+        let (none, some) = (bloom(&[]), bloom(&logs[..3]));
+        assert!(has_none(&none) && !has_none(&some));
+        assert_eq!(check(BLOCK, Some(&none), &logs), Err(Incomplete::Filter));
+        assert_eq!(check(BLOCK, Some(&some), &logs), Err(Incomplete::Filter));
+        assert_eq!(check(BLOCK, Some(&some), &logs[..2]), Err(Incomplete::Bloom));
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //! relates to it. Numbers alone prove nothing; every step is a parent hash.
 
 pub mod completeness;
+pub mod finality;
+pub mod ranges;
+pub mod retraction;
 
 use alloy::primitives::B256;
 

@@ -5,7 +5,7 @@
 //! same when the transaction is mined again: not of block hashes or log indices.
 
 use super::TriggerError;
-use super::event::{DecodedLog, EventAbi, text};
+use super::event::{DecodedLog, Parameters, text};
 use alloy::primitives::{Address, B256, hex};
 use sha2::{Digest, Sha256};
 
@@ -36,7 +36,7 @@ impl BusinessId {
     ///
     /// # Errors
     /// If the list is empty, or a field is unknown, or would change when the transaction is mined again.
-    pub fn parse(fields: &[String], event: &EventAbi) -> Result<Self, TriggerError> {
+    pub fn parse(fields: &[String], event: &impl Parameters) -> Result<Self, TriggerError> {
         if fields.is_empty() {
             return Err(business("", "at least one field is needed"));
         }
@@ -67,7 +67,7 @@ fn business(field: &str, reason: &str) -> TriggerError {
     TriggerError::Business { field: field.to_owned(), reason: reason.to_owned() }
 }
 
-fn parse_field(field: &str, event: &EventAbi) -> Result<BusinessField, TriggerError> {
+fn parse_field(field: &str, event: &impl Parameters) -> Result<BusinessField, TriggerError> {
     match field {
         "{chain}" => Ok(BusinessField::Chain),
         "{contract}" => Ok(BusinessField::Contract),
@@ -107,6 +107,7 @@ pub fn idempotency_key(trigger: &str, fields: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::EventAbi;
     use super::*;
     use proptest::prelude::*;
 

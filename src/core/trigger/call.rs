@@ -1,11 +1,11 @@
 //! The call that an event asks for: a function's signature, and which of its arguments is which
 //! parameter of the event.
 
-use super::event::{DecodedLog, EventAbi};
+use super::event::{DecodedLog, Parameters};
 use super::{TriggerError, argument, signature};
-use alloy::dyn_abi::{DynSolType, DynSolValue, JsonAbiExt, Specifier};
+use alloy::dyn_abi::{DynSolType, DynSolValue, JsonAbiExt, Specifier, Word};
 use alloy::json_abi::Function;
-use alloy::primitives::Bytes;
+use alloy::primitives::{Address, Bytes, Function as Function24, I256, U256};
 use std::collections::BTreeMap;
 
 /// One argument of the function.
@@ -31,7 +31,7 @@ impl Trigger {
     pub fn parse(
         function: &str,
         args: &BTreeMap<String, String>,
-        event: &EventAbi,
+        event: &impl Parameters,
     ) -> Result<Self, TriggerError> {
         let parsed = Function::parse(function).map_err(|error| signature(function, error))?;
         let mut arguments = Vec::with_capacity(parsed.inputs.len());
@@ -59,6 +59,17 @@ impl Trigger {
         Ok(Self { function: parsed, arguments })
     }
 
+    /// Calldata as some log might ask for: every number is one, everything else as small as its type lets it be.
+    ///
+    /// # Errors
+    /// If the function cannot be encoded, which `parse` excludes.
+    pub fn example(&self) -> Result<Bytes, TriggerError> {
+        let values: Vec<DynSolValue> =
+            self.arguments.iter().map(|argument| example(&argument.ty)).collect();
+        let encoded = self.function.abi_encode_input(&values);
+        encoded.map(Bytes::from).map_err(|error| TriggerError::Log(error.to_string()))
+    }
+
     /// The calldata for one log: selector and arguments.
     ///
     /// # Errors
@@ -72,6 +83,26 @@ impl Trigger {
         }
         let encoded = self.function.abi_encode_input(&values);
         encoded.map(Bytes::from).map_err(|error| TriggerError::Log(error.to_string()))
+    }
+}
+
+fn example(ty: &DynSolType) -> DynSolValue {
+    match ty {
+        DynSolType::Bool => DynSolValue::Bool(false),
+        DynSolType::Int(bits) => DynSolValue::Int(I256::ONE, *bits),
+        DynSolType::Uint(bits) => DynSolValue::Uint(U256::ONE, *bits),
+        DynSolType::FixedBytes(size) => DynSolValue::FixedBytes(Word::ZERO, *size),
+        DynSolType::Address => DynSolValue::Address(Address::with_last_byte(1)),
+        DynSolType::Function => DynSolValue::Function(Function24::ZERO),
+        DynSolType::Bytes => DynSolValue::Bytes(Vec::new()),
+        DynSolType::String => DynSolValue::String(String::new()),
+        DynSolType::Array(_) => DynSolValue::Array(Vec::new()),
+        DynSolType::FixedArray(of, size) => {
+            DynSolValue::FixedArray((0..*size).map(|_| example(of)).collect())
+        }
+        DynSolType::Tuple(of) | DynSolType::CustomStruct { tuple: of, .. } => {
+            DynSolValue::Tuple(of.iter().map(example).collect())
+        }
     }
 }
 
@@ -93,6 +124,7 @@ fn widen(value: DynSolValue, wanted: &DynSolType) -> DynSolValue {
 
 #[cfg(test)]
 mod tests {
+    use super::super::EventAbi;
     use super::*;
     use alloy::primitives::{B256, hex};
 
@@ -118,6 +150,23 @@ mod tests {
             hex::encode(trigger.calldata(&log).unwrap()),
             format!("{selector}{:064x}{:064x}", 7, 9)
         );
+    }
+
+    #[test]
+    fn an_example_is_calldata_of_the_function() {
+        let text = "Asked(uint64 indexed id, address[] who, bytes4 tag, (bool,int8) pair)";
+        let event = EventAbi::parse(text);
+        let function = "run(uint256 orderId)";
+        let trigger = Trigger::parse(function, &args(&[("orderId", "id")]), &super::tests::event());
+        let example = trigger.unwrap().example().unwrap();
+        let selector = alloy::primitives::keccak256("run(uint256)");
+        assert_eq!(example.get(..4), selector.get(..4));
+        assert_eq!(hex::encode(example.get(4..).unwrap()), format!("{:064x}", 1));
+        // Whatever types there are have one.
+        let all = [("to", "who"), ("kind", "tag")];
+        let function = "run(address[] to, bytes4 kind)";
+        let trigger = Trigger::parse(function, &args(&all), &event.unwrap()).unwrap();
+        assert!(trigger.example().unwrap().len() > 4);
     }
 
     #[test]

@@ -25,8 +25,17 @@ pub struct EventAbi {
     resolved: DynSolEvent,
 }
 
-/// A decoded log: the event's parameters in their order.
-#[derive(Debug, Clone, PartialEq)]
+/// What triggers take their arguments and their business id from: values with names.
+pub trait Parameters {
+    /// The type of the value of this name.
+    ///
+    /// # Errors
+    /// Says why there is no such value, or why it cannot be used.
+    fn usable(&self, name: &str) -> Result<&DynSolType, String>;
+}
+
+/// A decoded log, or what else has named values: the parameters in their order.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct DecodedLog {
     args: Vec<(String, DynSolValue)>,
 }
@@ -88,18 +97,6 @@ impl EventAbi {
         self.topic0
     }
 
-    /// The type of a parameter whose value logs carry; `Err` says why it cannot be used.
-    pub(super) fn usable(&self, name: &str) -> Result<&DynSolType, String> {
-        let Some(parameter) = self.parameters.iter().find(|parameter| parameter.name == name)
-        else {
-            return Err(format!("the event {} has no `{name}`", self.signature));
-        };
-        if parameter.indexed && is_hashed_when_indexed(&parameter.ty) {
-            return Err(format!("`{name}` is indexed: its logs carry only a hash of it"));
-        }
-        Ok(&parameter.ty)
-    }
-
     /// Decodes strictly: what was decoded must encode to the same topics and data again.
     ///
     /// # Errors
@@ -125,7 +122,26 @@ impl EventAbi {
     }
 }
 
+/// The event's parameters, but those of which logs carry only a hash.
+impl Parameters for EventAbi {
+    fn usable(&self, name: &str) -> Result<&DynSolType, String> {
+        let Some(parameter) = self.parameters.iter().find(|parameter| parameter.name == name)
+        else {
+            return Err(format!("the event {} has no `{name}`", self.signature));
+        };
+        if parameter.indexed && is_hashed_when_indexed(&parameter.ty) {
+            return Err(format!("`{name}` is indexed: its logs carry only a hash of it"));
+        }
+        Ok(&parameter.ty)
+    }
+}
+
 impl DecodedLog {
+    /// The values of something else that has named ones.
+    pub(super) const fn new(args: Vec<(String, DynSolValue)>) -> Self {
+        Self { args }
+    }
+
     /// A value by name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&DynSolValue> {

@@ -3,6 +3,7 @@
 pub mod approvals;
 pub mod audit;
 pub mod clock;
+pub mod deliveries;
 pub mod keys;
 pub mod policies;
 
@@ -25,6 +26,10 @@ pub fn router(state: HttpState) -> Router {
         .route("/admin/v1/policies/{hash}/reject", post(policies::reject))
         .route("/admin/v1/policies/{hash}/replay", post(policies::replayed))
         .route("/admin/v1/clock/confirm", post(clock::confirm))
+        .route("/admin/v1/deliveries", get(deliveries::list))
+        .route("/admin/v1/deliveries/replay", post(deliveries::replay_all))
+        .route("/admin/v1/deliveries/forget", post(deliveries::forget))
+        .route("/admin/v1/deliveries/{id}/replay", post(deliveries::replay))
         .route("/admin/v1/approvals", get(approvals::list))
         .route("/admin/v1/approvals/{id}", get(approvals::read))
         .route("/admin/v1/approvals/{id}/approve", post(approvals::approve))

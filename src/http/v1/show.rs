@@ -2,10 +2,10 @@
 
 use crate::app::read::FullTransaction;
 use crate::app::rejudge::POLICY_DENIED;
-use crate::app::{App, story};
+use crate::app::{App, record, story};
 use crate::core::key::OperatorKey;
 use crate::core::tx::state::Status;
-use crate::ports::store::{ADOPTED, AttemptRow, DecisionSummary, MinedRow, SignatureRow, is_no_op};
+use crate::ports::store::{ADOPTED, AttemptRow, DecisionSummary, SignatureRow, is_no_op};
 use serde_json::{Map, Value, json};
 
 /// A transaction with what it waits for. Where that cannot be read, it is not told.
@@ -72,12 +72,13 @@ pub fn transaction(full: &FullTransaction, sees_all: bool) -> Value {
         } else {
             "receipt"
         };
-        optional.insert(name.to_owned(), receipt(mined));
+        optional.insert(name.to_owned(), record::receipt(mined));
     }
     if let Some(ending) = row.ending.filter(|_| row.status == Status::Cancelling) {
         optional.insert("ending".to_owned(), json!(ending.name()));
     }
-    let tells_failure = matches!(row.status, Status::Failed | Status::Cancelling);
+    let tells_failure =
+        matches!(row.status, Status::Failed | Status::Cancelling | Status::Cancelled);
     if let Some(failure) = row.failure.as_ref().filter(|_| tells_failure) {
         let is_told = sees_all || failure.code != POLICY_DENIED;
         let line = failure.detail.lines().next().unwrap_or_default();
@@ -101,6 +102,9 @@ pub fn transaction(full: &FullTransaction, sees_all: bool) -> Value {
             "log_index": source.log_index,
         });
         optional.insert("source".to_owned(), shown);
+    }
+    if let Some(at) = row.source_gone_at {
+        optional.insert("source_gone_at".to_owned(), json!(at.to_string()));
     }
     if let Value::Object(fields) = &mut shown {
         fields.extend(optional);
@@ -133,17 +137,6 @@ fn attempt(full: &FullTransaction, attempt: &AttemptRow) -> Value {
         "answer_detail": attempt.answer_detail,
         "refused_since": attempt.refused_since.map(|at| at.to_string()),
         "refusal": attempt.refusal,
-    })
-}
-
-fn receipt(mined: &MinedRow) -> Value {
-    json!({
-        "transaction_hash": format!("{:#x}", mined.transaction_hash),
-        "block_number": mined.block_number.to_string(),
-        "block_hash": format!("{:#x}", mined.block_hash),
-        "gas_used": mined.gas_used.to_string(),
-        "effective_gas_price": mined.effective_gas_price.to_string(),
-        "success": mined.success,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use crate::app::accept::{AcceptCommand, Accepted, accept};
 use crate::app::read::FullTransaction;
-use crate::app::{App, lane, read as reading};
+use crate::app::{App, AppError, lane, read as reading};
 use crate::core::access::Action;
 use crate::core::id::{ChainName, RequestId};
 use crate::core::principal::Principal;
@@ -82,6 +82,8 @@ pub struct ListQuery {
     signer: Option<String>,
     created_after: Option<String>,
     created_before: Option<String>,
+    idempotency_key: Option<String>,
+    transaction_hash: Option<String>,
     limit: Option<String>,
     cursor: Option<String>,
 }
@@ -263,6 +265,33 @@ pub async fn read(
     Ok(Json(show::story(&state.app, &found, caller.may(Action::ReadReasons)).await))
 }
 
+/// The one transaction that the caller's idempotency key is bound to, or of which an attempt has this hash: a list
+/// of one, or of none.
+async fn one(
+    caller: &Caller,
+    state: &HttpState,
+    query: &ListQuery,
+) -> Result<Json<Value>, Problem> {
+    let only = readable(caller)?;
+    let found = match (&query.idempotency_key, &query.transaction_hash) {
+        (Some(key), None) => reading::bound_to(&state.app, &caller.principal, key).await?,
+        (None, Some(hash)) => {
+            let hash = parse::hash("transaction_hash", hash)?;
+            reading::request_of(&state.app, hash).await?
+        }
+        _ => return Err(Problem::invalid("transaction_hash", "comes without idempotency_key")),
+    };
+    let found = match found {
+        Some(id) => match reading::transaction(&state.app, id, only).await {
+            Ok(found) => Some(show::transaction(&found, caller.may(Action::ReadReasons))),
+            Err(AppError::NotFound) => None,
+            Err(error) => return Err(error.into()),
+        },
+        None => None,
+    };
+    Ok(Json(json!({ "transactions": Vec::from_iter(found), "next_cursor": Value::Null })))
+}
+
 /// `GET /v1/transactions`
 ///
 /// # Errors
@@ -272,6 +301,9 @@ pub async fn list(
     State(state): State<HttpState>,
     QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Json<Value>, Problem> {
+    if query.idempotency_key.is_some() || query.transaction_hash.is_some() {
+        return one(&caller, &state, &query).await;
+    }
     let limit = page_limit(query.limit.as_deref(), PAGE, PAGE_MAX)?;
     let status = match query.status.as_deref() {
         None => None,

@@ -8,10 +8,12 @@ mod approvals;
 mod bundles;
 mod ceremonies;
 mod many_keys;
+mod outbox;
 mod reconcile;
 mod replication;
 mod rows;
 mod run;
+mod sources;
 mod windows;
 mod work;
 
@@ -22,10 +24,12 @@ pub use approvals::{
 pub use bundles::*;
 pub use ceremonies::{KeyBook, OpenCeremony};
 pub use many_keys::*;
+pub use outbox::*;
 pub use reconcile::*;
 pub use replication::Replication;
 pub use rows::*;
 pub use run::{look, unit};
+pub use sources::Sources;
 pub use windows::*;
 pub use work::*;
 
@@ -114,7 +118,9 @@ pub trait Store: Send + Sync {
 /// One open transaction. Every method is atomic with the rest of the unit. Locks are taken in one
 /// order: idempotency, the principal whose requests wait, lease, lane, limits by id.
 #[async_trait]
-pub trait Unit: Approvals + BundleBook + KeyBook + ManyKeys + Windows + Send {
+pub trait Unit:
+    Approvals + BundleBook + EventConsumers + KeyBook + ManyKeys + Outbox + Sources + Windows + Send
+{
     // -- requests -----------------------------------------------------------------------------------
 
     /// Binds an idempotency key to a request, or says to what it is bound already. Waits for another

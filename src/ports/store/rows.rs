@@ -126,6 +126,8 @@ pub struct TransactionRow {
     pub failure: Option<Failure>,
     /// What it was found to wait for, if it was; forgotten when its status changes.
     pub waits: Option<Wait>,
+    /// Since when it is known that its source event is not on the chain any more.
+    pub source_gone_at: Option<Timestamp>,
     /// Last change.
     pub updated_at: Timestamp,
     /// Compare-and-swap counter.

@@ -85,6 +85,8 @@ impl Wait {
     pub const BASE_FEE: &str = "base-fee-above-cap";
     /// No higher fee may be offered for it, and others of its lane wait behind it.
     pub const AT_CAP: &str = "at-fee-cap";
+    /// Whether its source event still stands is not known now.
+    pub const SOURCE: &str = "source-event";
 }
 
 /// Where a transaction stands in its lane.

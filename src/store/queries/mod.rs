@@ -11,15 +11,18 @@ mod buckets;
 mod bundles;
 mod ceremonies;
 mod column;
+mod consumers;
 mod exposures;
 mod keys;
 mod lanes;
 mod leases;
 mod many_keys;
+mod outbox;
 mod reconcile;
 mod requests;
 mod rows;
 mod signatures;
+mod sources;
 mod spend;
 mod statement;
 mod unit;
@@ -42,14 +45,17 @@ pub(in super::super) fn all_statements() -> Vec<crate::store::Named> {
         buckets::ALL,
         bundles::ALL,
         ceremonies::ALL,
+        consumers::ALL,
         exposures::ALL,
         keys::ALL,
         lanes::ALL,
         leases::ALL,
         many_keys::ALL,
+        outbox::ALL,
         reconcile::ALL,
         requests::ALL,
         signatures::ALL,
+        sources::ALL,
         spend::ALL,
         waiting::ALL,
         waits::ALL,

@@ -88,6 +88,7 @@ pub(super) struct TransactionColumns {
     waits_code: Option<String>,
     waits_detail: Option<String>,
     waits_since: Option<i64>,
+    source_gone_at: Option<i64>,
     created_at: i64,
     updated_at: i64,
     version: i64,
@@ -118,6 +119,7 @@ impl TransactionColumns {
             ending: ending(self.ending.as_deref())?,
             failure,
             waits,
+            source_gone_at: self.source_gone_at.map(Timestamp::from_millis),
             updated_at: Timestamp::from_millis(self.updated_at),
             version: self.version,
             new: NewTransaction {

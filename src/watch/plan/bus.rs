@@ -1,8 +1,9 @@
 //! The bus, as it is configured.
 
-use super::{ChainPlan, PlanError, wrong};
+use super::{ChainPlan, PlanError, TriggerPlan, wrong};
 use crate::watch::cloudevent;
 use crate::watch::config::{BusKind, BusSection};
+use alloy::primitives::Address;
 use std::path::PathBuf;
 use url::Url;
 
@@ -30,7 +31,11 @@ fn fail(reason: &str) -> PlanError {
 }
 
 impl BusPlan {
-    pub(super) fn new(section: BusSection, chains: &[ChainPlan]) -> Result<Self, PlanError> {
+    pub(super) fn new(
+        section: BusSection,
+        chains: &[ChainPlan],
+        triggers: &[TriggerPlan],
+    ) -> Result<Self, PlanError> {
         let BusSection { kind, url, url_file, exchange } = section;
         if kind == BusKind::Embedded {
             if url.is_some() || url_file.is_some() || exchange.is_some() {
@@ -51,8 +56,21 @@ impl BusPlan {
             return Err(fail("exchange is 1 to 128 of a-z, A-Z, 0-9, `-`, `_` and `.`"));
         }
         check_keys(chains)?;
+        check_queues(triggers)?;
         Ok(Self::RabbitMq { url: url.map(String::from), url_file, exchange })
     }
+}
+
+/// What a queue gives up goes to one that has `.dead` added to its name.
+fn check_queues(triggers: &[TriggerPlan]) -> Result<(), PlanError> {
+    for name in triggers.iter().map(|trigger| trigger.name.as_str()) {
+        let of = name.strip_suffix(".dead");
+        if let Some(of) = of.filter(|of| triggers.iter().any(|other| other.name == *of)) {
+            let reason = format!("over RabbitMQ this is the name of what trigger {of} gives up");
+            return Err(wrong("trigger", name, reason));
+        }
+    }
+    Ok(())
 }
 
 /// A routing key is words between dots.
@@ -64,7 +82,10 @@ fn check_keys(chains: &[ChainPlan]) -> Result<(), PlanError> {
             return Err(wrong("chain", chain, reason));
         }
         for source in &plan.sources {
-            if cloudevent::retraction_key(chain, source).len() > KEY_BYTES_MAX {
+            let key = cloudevent::retraction_key(chain, source);
+            // Where it has a wildcard, its messages have an address.
+            let key = key.replace('*', &format!("{:#x}", Address::ZERO));
+            if key.len() > KEY_BYTES_MAX {
                 let reason = "its event's name is too long for a routing key";
                 return Err(wrong("source", &source.name, reason));
             }

@@ -1,150 +1,121 @@
 //! What a poller asks of the nodes, and what it does not believe.
 
-use super::{Poller, StepError, View, cloudevent, link};
-use crate::core::chain_view::completeness::{self, SeenLog};
+use super::whole::Reading;
+use super::{Poller, StepError, View, link};
 use crate::core::chain_view::{Link, Place};
-use crate::ports::bus::Wait;
-use crate::ports::chain::{Block, BlockAt, Chain, ChainError, Log};
-use crate::ports::watch_store::{NewDelivery, NewEvent};
+use crate::ports::chain::{Block, Log};
+use crate::ports::chain_reader::OneNode;
+use crate::ports::watch_store::NewEvent;
 use crate::watch::plan::Source;
 use futures::future::try_join_all;
 
 /// How many questions are asked at once.
-const PARALLEL: usize = 8;
+pub(super) const PARALLEL: usize = 8;
+
+async fn header_on(node: &dyn OneNode, number: u64) -> Result<Block, StepError> {
+    let block = node.block(number).await?;
+    let missing = || StepError::Inconsistent(format!("block {number} is not there"));
+    block.filter(|block| block.number == number).ok_or_else(missing)
+}
+
+/// The headers of these heights as one node has them, in order, linked or not.
+pub(super) async fn headers_on(
+    node: &dyn OneNode,
+    from: u64,
+    to: u64,
+) -> Result<Vec<Block>, StepError> {
+    let numbers: Vec<u64> = (from..=to).collect();
+    let mut headers = Vec::with_capacity(numbers.len());
+    for chunk in numbers.chunks(PARALLEL) {
+        headers.extend(try_join_all(chunk.iter().map(|number| header_on(node, *number))).await?);
+    }
+    Ok(headers)
+}
+
+/// Which node is asked for blocks, and what is to be expected of it.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) node: &'a dyn OneNode,
+    /// Up to where blocks are final: what the node lacks of them now it never will have.
+    pub(super) final_to: Option<u64>,
+}
+
+impl Asked<'_> {
+    fn reading(self, block: &Block) -> Reading {
+        if self.final_to >= Some(block.number) { Reading::Final } else { Reading::Live }
+    }
+}
 
 impl Poller {
     /// The newest block.
     pub(super) async fn head(&self) -> Result<Block, StepError> {
-        let head = self.parts.chain.block(BlockAt::Latest).await?;
-        head.ok_or_else(|| ChainError::Unavailable("the node has no head".to_owned()).into())
-    }
-
-    async fn header(&self, number: u64) -> Result<Block, StepError> {
-        let block = self.parts.chain.block(BlockAt::Number(number)).await?;
-        let missing = || StepError::Inconsistent(format!("block {number} is not there"));
-        block.filter(|block| block.number == number).ok_or_else(missing)
+        Ok(self.node()?.head().await?)
     }
 
     /// The headers of these heights, in order. Whether they are linked is the caller's to check.
     pub(super) async fn headers(&self, from: u64, to: u64) -> Result<Vec<Block>, StepError> {
-        let numbers: Vec<u64> = (from..=to).collect();
-        let mut headers = Vec::with_capacity(numbers.len());
-        for chunk in numbers.chunks(PARALLEL) {
-            headers.extend(try_join_all(chunk.iter().map(|number| self.header(*number))).await?);
-        }
-        Ok(headers)
+        headers_on(self.node()?.as_ref(), from, to).await
     }
 
     /// A block of a branch, by hash.
     pub(super) async fn parent(&self, at: Place) -> Result<Link, StepError> {
-        let block = self.parts.chain.block(BlockAt::Hash(at.hash)).await?;
+        let block = self.node()?.block_by_hash(at.hash).await?;
         let found = block.as_ref().map(link).filter(|link| link.place() == at);
         let missing = format!("the parent at {} is not there", at.number);
         found.ok_or(StepError::Inconsistent(missing))
     }
 
-    /// The newest final block that is on our chain; `None` if the nodes' answer does not fit ours.
-    pub(super) async fn final_place(
-        &self,
-        chain: &dyn Chain,
-        view: &View,
-    ) -> Result<Option<Place>, StepError> {
-        let Some(found) = chain.block(BlockAt::Final).await? else { return Ok(None) };
-        let place = Place { number: found.number, hash: found.hash };
-        if place.number <= view.tip.number {
-            return Ok(Some(place).filter(|place| view.window.has(*place)));
-        }
-        // All that we have is final, if it is what the node has at that height.
-        let at_tip = chain.block(BlockAt::Number(view.tip.number)).await?;
-        Ok(at_tip.map(|block| link(&block).place()).filter(|place| *place == view.tip))
-    }
-
     /// What these sources find in these blocks, in order.
     pub(super) async fn events(
         &self,
+        asked: Asked<'_>,
         headers: &[Block],
         sources: &[&Source],
         view: &View,
     ) -> Result<Vec<NewEvent>, StepError> {
+        self.sample_blooms(asked.node, headers).await;
         let mut found = Vec::new();
         for chunk in headers.chunks(PARALLEL) {
-            let asked = chunk.iter().map(|block| self.events_of(block, sources, view));
-            found.extend(try_join_all(asked).await?.into_iter().flatten());
+            let each = chunk.iter().map(|block| self.events_of(asked, block, sources, view));
+            found.extend(try_join_all(each).await?.into_iter().flatten());
         }
         Ok(found)
     }
 
     async fn events_of(
         &self,
+        asked: Asked<'_>,
         block: &Block,
         sources: &[&Source],
         view: &View,
     ) -> Result<Vec<NewEvent>, StepError> {
-        let uses_bloom = self.parts.plan.chain.logs_bloom;
         let may_have = |source: &&&Source| {
             let begun = view.next_of(source) <= block.number;
-            let topic0 = source.event.topic0();
-            let bloom = &block.logs_bloom;
-            begun && (!uses_bloom || completeness::may_have(bloom, source.address, topic0))
+            begun && !source.reads_transactions() && self.may_be_in(source, block)
         };
+        let mut events = self.transaction_events(asked.node, block, sources, view).await?;
         let sources: Vec<&Source> = sources.iter().filter(may_have).copied().collect();
         if sources.is_empty() {
-            return Ok(Vec::new());
+            return Ok(events);
         }
-        let mut logs = self.parts.chain.block_logs(block.hash).await?;
-        logs.sort_by_key(|log| log.log_index);
-        self.check_complete(block, &logs)?;
-        let mut events = Vec::new();
-        for log in &logs {
-            for source in &sources {
-                if log.address == source.address
-                    && log.topics.first() == Some(&source.event.topic0())
-                {
-                    events.push(self.event(source, block, log));
-                }
-            }
-        }
+        let logs = self.whole(asked.node, block, asked.reading(block)).await?;
+        events.extend(self.events_in(block, &logs, &sources));
         Ok(events)
     }
 
-    fn check_complete(&self, block: &Block, logs: &[Log]) -> Result<(), StepError> {
-        let seen = |log: &'_ Log| Place { number: log.block_number, hash: log.block_hash };
-        let seen: Vec<SeenLog<'_>> = logs
-            .iter()
-            .map(|log| SeenLog {
-                block: seen(log),
-                index: log.log_index,
-                address: log.address,
-                topics: &log.topics,
-            })
-            .collect();
-        let bloom = self.parts.plan.chain.logs_bloom.then_some(block.logs_bloom.as_ref());
-        completeness::check(link(block).place(), bloom, &seen).map_err(|error| {
-            metrics::counter!("claviger_rpc_errors_total", "class" => "incomplete").increment(1);
-            StepError::Inconsistent(format!("block {}: {error}", block.number))
-        })
-    }
-
-    fn event(&self, source: &Source, block: &Block, log: &Log) -> NewEvent {
-        let chain = self.chain();
-        let decoded = source.event.decode(&log.topics, &log.data);
-        let (body, undecodable) = match &decoded {
-            Ok(decoded) => (cloudevent::log(chain, source, block, log, decoded), None),
-            Err(error) => (cloudevent::raw(chain, log), Some(error.to_string())),
-        };
-        let subscribers = self.parts.subscribers.get(&source.name).map_or(&[][..], Vec::as_slice);
-        let delivery = |(consumer, wait): &(String, Wait)| NewDelivery {
-            consumer: consumer.clone(),
-            held: *wait == Wait::Final,
-        };
-        let deliveries = if undecodable.is_some() { &[][..] } else { subscribers };
-        NewEvent {
-            source: source.name.clone(),
-            event_id: cloudevent::event_id(chain, log),
-            block: link(block).place(),
-            body: body.to_string(),
-            undecodable,
-            deliveries: deliveries.iter().map(delivery).collect(),
+    /// What these sources find among these logs of a block.
+    pub(super) fn events_in(
+        &self,
+        block: &Block,
+        logs: &[Log],
+        sources: &[&Source],
+    ) -> Vec<NewEvent> {
+        let mut events = Vec::new();
+        for log in logs {
+            for source in sources.iter().filter(|source| source.is_log(log)) {
+                events.push(self.event(source, block, log));
+            }
         }
+        events
     }
 }

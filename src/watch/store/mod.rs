@@ -1,8 +1,10 @@
 //! The watcher's database: one SQL source, mounted once for SQLite and once for PostgreSQL, as the
 //! server's store is. It shares no code with that one, since the watcher is built without it.
 
-use crate::ports::watch_store::{WatchStore, WatchStoreError};
-use std::sync::Arc;
+use crate::ports::watch_store::{Fence, WatchStore, WatchStoreError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::watch;
 
 /// An SQL statement with a name, for errors and logs.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +25,31 @@ macro_rules! statements {
 
 pub mod postgres;
 pub mod sqlite;
+
+/// Rung, by source, after commits that made deliveries ready.
+#[derive(Debug, Default)]
+struct Bells(Mutex<BTreeMap<String, watch::Sender<u64>>>);
+
+impl Bells {
+    fn of(&self, source: &str) -> watch::Receiver<u64> {
+        let mut bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        bells.entry(source.to_owned()).or_default().subscribe()
+    }
+
+    fn ring(&self, source: &str) {
+        let bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bell) = bells.get(source) {
+            bell.send_modify(|rung| *rung = rung.wrapping_add(1));
+        }
+    }
+}
+
+/// What the handles of one database in one process share, and the term that this one acts in.
+#[derive(Debug, Clone, Default)]
+struct Shared {
+    fence: Option<Fence>,
+    bells: Arc<Bells>,
+}
 
 /// Whether the database may be created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

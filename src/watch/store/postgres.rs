@@ -1,6 +1,6 @@
 //! PostgreSQL: several watcher processes. Units that conflict are run again.
 
-use super::{CREATED, OpenMode, RUNS_MAX, unavailable};
+use super::{CREATED, OpenMode, Shared, unavailable};
 use crate::ports::watch_store::WatchStoreError;
 use sqlx::Transaction;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -13,10 +13,15 @@ type Db = sqlx::Postgres;
 #[expect(clippy::duplicate_mod, reason = "the one SQL source, compiled for each database")]
 mod queries;
 
+/// Compares a term, and keeps others from taking the duty until the unit ends: taking it changes the key
+/// (name, token), and waits for this lock. Renewing it changes no key, and does not.
+const STILL_LEADS: &str = "SELECT token FROM duty WHERE name = $1 AND token = $2 FOR KEY SHARE";
+
 /// An open PostgreSQL database.
 #[derive(Debug)]
 pub struct PostgresWatchStore {
     pool: sqlx::Pool<Db>,
+    shared: Shared,
 }
 
 type Store = PostgresWatchStore;
@@ -30,7 +35,13 @@ impl PostgresWatchStore {
         let options = PgConnectOptions::from_str(url)
             .map_err(|error| unavailable(&error))?
             .application_name("claviger-watcher")
-            .options([("statement_timeout", "30000"), ("lock_timeout", "15000")]);
+            .options([
+                ("statement_timeout", "30000"),
+                ("lock_timeout", "15000"),
+                // A process that is stopped in the middle of a unit holds its locks no longer than this:
+                // another one waits for them to take its place.
+                ("idle_in_transaction_session_timeout", "10000"),
+            ]);
         let pool = PgPoolOptions::new()
             .max_connections(4)
             .idle_timeout(None)
@@ -39,7 +50,7 @@ impl PostgresWatchStore {
             .connect_with(options)
             .await
             .map_err(|error| unavailable(&error))?;
-        let store = Self { pool };
+        let store = Self { pool, shared: Shared::default() };
         queries::set_up(&store, mode).await?;
         Ok(store)
     }

@@ -1,6 +1,6 @@
 //! SQLite: the embedded default. One connection, WAL, `synchronous=FULL`.
 
-use super::{CREATED, OpenMode, RUNS_MAX, unavailable};
+use super::{CREATED, OpenMode, Shared, unavailable};
 use crate::ports::watch_store::WatchStoreError;
 use sqlx::Transaction;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -12,10 +12,14 @@ type Db = sqlx::Sqlite;
 #[path = "queries/mod.rs"]
 mod queries;
 
+/// Compares a term. A unit is alone in the database from its beginning: that is the lock.
+const STILL_LEADS: &str = "SELECT token FROM duty WHERE name = $1 AND token = $2";
+
 /// An open SQLite database.
 #[derive(Debug)]
 pub struct SqliteWatchStore {
     pool: sqlx::Pool<Db>,
+    shared: Shared,
 }
 
 type Store = SqliteWatchStore;
@@ -52,7 +56,7 @@ impl SqliteWatchStore {
             .connect_with(options)
             .await
             .map_err(|error| unavailable(&error))?;
-        let store = Self { pool };
+        let store = Self { pool, shared: Shared::default() };
         queries::set_up(&store, mode).await?;
         Ok(store)
     }

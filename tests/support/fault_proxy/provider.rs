@@ -145,19 +145,68 @@ impl FaultProxy {
     /// Logs of more than so many blocks at once are refused in a provider's words (F10). A range that ends at
     /// a tag counts as endless.
     pub fn limit_range(&self, times: Times, provider: Provider, most: u64) -> RuleId {
-        let rewrite = move |params: &Value, answer: Value| {
-            let filter = &params[0];
-            if filter.get("blockHash").is_some() {
-                return answer;
+        self.refuse_ranges(times, most, move |from, to| provider.error(from, to, most))
+    }
+
+    /// The same, in any words.
+    pub fn refuse_ranges(
+        &self,
+        times: Times,
+        most: u64,
+        error: impl Fn(u64, u64) -> Value + Send + Sync + 'static,
+    ) -> RuleId {
+        let rewrite = move |params: &Value, answer: Value| match range(params) {
+            Some((from, to)) if to.saturating_sub(from) >= most => {
+                json!({ "error": error(from, to) })
             }
-            let from = number(&filter["fromBlock"]).unwrap_or_default();
-            let to = number(&filter["toBlock"]).unwrap_or(u64::MAX);
-            if to.saturating_sub(from) < most {
-                return answer;
-            }
-            json!({ "error": provider.error(from, to, most) })
+            _ => answer,
         };
         self.inject(LOGS, times, Fault::Rewrite(Arc::new(rewrite)))
+    }
+
+    /// No list of logs, of a range or of a block, has more than so many: it is refused (F10).
+    pub fn limit_results(&self, times: Times, most: usize) -> RuleId {
+        let rewrite = move |_: &Value, answer: Value| {
+            let count = answer["result"].as_array().map_or(0, Vec::len);
+            if count <= most {
+                return answer;
+            }
+            let message = format!("query exceeds max results {most}");
+            json!({ "error": { "code": -32602, "message": message } })
+        };
+        self.inject(LOGS, times, Fault::Rewrite(Arc::new(rewrite)))
+    }
+
+    /// Lists of logs of ranges lack what this picks; those of single blocks do not (F8).
+    pub fn leave_out(
+        &self,
+        times: Times,
+        lacks: impl Fn(&Value) -> bool + Send + Sync + 'static,
+    ) -> RuleId {
+        let rewrite = move |params: &Value, mut answer: Value| {
+            if range(params).is_some()
+                && let Some(logs) = answer["result"].as_array_mut()
+            {
+                logs.retain(|log| !lacks(log));
+            }
+            answer
+        };
+        self.inject(LOGS, times, Fault::Rewrite(Arc::new(rewrite)))
+    }
+
+    /// Headers whose height this picks say that their block has no log.
+    pub fn zero_blooms(&self, picks: impl Fn(u64) -> bool + Send + Sync + 'static) {
+        let picks = Arc::new(picks);
+        for method in ["eth_getBlockByNumber", "eth_getBlockByHash"] {
+            let picks = picks.clone();
+            let rewrite = move |_: &Value, mut answer: Value| {
+                if number(&answer["result"]["number"]).is_some_and(|at| picks(at)) {
+                    answer["result"]["logsBloom"] = json!(format!("0x{}", "0".repeat(512)));
+                }
+                answer
+            };
+            self.inject(method, Times::UntilLifted, Fault::Rewrite(Arc::new(rewrite)));
+        }
     }
 
     fn rewrite_logs(
@@ -173,6 +222,17 @@ impl FaultProxy {
         };
         self.inject(LOGS, times, Fault::Rewrite(Arc::new(rewrite)))
     }
+}
+
+/// The heights of a call for the logs of a range; `None` of one for a block's. A range that ends at a tag
+/// counts as endless.
+pub fn range(params: &Value) -> Option<(u64, u64)> {
+    let filter = &params[0];
+    if filter.get("blockHash").is_some() {
+        return None;
+    }
+    let from = number(&filter["fromBlock"]).unwrap_or_default();
+    Some((from, number(&filter["toBlock"]).unwrap_or(u64::MAX)))
 }
 
 fn number(value: &Value) -> Option<u64> {

@@ -16,6 +16,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// The script that the package's own commands end up in. Unlike those, it neither changes the user
 /// nor writes to the machine's folders.
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+/// What speaks with a running broker, likewise.
+const CONTROL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
 
 /// A broker with one user and the default virtual host. What is durable survives `stop` and
 /// `kill9`, and is there again after `start_again`.
@@ -115,7 +117,8 @@ impl RabbitMq {
         Ok(())
     }
 
-    fn spawn_broker(&self) -> Program {
+    /// As for `env -i`: nothing of the machine's own settings for RabbitMQ or Erlang.
+    fn environment(&self) -> Vec<String> {
         let path = self.path();
         let file = |name: &str| path.join(name).display().to_string();
         let settings = [
@@ -142,9 +145,13 @@ impl RabbitMq {
                     .to_owned(),
             ),
         ];
-        // `env -i`: nothing of the machine's own settings for RabbitMQ or Erlang.
         let mut args = vec!["-i".to_owned()];
         args.extend(settings.map(|(name, value)| format!("{name}={value}")));
+        args
+    }
+
+    fn spawn_broker(&self) -> Program {
+        let mut args = self.environment();
         args.push(SERVER.to_owned());
         let none: [(&str, &str); 0] = [];
         Program::spawn("rabbitmq-log", "env", args, none)
@@ -153,6 +160,18 @@ impl RabbitMq {
     /// The URL, user and password included, of the default virtual host.
     pub fn url(&self) -> String {
         format!("amqp://claviger:{}@127.0.0.1:{}/%2f", self.password, self.port)
+    }
+
+    /// Makes the broker believe that it is short of memory, or not any more: it then reads nothing of those who
+    /// publish.
+    pub fn short_of_memory(&self, short: bool) {
+        let fraction = if short { "0.0000001" } else { "0.9" };
+        let mut args = self.environment();
+        args.extend(
+            [CONTROL, "-n", &self.node, "set_vm_memory_high_watermark", fraction]
+                .map(str::to_owned),
+        );
+        super::run(std::process::Command::new("env").args(args));
     }
 
     pub fn port(&self) -> u16 {

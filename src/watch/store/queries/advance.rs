@@ -1,6 +1,7 @@
 //! The cursor, forward and back.
 
 use super::statement::{Tx, contradiction, stored, values};
+use super::{triggers, upkeep};
 use crate::core::chain_view::Place;
 use crate::core::time::Timestamp;
 use crate::ports::watch_store::{
@@ -8,18 +9,23 @@ use crate::ports::watch_store::{
 };
 
 statements! {
-    // Also the lock of the unit: a second one waits here, and then finds another cursor.
+    // Also the lock of the unit: a second one waits here, and then finds another cursor. A process that
+    // has not heard of a halt moves nothing either; it loads again, and finds it.
     MOVE_CURSOR = "UPDATE chain SET cursor_number = $4, cursor_hash = $5 \
-                   WHERE name = $1 AND cursor_number = $2 AND cursor_hash = $3";
+                   WHERE name = $1 AND cursor_number = $2 AND cursor_hash = $3 AND halted = ''";
     ADD_LINK = "INSERT INTO block (chain, number, hash, parent) VALUES ($1, $2, $3, $4)";
     DROP_ABOVE = "DELETE FROM block WHERE chain = $1 AND number > $2";
     DROP_BELOW = "DELETE FROM block WHERE chain = $1 AND number < $2";
     MOVE_SOURCE = "UPDATE source SET next_block = $3 WHERE name = $1 AND next_block = $2";
-    PULL_SOURCES = "UPDATE source SET next_block = $2 WHERE chain = $1 AND next_block > $2";
+    // Not to before its own first block: see `next_after` of the core.
+    PULL_SOURCES = "UPDATE source SET next_block = CASE WHEN first_block > $2 THEN first_block \
+                    ELSE $2 END WHERE chain = $1 AND next_block > $2";
     ADD_EVENT = "INSERT INTO event (source, event_id, chain, block_number, block_hash, state, body, \
                  reason, seen_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
-                 ON CONFLICT (source, event_id) DO UPDATE SET state = excluded.state \
-                 WHERE event.state = 'retracted' RETURNING id";
+                 ON CONFLICT (source, event_id) DO UPDATE SET state = excluded.state, \
+                 body = excluded.body, reason = excluded.reason \
+                 WHERE event.state IN ('retracted', 'again') \
+                 OR (event.state = 'undecodable' AND excluded.state = 'standing') RETURNING id";
     ADD_DELIVERY = "INSERT INTO outbox (consumer, source, chain, event_id, kind, block_number, body, \
                     state, attempts, due_at, reason, result, created_at, updated_at) \
                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9, '', '', $9, $9)";
@@ -28,14 +34,19 @@ statements! {
     RETRACT = "UPDATE event SET state = 'retracted' \
                WHERE source = $1 AND event_id = $2 AND state = 'standing' RETURNING block_number";
     RETRACT_UNDECODABLE = "UPDATE event SET state = 'retracted' \
-                           WHERE chain = $1 AND block_number > $2 AND state = 'undecodable'";
+                           WHERE chain = $1 AND block_number > $2 \
+                           AND state IN ('undecodable', 'again')";
     COUNT_STANDING = "SELECT COUNT(*) FROM event \
                       WHERE chain = $1 AND block_number > $2 AND state = 'standing'";
     // Deliveries that were tried before, or are done: their consumers must hear of the retraction. Who
-    // was told over a bus hears of it over the bus.
-    TOLD = "SELECT DISTINCT consumer FROM outbox \
-            WHERE source = $1 AND event_id = $2 AND kind = 'log' AND attempts > 0 \
-            AND state <> 'cancelled' AND origin = 'chain' ORDER BY consumer";
+    // was told over a bus hears of it over the bus. What a retraction took back already, when the block
+    // went for the first time, is not taken back again.
+    TOLD = "SELECT DISTINCT l.consumer FROM outbox l \
+            WHERE l.source = $1 AND l.event_id = $2 AND l.kind = 'log' AND l.attempts > 0 \
+            AND l.state <> 'cancelled' AND l.origin = 'chain' \
+            AND NOT EXISTS (SELECT 1 FROM outbox r WHERE r.source = l.source \
+            AND r.event_id = l.event_id AND r.consumer = l.consumer AND r.kind = 'retraction' \
+            AND r.id > l.id) ORDER BY l.consumer";
     CANCEL = "UPDATE outbox SET state = 'cancelled', reason = 'retracted by a reorg', updated_at = $3 \
               WHERE source = $1 AND event_id = $2 AND kind = 'log' \
               AND state IN ('held', 'ready', 'taken', 'parked')";
@@ -72,6 +83,9 @@ pub(super) async fn advance(tx: &mut Tx, advance: &Advance) -> Result<(), WatchS
             return Err(WatchStoreError::CursorMoved);
         }
     }
+    if !advance.moves.is_empty() {
+        upkeep::go_on(tx, chain).await?;
+    }
     for block in &advance.blocks {
         let row = values![chain, stored(block.number)?, block.hash, block.parent];
         tx.execute(ADD_LINK, row).await?;
@@ -83,20 +97,23 @@ pub(super) async fn advance(tx: &mut Tx, advance: &Advance) -> Result<(), WatchS
     Ok(())
 }
 
-async fn add_event(
+/// Adds an event with its deliveries. `false` if it stands already, and was told.
+pub(super) async fn add_event(
     tx: &mut Tx,
     chain: &str,
     event: &NewEvent,
     now: Timestamp,
-) -> Result<(), WatchStoreError> {
+) -> Result<bool, WatchStoreError> {
     let number = stored(event.block.number)?;
     let state = if event.undecodable.is_some() { "undecodable" } else { "standing" };
     let reason = event.undecodable.as_deref().unwrap_or_default();
     let (source, id, at) = (&event.source, &event.event_id, now.millis());
     let row = values![source, id, chain, number, event.block.hash, state, &event.body, reason, at];
     if tx.one::<(i64,)>(ADD_EVENT, row).await?.is_none() {
-        // It stands already, and was told.
-        return Ok(());
+        return Ok(false);
+    }
+    if event.undecodable.is_none() {
+        tx.told(source);
     }
     for delivery in &event.deliveries {
         let state = if delivery.held { "held" } else { "ready" };
@@ -104,7 +121,7 @@ async fn add_event(
             values![&delivery.consumer, source, chain, id, "log", number, &event.body, state, at];
         tx.execute(ADD_DELIVERY, row).await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 pub(super) async fn standing_above(
@@ -122,18 +139,31 @@ pub(super) async fn roll_back(tx: &mut Tx, back: &RollBack) -> Result<(), WatchS
     let chain = back.chain.as_str();
     let ancestor = stored(back.ancestor.number)?;
     move_cursor(tx, chain, back.expected, back.ancestor).await?;
-    for event in &back.retractions {
-        retract(tx, chain, event, back.now).await?;
+    retract_above(tx, chain, back.ancestor.number, &back.retractions, back.now).await?;
+    tx.execute(DROP_ABOVE, values![chain, ancestor]).await.map(|_| ())
+}
+
+/// Takes back what stands above the ancestor: exactly these, or else something came in meanwhile. The
+/// sources read it again.
+pub(super) async fn retract_above(
+    tx: &mut Tx,
+    chain: &str,
+    ancestor: u64,
+    retractions: &[StandingEvent],
+    now: Timestamp,
+) -> Result<(), WatchStoreError> {
+    let above = stored(ancestor)?;
+    for event in retractions {
+        retract(tx, chain, event, now).await?;
     }
-    let left = tx.one::<(i64,)>(COUNT_STANDING, values![chain, ancestor]).await?;
+    let left = tx.one::<(i64,)>(COUNT_STANDING, values![chain, above]).await?;
     if left != Some((0,)) {
         return Err(WatchStoreError::CursorMoved);
     }
-    tx.execute(RETRACT_UNDECODABLE, values![chain, ancestor]).await?;
-    tx.execute(DROP_ABOVE, values![chain, ancestor]).await?;
-    let next = ancestor.checked_add(1).ok_or_else(|| contradiction("a number is out of range"))?;
+    tx.execute(RETRACT_UNDECODABLE, values![chain, above]).await?;
+    let next = above.checked_add(1).ok_or_else(|| contradiction("a number is out of range"))?;
     tx.execute(PULL_SOURCES, values![chain, next]).await?;
-    Ok(())
+    upkeep::pulled(tx, chain, next).await
 }
 
 async fn retract(
@@ -148,6 +178,8 @@ async fn retract(
     };
     let told = tx.all::<(String,)>(TOLD, values![source, id]).await?;
     tx.execute(CANCEL, values![source, id, now.millis()]).await?;
+    triggers::cancel_turns(tx, source, id).await?;
+    tx.wake(source);
     for (consumer,) in told {
         let row = values![
             &consumer,
@@ -174,7 +206,9 @@ pub(super) async fn settle(tx: &mut Tx, settle: &Settle) -> Result<(), WatchStor
     }
     for (source, number) in &settle.releases {
         let row = values![chain, source, stored(*number)?, settle.now.millis()];
-        tx.execute(RELEASE, row).await?;
+        if tx.execute(RELEASE, row).await? > 0 {
+            tx.wake(source);
+        }
     }
     Ok(())
 }

@@ -2,14 +2,16 @@
 
 use super::outbox::stored_kind;
 use super::statement::{Tx, Value, hash, height, stored, values};
+use super::upkeep;
 use crate::core::time::Timestamp;
 use crate::ports::bus::{Kind, Message};
 use crate::ports::watch_store::{
-    Arrived, Attention, Claimed, Parked, Received, Unreadable, WatchStoreError,
+    Arrived, Attention, Claimed, Received, Unreadable, WatchStoreError,
 };
 
 statements! {
-    PLACE = "SELECT COUNT(*) FROM source WHERE name = $1 AND chain = $2";
+    // Below it, the own poller has read everything.
+    PLACE = "SELECT next_block FROM source WHERE name = $1 AND chain = $2";
     // What this watcher's own poller knows of the event: its document, how many of its deliveries are
     // held, and how many were let go. An event that was found before it had a consumer has no delivery
     // of either kind; the chain's own finality stands in for its source's then.
@@ -35,12 +37,13 @@ statements! {
                   OR (state IN ('parked', 'ready') AND origin = 'bus' AND body <> $4))";
     CANCEL_UNANSWERED = "UPDATE outbox SET state = 'cancelled', reason = 'retracted by a reorg', \
                          updated_at = $2 WHERE id = $1 AND state IN ('ready', 'taken', 'parked')";
+    // Its event went away since, whoever was told of that, and is another matter if it comes back.
+    IS_RETRACTED_SINCE = "SELECT COUNT(*) FROM outbox WHERE source = $1 AND event_id = $2 \
+                          AND kind = 'retraction' AND id > $3";
     KEEP = "INSERT INTO unreadable (consumer, digest, bytes, reason, seen_at) \
             VALUES ($1, $2, $3, $4, $5) ON CONFLICT (consumer, digest) DO NOTHING";
-    UNREAD = "SELECT consumer, digest, bytes, reason FROM unreadable ORDER BY id";
-    NEWEST_UNREAD = "SELECT consumer, digest, reason FROM unreadable ORDER BY id DESC LIMIT 50";
-    PARKED = "SELECT id, consumer, event_id, reason, body FROM outbox WHERE state = 'parked' \
-              ORDER BY id";
+    NEWEST_UNREAD = "SELECT consumer, digest, reason FROM unreadable WHERE acknowledged_at = 0 \
+                     ORDER BY id DESC LIMIT 50";
 }
 
 /// A row of the outbox: id, state, attempts, origin, body.
@@ -78,13 +81,13 @@ pub(super) async fn receive(
     now: Timestamp,
 ) -> Result<Received, WatchStoreError> {
     let source = &arrived.message.source;
-    if tx.one::<(i64,)>(PLACE, values![source, &arrived.chain]).await? != Some((1,)) {
-        return Ok(Received::TooEarly);
-    }
+    let place = tx.one::<(i64,)>(PLACE, values![source, &arrived.chain]).await?;
+    let Some((next_block,)) = place else { return Ok(Received::TooEarly) };
+    let is_read = height(next_block)? > arrived.block_number;
     let log = known(tx, arrived, Kind::Log).await?;
     let own = own(tx, arrived).await?;
     match arrived.message.kind {
-        Kind::Log => receive_log(tx, arrived, own, log, now).await,
+        Kind::Log => receive_log(tx, arrived, (own, is_read), log, now).await,
         Kind::Retraction => {
             // Anybody who may publish can write one. The broker brings it again when it is true, since
             // this watcher's own poller publishes it.
@@ -99,12 +102,13 @@ pub(super) async fn receive(
 async fn receive_log(
     tx: &mut Tx,
     arrived: &Arrived,
-    own: Option<Own>,
+    (own, is_read): (Option<Own>, bool),
     log: Option<Row>,
     now: Timestamp,
 ) -> Result<Received, WatchStoreError> {
     let event = own.as_ref().map(|own| own.state.as_str());
     let retracted = event == Some("retracted");
+    let log = current(tx, arrived, log).await?;
     match &log {
         Some((_, state, ..)) if state == "done" => {
             return Ok(Received::Settled("it was answered before"));
@@ -127,10 +131,28 @@ async fn receive_log(
     }
     let arrived = match own {
         Some(own) if !own.released => return Ok(Received::TooEarly),
-        Some(own) => &ours(arrived, own)?,
-        None => arrived,
+        Some(own) => ours(arrived, own)?,
+        // Anybody who may publish can write one. What this watcher has not found itself is not asked for; when
+        // it finds it, it publishes it too, and the broker brings that.
+        None if is_read => return Ok(Received::Absent),
+        None => return Ok(Received::Unread),
     };
-    take(tx, arrived, log, now).await
+    take(tx, &arrived, log, now).await
+}
+
+/// The delivery that this arrival is about: what ended before its event was retracted is none.
+async fn current(
+    tx: &mut Tx,
+    arrived: &Arrived,
+    log: Option<Row>,
+) -> Result<Option<Row>, WatchStoreError> {
+    let Some((id, state, ..)) = &log else { return Ok(None) };
+    if !["done", "cancelled"].contains(&state.as_str()) {
+        return Ok(log);
+    }
+    let row = values![&arrived.message.source, &arrived.message.event_id, *id];
+    let since = tx.one::<(i64,)>(IS_RETRACTED_SINCE, row).await?;
+    Ok(log.filter(|_| since.is_none_or(|(count,)| count == 0)))
 }
 
 /// The arrival with what this watcher itself read from the chain. Whoever may publish can send an
@@ -166,11 +188,12 @@ async fn receive_retraction(
     log: Option<Row>,
     now: Timestamp,
 ) -> Result<Received, WatchStoreError> {
-    let Some((id, _, attempts, origin, _)) = log else {
+    let Some((log_id, _, attempts, origin, _)) = log else {
         return Ok(Received::Settled("its event never came"));
     };
-    tx.execute(CANCEL_UNANSWERED, values![id, now.millis()]).await?;
-    match known(tx, arrived, Kind::Retraction).await? {
+    tx.execute(CANCEL_UNANSWERED, values![log_id, now.millis()]).await?;
+    // An older one took back what was asked for before this.
+    match known(tx, arrived, Kind::Retraction).await?.filter(|(id, ..)| *id > log_id) {
         Some((id, state, attempts, ..)) if state == "taken" => {
             again(tx, arrived, id, attempts, now).await
         }
@@ -223,12 +246,15 @@ pub(super) async fn keep_unreadable(
     tx: &mut Tx,
     message: &Unreadable,
     now: Timestamp,
-) -> Result<(), WatchStoreError> {
+) -> Result<bool, WatchStoreError> {
+    if !upkeep::has_room(tx, &message.consumer, message.digest, message.bytes.len()).await? {
+        return Ok(false);
+    }
     let bytes = Value::Bytes(message.bytes.to_vec());
     let mut row = values![&message.consumer, message.digest];
     row.push(bytes);
     row.extend(values![&message.reason, now.millis()]);
-    tx.execute(KEEP, row).await.map(|_| ())
+    tx.execute(KEEP, row).await.map(|_| true)
 }
 
 pub(super) async fn attention(tx: &mut Tx) -> Result<Vec<Attention>, WatchStoreError> {
@@ -244,27 +270,4 @@ pub(super) async fn attention(tx: &mut Tx) -> Result<Vec<Attention>, WatchStoreE
         })
     };
     rows.into_iter().map(item).collect()
-}
-
-pub(super) async fn parked(tx: &mut Tx) -> Result<Vec<Parked>, WatchStoreError> {
-    let rows = tx.all::<(i64, String, String, String, String)>(PARKED, Vec::new()).await?;
-    let delivery = |(delivery, consumer, event_id, reason, body)| Parked::Delivery {
-        delivery,
-        consumer,
-        event_id,
-        reason,
-        body,
-    };
-    let mut parked: Vec<Parked> = rows.into_iter().map(delivery).collect();
-    for row in tx.all::<(String, Vec<u8>, Vec<u8>, String)>(UNREAD, Vec::new()).await? {
-        let (consumer, digest, bytes, reason) = row;
-        let digest = hash(&digest)?;
-        parked.push(Parked::Unreadable(Unreadable {
-            consumer,
-            digest,
-            bytes: bytes.into(),
-            reason,
-        }));
-    }
-    Ok(parked)
 }

@@ -1,6 +1,7 @@
 //! Chains, sources, windows.
 
 use super::statement::{Tx, contradiction, hash, height, place, stored, values};
+use super::upkeep;
 use crate::core::chain_view::Link;
 use crate::core::id::ChainId;
 use crate::ports::watch_store::{ChainPin, ChainState, SourceState, WatchStoreError};
@@ -17,11 +18,14 @@ statements! {
                  ON CONFLICT (name) DO NOTHING";
     ADD_BLOCK = "INSERT INTO block (chain, number, hash, parent) VALUES ($1, $2, $3, $4)";
     BLOCKS = "SELECT number, hash, parent FROM block WHERE chain = $1 ORDER BY number";
-    SOURCES = "SELECT name, definition, next_block FROM source WHERE chain = $1 ORDER BY name";
+    SOURCES = "SELECT s.name, s.definition, s.next_block, COALESCE(p.to_block, -1) FROM source s \
+               LEFT JOIN progress p ON p.source = s.name WHERE s.chain = $1 ORDER BY s.name";
     SOURCE = "SELECT chain, definition FROM source WHERE name = $1";
-    ADD_SOURCE = "INSERT INTO source (name, chain, definition, next_block) \
-                  VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING";
-    REWIND = "UPDATE source SET next_block = $2 WHERE name = $1 AND next_block > $2";
+    ADD_SOURCE = "INSERT INTO source (name, chain, definition, next_block, first_block) \
+                  VALUES ($1, $2, $3, $4, $4) ON CONFLICT (name) DO NOTHING";
+    REWIND = "UPDATE source SET next_block = $2, \
+              first_block = CASE WHEN first_block > $2 THEN $2 ELSE first_block END \
+              WHERE name = $1 AND next_block > $2";
     SET_HALTED = "UPDATE chain SET halted = $2 WHERE name = $1";
 }
 
@@ -80,7 +84,7 @@ pub(super) async fn add_source(
     let name = source.name.as_str();
     let row = values![name, chain, &source.definition, stored(source.next_block)?];
     if tx.execute(ADD_SOURCE, row).await? == 1 {
-        return Ok(());
+        return upkeep::began(tx, name, stored(source.next_block)?).await;
     }
     let known = tx.one::<(String, String)>(SOURCE, values![name]).await?;
     match known {
@@ -100,9 +104,10 @@ pub(super) async fn load(tx: &mut Tx, name: &str) -> Result<Option<ChainState>, 
     let link = |(number, own, parent): &(i64, Vec<u8>, Vec<u8>)| {
         Ok(Link { number: height(*number)?, hash: hash(own)?, parent: hash(parent)? })
     };
-    let sources = tx.all::<(String, String, i64)>(SOURCES, values![name]).await?;
-    let source = |(name, definition, next): (String, String, i64)| {
-        Ok(SourceState { name, definition, next_block: height(next)? })
+    let sources = tx.all::<(String, String, i64, i64)>(SOURCES, values![name]).await?;
+    let source = |(name, definition, next, to): (String, String, i64, i64)| {
+        let (next_block, to_block) = (height(next)?, u64::try_from(to).ok());
+        Ok(SourceState { name, definition, next_block, to_block })
     };
     let finalized =
         if row.final_number < 0 { None } else { Some(place(row.final_number, &row.final_hash)?) };
@@ -134,5 +139,10 @@ pub(super) async fn set_halted(tx: &mut Tx, name: &str, why: &str) -> Result<(),
 
 pub(super) async fn rewind(tx: &mut Tx, name: &str, from: u64) -> Result<bool, WatchStoreError> {
     // Block 0 has no logs.
-    Ok(tx.execute(REWIND, values![name, stored(from.max(1))?]).await? == 1)
+    let from = stored(from.max(1))?;
+    let moved = tx.execute(REWIND, values![name, from]).await? == 1;
+    if moved {
+        upkeep::sent_back(tx, name, from).await?;
+    }
+    Ok(moved)
 }

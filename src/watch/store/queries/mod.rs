@@ -4,14 +4,19 @@
 mod advance;
 mod arrivals;
 mod chains;
+mod follow;
+mod lead;
 mod outbox;
+mod second_read;
 mod statement;
+mod triggers;
+mod upkeep;
 
-use super::{CREATED, OpenMode, RUNS_MAX, Store};
+use super::{CREATED, OpenMode, Store};
 use crate::core::chain_view::Link;
 use crate::core::time::Timestamp;
 use crate::ports::watch_store::{
-    Advance, Arrived, ChainPin, ChainState, Claimed, Ended, Parked, Received, RollBack, Settle,
+    Advance, Arrived, ChainPin, ChainState, Claimed, Ended, Lanes as _, Received, RollBack, Settle,
     SourceState, StandingEvent, Unreadable, WatchStatus, WatchStore, WatchStoreError,
 };
 use async_trait::async_trait;
@@ -20,17 +25,34 @@ use statement::Tx;
 /// Every statement, for the test that prepares them.
 #[cfg(test)]
 pub(super) fn all_statements() -> Vec<crate::watch::store::Named> {
-    [advance::ALL, arrivals::ALL, chains::ALL, outbox::ALL].concat()
+    [
+        advance::ALL,
+        arrivals::ALL,
+        chains::ALL,
+        follow::ALL,
+        lead::ALL,
+        outbox::ALL,
+        second_read::ALL,
+        triggers::ALL,
+        upkeep::ALL,
+    ]
+    .concat()
 }
 
 /// Runs work in a transaction of this name, again if others were in its way.
 macro_rules! unit {
     ($store:expr, $name:literal, |$tx:ident| $work:expr) => {{
-        for _ in 0..RUNS_MAX {
-            let mut open = Tx::new($store.begin().await?, $name);
-            let $tx = &mut open;
-            let answer = $work.await;
-            match open.end(answer).await {
+        use $crate::ports::watch_store::WatchStoreError;
+        for _ in 0..$crate::watch::store::RUNS_MAX {
+            let answer = match $store.open_unit($name).await {
+                Ok(mut open) => {
+                    let $tx = &mut open;
+                    let answer = $work.await;
+                    $store.close_unit(open, answer).await
+                }
+                Err(error) => Err(error),
+            };
+            match answer {
                 Err(WatchStoreError::Contended) => {}
                 answer => return answer,
             }
@@ -42,11 +64,37 @@ macro_rules! unit {
 /// Reads at one moment.
 macro_rules! look {
     ($store:expr, $name:literal, |$tx:ident| $work:expr) => {{
-        let mut open = Tx::new($store.begin_read().await?, $name);
+        let mut open = $store.open_look($name).await?;
         let $tx = &mut open;
         let answer = $work.await;
         open.end(answer).await
     }};
+}
+
+use {look, unit};
+
+impl Store {
+    /// Begins a unit, in the term that this handle acts in.
+    async fn open_unit(&self, name: &'static str) -> Result<Tx, WatchStoreError> {
+        let mut open = Tx::new(self.begin().await?, name);
+        match lead::still_leads(&mut open, self.shared.fence.as_ref()).await {
+            Ok(()) => Ok(open),
+            // Whoever comes next may have to wait for the lock otherwise.
+            Err(error) => open.end(Err(error)).await,
+        }
+    }
+
+    async fn close_unit<T>(
+        &self,
+        open: Tx,
+        answer: Result<T, WatchStoreError>,
+    ) -> Result<T, WatchStoreError> {
+        lead::close(open, answer, &self.shared.bells).await
+    }
+
+    async fn open_look(&self, name: &'static str) -> Result<Tx, WatchStoreError> {
+        Ok(Tx::new(self.begin_read().await?, name))
+    }
 }
 
 /// Brings the schema up to date, and checks or sets the mark of a database of ours.
@@ -117,10 +165,6 @@ impl WatchStore for Store {
         unit!(self, "set_halted", |tx| chains::set_halted(tx, chain, why.unwrap_or_default()))
     }
 
-    async fn forget_claims(&self, now: Timestamp) -> Result<(), WatchStoreError> {
-        unit!(self, "forget_claims", |tx| outbox::forget_claims(tx, now))
-    }
-
     async fn claim(
         &self,
         consumer: &str,
@@ -128,12 +172,9 @@ impl WatchStore for Store {
         now: Timestamp,
         lease_ms: i64,
     ) -> Result<Option<Claimed>, WatchStoreError> {
-        // The usual answer is "nothing", and reading it takes no lock.
-        let head = outbox::Head { consumer, source, now };
-        if !self.has_due(&head).await? {
-            return Ok(None);
-        }
-        unit!(self, "claim", |tx| outbox::claim(tx, &head, lease_ms))
+        let until = now.plus_millis(lease_ms);
+        let claims = self.claim_some(consumer, source, now, until, 1).await?;
+        Ok(claims.claimed.into_iter().next())
     }
 
     async fn finish(
@@ -158,12 +199,8 @@ impl WatchStore for Store {
         &self,
         message: &Unreadable,
         now: Timestamp,
-    ) -> Result<(), WatchStoreError> {
+    ) -> Result<bool, WatchStoreError> {
         unit!(self, "keep_unreadable", |tx| arrivals::keep_unreadable(tx, message, now))
-    }
-
-    async fn parked(&self) -> Result<Vec<Parked>, WatchStoreError> {
-        look!(self, "parked", |tx| arrivals::parked(tx))
     }
 
     async fn rewind(&self, source: &str, from_block: u64) -> Result<bool, WatchStoreError> {
@@ -176,12 +213,6 @@ impl WatchStore for Store {
 
     async fn status(&self) -> Result<WatchStatus, WatchStoreError> {
         look!(self, "status", |tx| outbox::status(tx))
-    }
-}
-
-impl Store {
-    async fn has_due(&self, head: &outbox::Head<'_>) -> Result<bool, WatchStoreError> {
-        look!(self, "has_due", |tx| outbox::has_due(tx, head))
     }
 }
 

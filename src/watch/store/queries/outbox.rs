@@ -1,50 +1,74 @@
 //! Deliveries: claimed, ended, counted.
 
+use super::super::Store;
 use super::statement::{Tx, contradiction, height, values};
-use super::{arrivals, chains};
+use super::{arrivals, chains, lead, look, unit, upkeep};
 use crate::core::time::Timestamp;
-use crate::ports::bus::{Kind, Message, PUBLISHER};
+use crate::ports::bus::{Kind, Message};
 use crate::ports::watch_store::{
-    Attention, Claimed, Ended, OutboxCount, WatchStatus, WatchStoreError,
+    Attention, Claimed, Claims, Ended, Lanes, WatchStatus, WatchStoreError,
 };
+use async_trait::async_trait;
 use sqlx::FromRow;
+use tokio::sync::watch;
 
 statements! {
-    HEAD = "SELECT id, state, attempts, due_at, kind, event_id, body FROM outbox \
+    HEADS = "SELECT id, state, attempts, due_at, kind, event_id, body FROM outbox \
+             WHERE consumer = $1 AND source = $2 AND state IN ('held', 'ready') ORDER BY id LIMIT $3";
+    HEAD = "SELECT state, due_at FROM outbox \
             WHERE consumer = $1 AND source = $2 AND state IN ('held', 'ready') ORDER BY id LIMIT 1";
-    // Compare and swap: of two that claim the same row, one gets it.
-    CLAIM = "UPDATE outbox SET attempts = attempts + 1, due_at = $3, updated_at = $4 \
-             WHERE id = $1 AND attempts = $2 AND state = 'ready'";
-    FORGET = "UPDATE outbox SET due_at = $1 WHERE state = 'ready' AND due_at > $1";
-    DONE = "UPDATE outbox SET state = 'done', result = $3, reason = '', updated_at = $4 \
-            WHERE id = $1 AND attempts = $2 AND state IN ('ready', 'taken')";
+    // Compare and swap: of two that claim the same rows, one gets them.
+    CLAIM = "UPDATE outbox SET attempts = attempts + 1, due_at = $6, claimed_by = $7, updated_at = $5 \
+             WHERE consumer = $1 AND source = $2 AND id >= $3 AND id <= $4 AND state = 'ready' \
+             AND due_at <= $5";
+    FREE = "UPDATE outbox SET due_at = $3, claimed_by = 0 \
+            WHERE consumer = $1 AND source = $2 AND state = 'ready' AND claimed_by <> 0";
+    DONE = "UPDATE outbox SET state = 'done', result = $3, reason = '', claimed_by = 0, \
+            updated_at = $4 WHERE id = $1 AND attempts = $2 AND state IN ('ready', 'taken')";
     DONE_THOUGH_CANCELLED = "UPDATE outbox SET result = $3, updated_at = $4 \
                              WHERE id = $1 AND attempts = $2 AND state = 'cancelled'";
-    RETRY = "UPDATE outbox SET due_at = $3, reason = $4, updated_at = $5 \
+    RETRY = "UPDATE outbox SET due_at = $3, reason = $4, claimed_by = 0, updated_at = $5 \
              WHERE id = $1 AND attempts = $2 AND state IN ('ready', 'taken')";
-    PARK = "UPDATE outbox SET state = 'parked', reason = $3, updated_at = $4 \
-            WHERE id = $1 AND attempts = $2 AND state IN ('ready', 'taken')";
+    PARK = "UPDATE outbox SET state = 'parked', reason = $3, claimed_by = 0, acknowledged_at = 0, \
+            updated_at = $4 WHERE id = $1 AND attempts = $2 AND state IN ('ready', 'taken')";
+    NOT_TRIED = "UPDATE outbox SET attempts = attempts - 1, due_at = $3, claimed_by = 0, \
+                 updated_at = $3 WHERE id = $1 AND attempts = $2 AND state = 'ready'";
     UNPARK = "UPDATE outbox SET state = 'ready', due_at = $2, updated_at = $2 \
-              WHERE state = 'parked' AND ($1 = 0 OR id = $1)";
-    COUNTS = "SELECT consumer, state, COUNT(*) FROM outbox GROUP BY consumer, state \
-              ORDER BY consumer, state";
+              WHERE state = 'parked' AND ($1 = 0 OR id = $1) RETURNING source";
     // A retraction shows what became of the log that it takes back. That it was published, to whom it
-    // may concern, needs no look.
-    ATTENTION = "SELECT o.id, o.consumer, o.kind, o.event_id, o.state, o.reason, \
+    // may concern, needs no look. The condition is that of an index, word for word.
+    ATTENTION = "SELECT o.id, o.consumer, o.kind, o.event_id, o.state, \
+                 CASE WHEN o.kind = 'retraction' AND o.state = 'done' THEN o.result ELSE o.reason END, \
                  COALESCE((SELECT MAX(l.result) FROM outbox l WHERE l.source = o.source \
                  AND l.event_id = o.event_id AND l.consumer = o.consumer AND l.kind = 'log'), '') \
-                 FROM outbox o WHERE o.state = 'parked' OR (o.state = 'cancelled' AND o.result <> '') \
-                 OR (o.kind = 'retraction' AND o.consumer <> $1) \
-                 OR (o.state IN ('ready', 'taken') AND o.attempts > 2) ORDER BY o.id DESC LIMIT 50";
+                 FROM outbox o WHERE o.acknowledged_at = 0 \
+                 AND (o.state = 'parked' OR (o.state = 'cancelled' AND o.result <> '') \
+                 OR (o.kind = 'retraction' AND o.consumer <> 'publisher') \
+                 OR (o.state = 'ready' AND SUBSTR(o.reason, 1, 14) = 'above its rate') \
+                 OR (o.state IN ('ready', 'taken') AND o.attempts > 2)) ORDER BY o.id DESC LIMIT 50";
+    COUNT_ATTENTION = "SELECT COUNT(*) FROM (SELECT 1 FROM outbox WHERE acknowledged_at = 0 \
+                       AND (state = 'parked' OR (state = 'cancelled' AND result <> '') \
+                       OR (kind = 'retraction' AND consumer <> 'publisher') \
+                       OR (state = 'ready' AND SUBSTR(reason, 1, 14) = 'above its rate') \
+                       OR (state IN ('ready', 'taken') AND attempts > 2)) LIMIT 100000) AS counted";
     UNDECODABLE = "SELECT event_id, reason FROM event WHERE state = 'undecodable' \
-                   ORDER BY id DESC LIMIT 50";
+                   AND acknowledged_at = 0 ORDER BY id DESC LIMIT 50";
+    COUNT_UNDECODABLE = "SELECT COUNT(*) FROM (SELECT 1 FROM event WHERE state = 'undecodable' \
+                         AND acknowledged_at = 0 LIMIT 100000) AS counted";
+    COUNT_UNREADABLE = "SELECT COUNT(*) FROM unreadable WHERE acknowledged_at = 0";
 }
 
-/// Whose oldest open delivery, and when.
-pub(super) struct Head<'a> {
-    pub(super) consumer: &'a str,
-    pub(super) source: &'a str,
-    pub(super) now: Timestamp,
+/// How far deliveries of one consumer and state are counted for `status`.
+const COUNTED_MAX: u64 = 1_000_000;
+/// Who claims without a term: nobody's token is this.
+const NO_TERM: i64 = -1;
+
+/// A lane, and when.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    consumer: &'a str,
+    source: &'a str,
+    now: Timestamp,
 }
 
 #[derive(FromRow)]
@@ -73,40 +97,70 @@ pub(super) const fn stored_kind(kind: Kind) -> &'static str {
     }
 }
 
-async fn due(tx: &mut Tx, head: &Head<'_>) -> Result<Option<HeadRow>, WatchStoreError> {
-    let row = tx.one::<HeadRow>(HEAD, values![head.consumer, head.source]).await?;
-    Ok(row.filter(|row| row.state == "ready" && row.due_at <= head.now.millis()))
+/// When the oldest open delivery is due; `None` if there is none, or it is held.
+async fn due(tx: &mut Tx, head: Head<'_>) -> Result<Option<Timestamp>, WatchStoreError> {
+    let row = tx.one::<(String, i64)>(HEAD, values![head.consumer, head.source]).await?;
+    let ready = row.filter(|(state, _)| state == "ready");
+    Ok(ready.map(|(_, due)| Timestamp::from_millis(due)))
 }
 
-pub(super) async fn has_due(tx: &mut Tx, head: &Head<'_>) -> Result<bool, WatchStoreError> {
-    Ok(due(tx, head).await?.is_some())
-}
-
-pub(super) async fn claim(
+async fn claim(
     tx: &mut Tx,
-    head: &Head<'_>,
-    lease_ms: i64,
-) -> Result<Option<Claimed>, WatchStoreError> {
-    let Some(row) = due(tx, head).await? else { return Ok(None) };
-    let until = head.now.plus_millis(lease_ms).millis();
-    let claim = values![row.id, row.attempts, until, head.now.millis()];
-    if tx.execute(CLAIM, claim).await? != 1 {
-        return Ok(None);
+    head: Head<'_>,
+    until: Timestamp,
+    limit: u32,
+    token: i64,
+) -> Result<Claims, WatchStoreError> {
+    let (consumer, source, now) = (head.consumer, head.source, head.now.millis());
+    let heads = values![consumer, source, i64::from(limit)];
+    let mut rows = tx.all::<HeadRow>(HEADS, heads).await?;
+    let due = |row: &HeadRow| row.state == "ready" && row.due_at <= now;
+    let count = rows.iter().take_while(|row| due(row)).count();
+    rows.truncate(count);
+    let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
+        return Ok(Claims::default());
+    };
+    let range = values![consumer, source, first.id, last.id, now, until.millis(), token];
+    // Others may have become ready between them since, by an operator's word.
+    if tx.execute(CLAIM, range).await? != u64::try_from(count).unwrap_or(u64::MAX) {
+        return Err(WatchStoreError::Contended);
     }
-    Ok(Some(Claimed {
-        id: row.id,
-        attempt: row.attempts.saturating_add(1),
-        message: Message {
-            kind: kind(&row.kind)?,
-            source: head.source.to_owned(),
-            event_id: row.event_id,
-            body: row.body,
-        },
-    }))
+    let claimed = |row: HeadRow| {
+        Ok(Claimed {
+            id: row.id,
+            attempt: row.attempts.saturating_add(1),
+            message: Message {
+                kind: kind(&row.kind)?,
+                source: source.to_owned(),
+                event_id: row.event_id,
+                body: row.body,
+            },
+        })
+    };
+    let claimed = rows.into_iter().map(claimed).collect::<Result<_, WatchStoreError>>()?;
+    Ok(Claims { claimed, due: None })
 }
 
-pub(super) async fn forget_claims(tx: &mut Tx, now: Timestamp) -> Result<(), WatchStoreError> {
-    tx.execute(FORGET, values![now.millis()]).await.map(|_| ())
+async fn free(tx: &mut Tx, head: Head<'_>) -> Result<u64, WatchStoreError> {
+    tx.execute(FREE, values![head.consumer, head.source, head.now.millis()]).await
+}
+
+async fn finish_some(
+    tx: &mut Tx,
+    ended: &[(Claimed, Option<Ended>)],
+    now: Timestamp,
+) -> Result<Vec<bool>, WatchStoreError> {
+    let mut kept = Vec::with_capacity(ended.len());
+    for (claimed, ended) in ended {
+        kept.push(match ended {
+            Some(ended) => finish(tx, claimed.id, claimed.attempt, ended, now).await?,
+            None => {
+                let row = values![claimed.id, claimed.attempt, now.millis()];
+                tx.execute(NOT_TRIED, row).await? == 1
+            }
+        });
+    }
+    Ok(kept)
 }
 
 pub(super) async fn finish(
@@ -135,25 +189,32 @@ pub(super) async fn finish(
 }
 
 pub(super) async fn unpark(tx: &mut Tx, id: i64, now: Timestamp) -> Result<u64, WatchStoreError> {
-    tx.execute(UNPARK, values![id, now.millis()]).await
+    let rows = tx.all::<(String,)>(UNPARK, values![id, now.millis()]).await?;
+    rows.iter().for_each(|(source,)| tx.wake(source));
+    Ok(u64::try_from(rows.len()).unwrap_or(u64::MAX))
 }
 
 type AttentionRow = (i64, String, String, String, String, String, String);
 
 pub(super) async fn status(tx: &mut Tx) -> Result<WatchStatus, WatchStoreError> {
     let chains = chains::load_all(tx).await?;
-    let counts = tx.all::<(String, String, i64)>(COUNTS, Vec::new()).await?;
-    let count = |(consumer, state, count): (String, String, i64)| {
-        Ok(OutboxCount { consumer, state, count: height(count)? })
-    };
-    let outbox = counts.into_iter().map(count).collect::<Result<_, WatchStoreError>>()?;
+    let outbox = upkeep::counts(tx, COUNTED_MAX, true).await?;
+    let mut open = 0_i64;
+    for statement in [COUNT_ATTENTION, COUNT_UNDECODABLE, COUNT_UNREADABLE] {
+        let count = tx.one::<(i64,)>(statement, Vec::new()).await?.map_or(0, |(count,)| count);
+        open = open.saturating_add(count);
+    }
     let mut attention = Vec::new();
-    for row in tx.all::<AttentionRow>(ATTENTION, values![PUBLISHER]).await? {
+    for row in tx.all::<AttentionRow>(ATTENTION, Vec::new()).await? {
         let (delivery, consumer, stored, event_id, state, reason, result) = row;
         let kind = kind(&stored)?;
         let reason = match (kind, state.as_str()) {
             (_, "parked") => reason,
             (Kind::Log, "ready" | "taken") => format!("still trying: {reason}"),
+            (Kind::Retraction, "ready" | "taken") if !reason.is_empty() => {
+                format!("retracted, and the server is not told yet: {reason}")
+            }
+            (Kind::Retraction, "done") if !reason.is_empty() => format!("retracted: {reason}"),
             _ if result.is_empty() => "retracted after it was tried".to_owned(),
             _ => format!("retracted after it became {result}"),
         };
@@ -167,5 +228,72 @@ pub(super) async fn status(tx: &mut Tx) -> Result<WatchStatus, WatchStoreError> 
         let kind = Kind::Log;
         attention.push(Attention { delivery: 0, consumer, kind, event_id, reason, became: None });
     }
-    Ok(WatchStatus { chains, outbox, attention })
+    let shown = u64::try_from(attention.len()).unwrap_or(u64::MAX);
+    Ok(WatchStatus {
+        chains,
+        outbox,
+        attention,
+        attention_more: height(open)?.saturating_sub(shown),
+        unreadable_refused: upkeep::refused(tx).await?,
+        progress: upkeep::progress(tx).await?,
+        duties: lead::duties(tx).await?,
+    })
+}
+
+#[async_trait]
+impl Lanes for Store {
+    fn bell(&self, source: &str) -> watch::Receiver<u64> {
+        self.shared.bells.of(source)
+    }
+
+    async fn claim_some(
+        &self,
+        consumer: &str,
+        source: &str,
+        now: Timestamp,
+        until: Timestamp,
+        limit: u32,
+    ) -> Result<Claims, WatchStoreError> {
+        let head = Head { consumer, source, now };
+        // The usual answer is "nothing", and reading it takes no lock.
+        match self.due(head).await? {
+            Some(due) if due <= now => {}
+            due => return Ok(Claims { claimed: Vec::new(), due }),
+        }
+        let token = self.shared.fence.as_ref().map_or(NO_TERM, |fence| fence.token);
+        unit!(self, "claim", |tx| claim(tx, head, until, limit, token))
+    }
+
+    async fn finish_some(
+        &self,
+        ended: &[(Claimed, Option<Ended>)],
+        now: Timestamp,
+    ) -> Result<Vec<bool>, WatchStoreError> {
+        unit!(self, "finish_some", |tx| finish_some(tx, ended, now))
+    }
+
+    async fn free_claims(
+        &self,
+        consumer: &str,
+        source: &str,
+        now: Timestamp,
+    ) -> Result<u64, WatchStoreError> {
+        let head = Head { consumer, source, now };
+        unit!(self, "free_claims", |tx| free(tx, head))
+    }
+}
+
+impl Store {
+    async fn due(&self, head: Head<'_>) -> Result<Option<Timestamp>, WatchStoreError> {
+        look!(self, "due", |tx| due(tx, head))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// Indexes and statements have the name as a literal.
+    #[test]
+    fn the_publisher_has_the_name_that_the_statements_have() {
+        assert_eq!(crate::ports::bus::PUBLISHER, "publisher");
+    }
 }

@@ -7,6 +7,7 @@ use crate::watch::store::Named;
 use alloy::primitives::B256;
 use sqlx::FromRow;
 use sqlx::query::Query;
+use std::collections::BTreeMap;
 
 type Row = <Db as sqlx::Database>::Row;
 type Arguments = <Db as sqlx::Database>::Arguments;
@@ -58,11 +59,28 @@ pub(super) struct Tx {
     inner: sqlx::Transaction<'static, Db>,
     unit: &'static str,
     first_error: Option<WatchStoreError>,
+    woken: BTreeMap<String, i64>,
 }
 
 impl Tx {
     pub(super) const fn new(inner: sqlx::Transaction<'static, Db>, unit: &'static str) -> Self {
-        Self { inner, unit, first_error: None }
+        Self { inner, unit, first_error: None, woken: BTreeMap::new() }
+    }
+
+    /// Deliveries of a source became ready: its lanes are woken by the commit.
+    pub(super) fn wake(&mut self, source: &str) {
+        self.woken.entry(source.to_owned()).or_default();
+    }
+
+    /// An event of a source was told: it is counted, and its lanes are woken by the commit.
+    pub(super) fn told(&mut self, source: &str) {
+        let count = self.woken.entry(source.to_owned()).or_default();
+        *count = count.saturating_add(1);
+    }
+
+    /// The sources whose lanes are to be woken, and how many events of each were told.
+    pub(super) fn take_woken(&mut self) -> BTreeMap<String, i64> {
+        std::mem::take(&mut self.woken)
     }
 
     /// Commits if all went well, rolls back otherwise.

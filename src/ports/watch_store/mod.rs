@@ -1,10 +1,22 @@
 //! The watcher's database, as operations. Each is one transaction: all of it is durable when the
 //! method returns `Ok`, none of it otherwise. All may be called concurrently, also from other processes.
 
-use super::bus::{Kind, Message, Outcome};
+mod follow;
+mod lead;
+mod second_read;
+mod triggers;
+mod upkeep;
+
+pub use follow::{Again, Backlog, FollowStore, Resume};
+pub use lead::{Claims, Duty, Fence, Lanes, Lead, UPKEEP_DUTY, chain_duty, lane_duty};
+pub use second_read::{Checked, ReadAgain, SecondReads};
+pub use triggers::TriggerBook;
+pub use upkeep::{OldestOpen, ParkedFrom, ParkedPage, Progress, PruneFrom, Pruned, Seen, Upkeep};
+
 use crate::core::chain_view::{Link, Place};
 use crate::core::id::ChainId;
 use crate::core::time::Timestamp;
+use crate::ports::bus::{Kind, Message, Outcome};
 use alloy::primitives::{B256, Bytes};
 use async_trait::async_trait;
 
@@ -20,6 +32,9 @@ pub enum WatchStoreError {
     /// Somebody else moved the cursor: load again.
     #[error("the cursor was moved by another process")]
     CursorMoved,
+    /// Another process has this duty now: nothing was changed.
+    #[error("another process has the duty {0} now; nothing was changed")]
+    NotLeading(String),
     /// What is stored contradicts what was handed in; names both.
     #[error("{0}")]
     Contradiction(String),
@@ -45,6 +60,8 @@ pub struct SourceState {
     pub definition: String,
     /// The first block whose logs it has not taken.
     pub next_block: u64,
+    /// The last block to read again, if it was sent back for some only; it goes on elsewhere then.
+    pub to_block: Option<u64>,
 }
 
 /// Everything that is stored of a chain but its events.
@@ -78,7 +95,7 @@ pub struct NewDelivery {
 pub struct NewEvent {
     /// Name of the source.
     pub source: String,
-    /// `{chain}:{block hash}:{transaction hash}:{log index}`.
+    /// `{chain}:{block hash}:{transaction hash}:{log index}`, or `:tx` at the end.
     pub event_id: String,
     /// Its block.
     pub block: Place,
@@ -191,7 +208,7 @@ pub enum Ended {
 /// Delay of the first retry, in milliseconds; it doubles with each attempt.
 const RETRY_FIRST_MS: i64 = 500;
 /// Longest delay, in milliseconds.
-const RETRY_MOST_MS: i64 = 60_000;
+const RETRY_MOST_MS: i64 = 15_000;
 
 impl Ended {
     /// How a delivery ended by what its consumer said of it.
@@ -208,7 +225,8 @@ impl Ended {
     }
 }
 
-/// Half a second, doubled with each attempt, up to a minute.
+/// Half a second, doubled with each attempt, up to a quarter of a minute: what comes after it on its lane waits
+/// too, and one question is nothing to a server that is back.
 fn retry_delay_ms(attempt: i64) -> i64 {
     let doublings = u32::try_from(attempt.saturating_sub(1).clamp(0, 16)).unwrap_or(0);
     RETRY_FIRST_MS.saturating_mul(2_i64.saturating_pow(doublings)).min(RETRY_MOST_MS)
@@ -237,6 +255,10 @@ pub enum Received {
     /// The chain or the source has no row yet: the poller makes it at its start. Or the event is known
     /// here, and not final yet by its source's rule: it is handed in again until it is.
     TooEarly,
+    /// The own poller has not come to its block, so nothing is known of it here.
+    Unread,
+    /// The own poller has read its block, and it is not in it.
+    Absent,
 }
 
 /// A message that came over a bus and could not be read.
@@ -268,6 +290,19 @@ pub enum Parked {
         /// The document.
         body: String,
     },
+    /// A log that its source's signature does not fit. It has no delivery.
+    Undecodable {
+        /// The source.
+        source: String,
+        /// The event.
+        event_id: String,
+        /// Its block.
+        block_number: u64,
+        /// Why.
+        reason: String,
+        /// Address, topics and data as they are on the chain: JSON.
+        raw: String,
+    },
     /// A message that could not be read. It cannot be tried again.
     Unreadable(Unreadable),
 }
@@ -279,8 +314,10 @@ pub struct OutboxCount {
     pub consumer: String,
     /// `held`, `ready`, `taken` (from a broker, and not answered yet), `done`, `parked` or `cancelled`.
     pub state: String,
-    /// How many.
+    /// How many; no more than were to be counted.
     pub count: u64,
+    /// Whether there are more than were counted.
+    pub more: bool,
 }
 
 /// Something that an operator should look at.
@@ -307,13 +344,24 @@ pub struct WatchStatus {
     pub chains: Vec<ChainState>,
     /// Deliveries, counted.
     pub outbox: Vec<OutboxCount>,
-    /// The newest that need attention: parked, failing, undecodable, or retracted after they were sent.
+    /// The newest that need attention and were not acknowledged: parked, failing, undecodable, or
+    /// retracted after they were sent. No more than fifty of each kind.
     pub attention: Vec<Attention>,
+    /// How many more there are.
+    pub attention_more: u64,
+    /// Messages that could not be read, and were not kept, since too many were kept already.
+    pub unreadable_refused: u64,
+    /// How far each source is, by name.
+    pub progress: Vec<Progress>,
+    /// Who has each duty, by name.
+    pub duties: Vec<Duty>,
 }
 
 /// The watcher's database.
 #[async_trait]
-pub trait WatchStore: Send + Sync {
+pub trait WatchStore:
+    FollowStore + SecondReads + Lead + Lanes + Upkeep + TriggerBook + Send + Sync
+{
     /// Pins a chain and anchors its window at a block, if it is new; else compares the pin.
     async fn register(&self, pin: &ChainPin, anchor: Link) -> Result<(), WatchStoreError>;
 
@@ -341,12 +389,9 @@ pub trait WatchStore: Send + Sync {
     /// Records finality and lets held deliveries go.
     async fn settle(&self, settle: &Settle) -> Result<(), WatchStoreError>;
 
-    /// Records why a chain stands still, or that it no longer does.
+    /// Records why a chain stands still, or that it no longer does. While it does, nothing moves it:
+    /// `advance`, `roll_back` and `settle` are `CursorMoved`.
     async fn set_halted(&self, chain: &str, why: Option<&str>) -> Result<(), WatchStoreError>;
-
-    /// Makes every waiting delivery due, at start: claims of a process that died hold nothing up. A
-    /// claim only saves work; two deliveries of one message are harmless.
-    async fn forget_claims(&self, now: Timestamp) -> Result<(), WatchStoreError>;
 
     /// Takes the oldest open delivery of a consumer and source in hand, until `lease_ms` later, if it is
     /// due and not held. So order is kept: nothing overtakes a held or failing delivery.
@@ -371,19 +416,19 @@ pub trait WatchStore: Send + Sync {
     /// Takes a message that came over a bus in hand. However often it comes, one that was answered is
     /// `Settled`; so is one whose event was retracted, which cancels a delivery that was not answered.
     /// Of an event that is known here, it is the own document that is handed out, once it is final, and
-    /// a retraction counts only when the event was retracted here too.
+    /// a retraction counts only when the event was retracted here too. Nothing is asked for an event that is
+    /// not known here.
     async fn receive(&self, arrived: &Arrived, now: Timestamp)
     -> Result<Received, WatchStoreError>;
 
-    /// Keeps a message that cannot be read. The same bytes are kept once.
+    /// Keeps a message that cannot be read, or is of no event. The same bytes are kept once. `false` if it is
+    /// not kept: when a thousand are, or 64 MiB, a new one is only counted, until some were acknowledged and
+    /// pruned. Whoever may publish must not fill the disk.
     async fn keep_unreadable(
         &self,
         message: &Unreadable,
         now: Timestamp,
-    ) -> Result<(), WatchStoreError>;
-
-    /// All that is parked, oldest first, with the bytes.
-    async fn parked(&self) -> Result<Vec<Parked>, WatchStoreError>;
+    ) -> Result<bool, WatchStoreError>;
 
     /// Sends a source back to a block that it has taken already. What stands is not told twice. `false`
     /// if there is no such source, or it has not come so far.
@@ -404,7 +449,7 @@ mod tests {
     fn retries_wait_longer_each_time_and_not_less_than_asked() {
         assert_eq!(retry_delay_ms(1), 500);
         assert_eq!(retry_delay_ms(2), 1000);
-        assert_eq!(retry_delay_ms(100), 60_000);
+        assert_eq!(retry_delay_ms(100), 15_000);
         let now = Timestamp::from_millis(5);
         let asked = Outcome::Retry { after_ms: Some(7000), error: String::new() };
         let due = now.plus_millis(7000);
