@@ -37,6 +37,7 @@ use serde_json::{Value, json};
 use std::process::Command;
 use std::time::Duration;
 use support::emitter::{self, EMITTER, EVENT, place_emitter};
+use support::fault_proxy::{Fault, FaultProxy, Times};
 use support::recording_server::{Recorded, RecordingServer};
 use support::services::{Anvil, AnvilOptions, Mining, Program, poll_until, word};
 use tempfile::TempDir;
@@ -46,7 +47,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 const BIN: &str = env!("CARGO_BIN_EXE_claviger-watcher");
 /// What a stage can have otherwise.
 struct Setting {
-    /// The nodes that the watcher asks; anvil itself without it.
+    /// The nodes that the watcher asks; the proxy in front of anvil without it.
     rpc: Option<String>,
     /// When the source's events may sign.
     finality: &'static str,
@@ -74,8 +75,11 @@ impl Default for Setting {
     }
 }
 
+/// The proxy and the server run in this process, beside tests that wait for commands: they need a second
+/// thread.
 struct Stage {
     anvil: Anvil,
+    proxy: FaultProxy,
     server: RecordingServer,
     folder: TempDir,
     setting: Setting,
@@ -95,6 +99,7 @@ impl Stage {
     async fn on(anvil: Anvil, setting: Setting) -> Self {
         place_emitter(&anvil).await;
         let stage = Self {
+            proxy: FaultProxy::start(&anvil.url()).await,
             anvil,
             server: RecordingServer::start().await,
             folder: tempfile::tempdir().unwrap(),
@@ -147,7 +152,7 @@ impl Stage {
             store = self.setting.store.clone().unwrap_or_else(sqlite),
             server = self.server.url(),
             token = self.path("token"),
-            rpc = self.setting.rpc.clone().unwrap_or_else(|| self.anvil.url()),
+            rpc = self.setting.rpc.clone().unwrap_or_else(|| self.proxy.url()),
             finality = self.setting.finality,
             trigger = self.setting.trigger,
             bus = self.setting.bus,
@@ -180,6 +185,16 @@ impl Stage {
     }
 
     /// Sends a request for this order; it is mined when the test says so.
+    /// The next calls to the node go wrong: answers are lost, before and after it has the call, or are busy.
+    fn trouble(&self) {
+        for method in ["eth_getBlockByNumber", "eth_getLogs"] {
+            self.proxy.inject(method, Times::Once, Fault::DropReply);
+            self.proxy.inject(method, Times::Once, Fault::DropRequest);
+            let busy = Fault::Busy { status: 503, retry_after_s: None };
+            self.proxy.inject(method, Times::Once, busy);
+        }
+    }
+
     async fn ask(&self, order: u128) -> String {
         emitter::ask(&self.anvil, order).await
     }
@@ -242,7 +257,7 @@ impl Stage {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_event_becomes_one_request_when_it_is_final() {
     let stage = Stage::new().await;
     let watcher = stage.watcher();
@@ -277,7 +292,7 @@ async fn every_event_becomes_one_request_when_it_is_final() {
     stage.stop(watcher).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_resumes_and_skipped_heads_are_covered() {
     let stage = Stage::new().await;
     let mut watcher = stage.watcher();
@@ -296,7 +311,7 @@ async fn a_restart_resumes_and_skipped_heads_are_covered() {
     stage.stop(watcher).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e35_an_event_retracted_before_its_request_is_never_requested() {
     let stage = Stage::new().await;
     stage.anvil.mine(5).await;
@@ -316,7 +331,7 @@ async fn e35_an_event_retracted_before_its_request_is_never_requested() {
     stage.stop(watcher).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_denial_and_a_log_that_does_not_decode_are_parked_and_shown() {
     let stage = Stage::new().await;
     stage.server.script([(403, "", json!({ "code": "policy-denied", "reasons": ["no grant"] }))]);
@@ -339,7 +354,7 @@ async fn a_denial_and_a_log_that_does_not_decode_are_parked_and_shown() {
     stage.stop(watcher).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fresh_token_is_read_for_each_request() {
     let stage = Stage::new().await;
     stage.server.script([(401, "", json!({ "code": "unauthenticated" }))]);
@@ -355,7 +370,7 @@ async fn a_fresh_token_is_read_for_each_request() {
     stage.stop(watcher).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_absent_database_and_a_wrong_file_are_refused() {
     let stage = Stage::new().await;
     std::fs::remove_file(stage.path("watcher.db")).unwrap();
@@ -367,15 +382,53 @@ async fn an_absent_database_and_a_wrong_file_are_refused() {
     std::fs::write(stage.path("watcher.toml"), wrong).unwrap();
     let (ok, text) = stage.command(&["config", "check"]);
     assert!(!ok && text.contains("poll_mss") && text.contains("line"), "{text}");
-    let code = Command::new(BIN).arg("nonsense").output().unwrap().status.code();
-    assert_eq!(code, Some(2));
+    let file = stage.path("watcher.toml");
+    for usage in [
+        vec!["nonsense"],
+        vec!["acknowledge", "--config", &file],
+        vec![
+            "backfill",
+            "--config",
+            &file,
+            "--source",
+            "asked",
+            "--from-block",
+            "5",
+            "--to-block",
+            "4",
+        ],
+    ] {
+        let code = Command::new(BIN).args(&usage).output().unwrap().status.code();
+        assert_eq!(code, Some(2), "{usage:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_databases_url_can_stand_in_a_file_of_its_own() {
+    let stage = Stage::new().await;
+    let file = stage.path("store.url");
+    let (url, url_file) = (
+        format!("url = \"sqlite:{}\"", stage.path("watcher.db")),
+        format!("url_file = \"{file}\""),
+    );
+    let config = stage.config();
+    assert!(config.contains(&url));
+    std::fs::write(stage.path("watcher.toml"), config.replace(&url, &url_file)).unwrap();
+    let (ok, text) = stage.command(&["status", "--json", "--config"]);
+    assert!(!ok && text.contains("store.url"), "{text}");
+    std::fs::write(&file, format!("sqlite:{}\n", stage.path("watcher.db"))).unwrap();
+    let watcher = stage.watcher();
+    stage.ask(1).await;
+    stage.anvil.mine(3).await;
+    stage.outbox("done", 1).await;
+    stage.stop(watcher).await;
 }
 
 #[cfg(feature = "failpoints")]
 mod killed {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn e27_after_the_outbox_commit_the_event_is_delivered_at_restart() {
         let stage = Stage::new().await;
         stage.ask(1).await;
@@ -388,7 +441,7 @@ mod killed {
         stage.stop(watcher).await;
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn after_the_request_it_is_asked_again_with_the_same_key() {
         let stage = Stage::new().await;
         stage.ask(1).await;
@@ -403,7 +456,7 @@ mod killed {
         stage.stop(watcher).await;
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn e29_in_mid_block_cursor_and_rows_agree_and_nothing_is_lost() {
         let stage = Stage::new().await;
         for order in [1, 2, 3] {

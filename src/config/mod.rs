@@ -9,5 +9,6 @@ pub mod hsm;
 pub mod policies;
 #[cfg(feature = "server")]
 pub mod server;
+pub mod store;
 #[cfg(feature = "server")]
 pub mod telling;

@@ -1,6 +1,7 @@
 //! The server's configuration. The doc comments are the manual; unknown keys are refused.
 
 use crate::config::hsm::{self, HsmSection, one_or_several};
+use crate::config::store::StoreSection;
 use crate::config::telling::{self, BusSection, EventsSection, WebhookSection};
 use crate::core::access::Role;
 use crate::core::time::duration_ms;
@@ -89,16 +90,6 @@ pub struct TlsSection {
     pub cert_file: PathBuf,
     /// Private key, PEM; readable by the server only.
     pub key_file: PathBuf,
-}
-
-/// `[store]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StoreSection {
-    /// `sqlite:PATH` (one server process) or `postgres://…` (several).
-    pub url: Option<String>,
-    /// A file that holds the URL, for URLs with a password.
-    pub url_file: Option<PathBuf>,
 }
 
 /// `[auth]`
@@ -365,8 +356,8 @@ impl ServerConfig {
     pub fn findings(&self) -> Vec<String> {
         let mut found = Vec::new();
         let mut say = |text: String| found.push(text);
-        if self.store.url.is_some() == self.store.url_file.is_some() {
-            say("[store] needs exactly one of `url` and `url_file`".to_owned());
+        if let Err(error) = self.store.check() {
+            say(format!("[store] {error}"));
         }
         if self.auth.issuers.is_empty() {
             say("[[auth.issuer]] is missing: nobody could call".to_owned());

@@ -36,6 +36,7 @@
 //! business_id = ["{chain}", "{contract}", "orderId"]
 //! ```
 
+use crate::config::store::StoreSection;
 use crate::core::id::ChainId;
 use crate::ports::chain_reader::Rule;
 use serde::Deserialize;
@@ -67,14 +68,6 @@ pub struct Config {
     /// What they trigger.
     #[serde(default)]
     pub trigger: Vec<TriggerSection>,
-}
-
-/// `[store]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StoreSection {
-    /// `sqlite:PATH` or `postgres://…`; a database of its own, not the server's.
-    pub url: String,
 }
 
 /// `[server]`

@@ -11,6 +11,7 @@ pub use source::{Source, Watches};
 use super::config::{
     ChainSection, Config, Finality, OwnEvents, ServerSection, Since, SourceSection, TriggerSection,
 };
+use crate::config::store::{StoreSection, StoreUrlError};
 use crate::core::trigger::{BusinessId, Rate, Trigger, TriggerError};
 use alloy::primitives::Address;
 use std::collections::BTreeSet;
@@ -85,7 +86,7 @@ impl TriggerPlan {
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// Where the database is.
-    pub store_url: String,
+    pub store: StoreSection,
     /// The server, if there are triggers.
     pub server: Option<ServerSection>,
     /// The bus.
@@ -159,8 +160,13 @@ impl Plan {
         }
         let bus = BusPlan::new(config.bus, &chains, &triggers)?;
         let process = ProcessPlan::new(&config.watch)?;
-        let (store_url, server) = (config.store.url, config.server);
-        Ok(Self { store_url, server, bus, process, chains, triggers })
+        let (store, server) = (config.store, config.server);
+        let misplaced = |error: StoreUrlError| PlanError {
+            place: "[store]".to_owned(),
+            reason: error.to_string(),
+        };
+        store.check().map_err(misplaced)?;
+        Ok(Self { store, server, bus, process, chains, triggers })
     }
 }
 
@@ -303,6 +309,8 @@ mod tests {
     fn what_is_wrong_is_refused_by_name() {
         for (from, to, said) in [
             ("chain = \"local\"", "chain = \"other\"", "no chain other"),
+            ("url = \"sqlite:watcher.db\"", "", "[store]: needs exactly one of"),
+            ("[store]", "[store]\n        url_file = \"url\"", "[store]: needs exactly one of"),
             ("source = \"charges\"", "source = \"other\"", "no source other"),
             ("180aa3", "180aA3", "EIP-55"),
             ("amount = \"amount\"", "amount = \"payer\"", "does not fit"),

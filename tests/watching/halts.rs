@@ -19,7 +19,7 @@ impl Stage {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e8_a_reorg_of_70_blocks_stops_the_chain_and_takes_nothing_back_until_it_is_resumed() {
     // Final are blocks 8 below the head; the source tells at the head.
     let setting = Setting { finality: "{ depth = 0 }", ..Setting::default() };
@@ -32,6 +32,7 @@ async fn e8_a_reorg_of_70_blocks_stops_the_chain_and_takes_nothing_back_until_it
     stage.outbox("done", 1).await;
     stage.at_head().await;
     let before = stage.status()["chains"][0].clone();
+    stage.trouble();
     stage.reorg(70).await;
     stage.ask(2).await;
     stage.anvil.mine(12).await;
@@ -65,7 +66,7 @@ async fn e8_a_reorg_of_70_blocks_stops_the_chain_and_takes_nothing_back_until_it
     stage.stop(watcher).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_on_a_fork_of_its_own_is_passed_over_and_the_chain_goes_on() {
     let mut stage = Stage::new().await;
     stage.anvil.mine(20).await;

@@ -68,6 +68,7 @@ async fn e36_of_two_watchers_one_leads_and_the_other_takes_over() {
     stage.requests(1).await;
 
     one.kill9();
+    stage.trouble();
     stage.ask_for(6..11).await;
     let killed = stage.led_by(&two).await;
     stage.ask_for(11..16).await;

@@ -1,6 +1,6 @@
 //! Blocks that come late, go, and come back: a real chain, the real watcher.
 
-use super::support::fault_proxy::{FaultProxy, Lag};
+use super::support::fault_proxy::Lag;
 use super::support::lagging_node::LaggingNode;
 use super::*;
 
@@ -74,7 +74,6 @@ impl Stage {
     }
 }
 
-// Its node runs in this process, beside a test that waits for commands.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e1_empty_logs_of_a_lagging_node_do_not_pass_the_cursor() {
     let anvil = Anvil::start(AnvilOptions { mining: Mining::Manual, ..Default::default() }).await;
@@ -97,12 +96,9 @@ async fn e1_empty_logs_of_a_lagging_node_do_not_pass_the_cursor() {
     stage.stop(watcher).await;
 }
 
-// A proxy runs in this process, beside a test that waits for commands.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e6_a_reorg_while_the_watcher_is_down_is_retracted_and_the_new_events_are_told() {
-    let anvil = Anvil::start(AnvilOptions { mining: Mining::Manual, ..Default::default() }).await;
-    let proxy = FaultProxy::start(&anvil.url()).await;
-    let stage = Stage::on(anvil, Setting { rpc: Some(proxy.url()), ..at_the_head() }).await;
+    let stage = Stage::with(at_the_head()).await;
     stage.anvil.mine(5).await;
     stage.ask(1).await;
     stage.anvil.mine(1).await;
@@ -113,10 +109,11 @@ async fn e6_a_reorg_while_the_watcher_is_down_is_retracted_and_the_new_events_ar
     stage.ask(2).await;
     stage.anvil.mine(30).await;
     // The node that it finds at its start is behind, and comes on later.
-    proxy.lag(Some(Lag::all(28)));
+    stage.proxy.lag(Some(Lag::all(28)));
+    stage.trouble();
     let watcher = stage.watcher();
     stage.shown("retraction", 1).await;
-    proxy.lag(None);
+    stage.proxy.lag(None);
     stage.outbox("done", 3).await;
     assert_eq!(stage.orders(), [1, 2]);
     let retracted = stage.shown("retraction", 1).await;
@@ -125,7 +122,7 @@ async fn e6_a_reorg_while_the_watcher_is_down_is_retracted_and_the_new_events_ar
     stage.stop(watcher).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e10_a_transaction_mined_again_before_it_was_final_makes_one_request() {
     let stage = Stage::new().await;
     stage.anvil.mine(5).await;
@@ -136,6 +133,7 @@ async fn e10_a_transaction_mined_again_before_it_was_final_makes_one_request() {
         stage.raw(&hash).await
     };
     stage.outbox("held", 1).await;
+    stage.trouble();
     stage.reorg(1).await;
     stage.outbox("cancelled", 1).await;
     stage.anvil.rpc("eth_sendRawTransaction", json!([raw])).await;
@@ -146,7 +144,7 @@ async fn e10_a_transaction_mined_again_before_it_was_final_makes_one_request() {
     stage.stop(watcher).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e10_a_transaction_mined_again_after_the_request_makes_no_second_one() {
     let stage = Stage::with(at_the_head()).await;
     stage.anvil.mine(5).await;
@@ -157,6 +155,7 @@ async fn e10_a_transaction_mined_again_after_the_request_makes_no_second_one() {
         stage.raw(&hash).await
     };
     stage.outbox("done", 1).await;
+    stage.trouble();
     stage.reorg(1).await;
     stage.shown("retraction", 1).await;
     stage.anvil.rpc("eth_sendRawTransaction", json!([raw])).await;
@@ -169,7 +168,7 @@ async fn e10_a_transaction_mined_again_after_the_request_makes_no_second_one() {
     stage.stop(watcher).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e14_heads_that_skip_1_50_and_5000_blocks_leave_no_hole() {
     // Old states are not asked for, and keeping thousands of them is most of this node's work.
     let args = vec!["--prune-history".to_owned()];
@@ -181,14 +180,16 @@ async fn e14_heads_that_skip_1_50_and_5000_blocks_leave_no_hole() {
     for skipped in [1, 50, 5000] {
         watcher.signal("STOP");
         let begun = stage.anvil.block_number().await;
-        // The first block of the gap, its middle, and its end.
-        for blocks in [skipped / 2, skipped - skipped / 2] {
+        // Something happens in the gap's first block, in its middle, and in its last.
+        for blocks in [skipped / 2, skipped - skipped / 2, 0] {
             order += 1;
             wanted.push(order);
             stage.ask(order).await;
-            stage.mine_in_parts(blocks.max(1)).await;
+            stage.anvil.mine(1).await;
+            stage.mine_in_parts(blocks).await;
         }
         assert!(stage.anvil.block_number().await >= begun + skipped);
+        stage.trouble();
         watcher.signal("CONT");
         if skipped == 5000 {
             stage.at_head_after_a_long_gap().await;
@@ -205,7 +206,7 @@ async fn e14_heads_that_skip_1_50_and_5000_blocks_leave_no_hole() {
     stage.stop(watcher).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e34_an_event_retracted_after_its_request_is_linked_to_it_and_nothing_is_reversed() {
     let stage = Stage::with(at_the_head()).await;
     stage.anvil.mine(5).await;
@@ -214,6 +215,7 @@ async fn e34_an_event_retracted_after_its_request_is_linked_to_it_and_nothing_is
     stage.anvil.mine(1).await;
     stage.outbox("done", 1).await;
     stage.reorg(1).await;
+    stage.trouble();
     let retracted = stage.shown("retraction", 1).await;
     let request = stage.server.requests()[0].clone();
     assert_eq!(retracted[0]["event_id"], request.body["metadata"]["event_id"]);
@@ -225,7 +227,7 @@ async fn e34_an_event_retracted_after_its_request_is_linked_to_it_and_nothing_is
     stage.stop(watcher).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e30_a_log_that_does_not_decode_is_parked_with_its_bytes_and_the_stream_goes_on() {
     let mut stage = Stage::new().await;
     // A signature without `indexed`: the same event, whose logs do not decode.
@@ -236,6 +238,7 @@ async fn e30_a_log_that_does_not_decode_is_parked_with_its_bytes_and_the_stream_
     );
     std::fs::write(stage.path("watcher.toml"), &bad).unwrap();
     let watcher = stage.watcher();
+    stage.trouble();
     stage.ask(1).await;
     stage.anvil.mine(3).await;
     let shown = stage.shown("log", 1).await;
@@ -263,7 +266,7 @@ async fn e30_a_log_that_does_not_decode_is_parked_with_its_bytes_and_the_stream_
     stage.stop(watcher).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e32_a_source_with_an_old_start_joins_a_growing_chain_without_hole_or_double() {
     let mut stage = Stage::new().await;
     let mut watcher = stage.watcher();
@@ -299,6 +302,7 @@ async fn e32_a_source_with_an_old_start_joins_a_growing_chain_without_hole_or_do
     );
     stage.configure(Setting { more, ..Setting::default() });
     let watcher = stage.watcher();
+    stage.trouble();
     // The chain grows under it until it has joined.
     for _ in 0..20 {
         stage.ask(next).await;

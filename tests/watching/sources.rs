@@ -57,7 +57,7 @@ impl Stage {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_kind_of_source_makes_requests_of_what_is_its_own_and_of_nothing_else() {
     let native =
         kind("paid", &format!("native_to = [\"{OURS}\", \"{ALSO_OURS}\"]"), "from", "value");
@@ -131,7 +131,7 @@ async fn every_kind_of_source_makes_requests_of_what_is_its_own_and_of_nothing_e
     stage.stop(watcher).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trigger_that_begins_with_the_beginning_asks_for_what_was_found_before_it() {
     let mut stage = Stage::new().await;
     let watcher = stage.watcher();

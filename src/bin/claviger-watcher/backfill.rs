@@ -1,14 +1,14 @@
 //! Reading old blocks again. A running watcher does it, where it was if it is stopped in between; this
 //! command asks for it, and shows how far it is.
 
-use crate::{Outcome, print};
+use crate::{Outcome, open, print};
 use claviger::ports::clock::Clock as _;
 use claviger::ports::watch_store::{Progress, WatchStore, chain_duty};
 use claviger::system::SystemClock;
 use claviger::watch::plan::{ChainPlan, Plan};
 use claviger::watch::progress::behind;
 use claviger::watch::status::behind_to_text;
-use claviger::watch::store::{self, OpenMode};
+use claviger::watch::store::OpenMode;
 use std::io::Write as _;
 use std::time::Duration;
 
@@ -26,11 +26,8 @@ pub(crate) struct Wanted {
 
 pub(crate) async fn run(plan: &Plan, wanted: &Wanted) -> Outcome<()> {
     let Wanted { source, from_block, to_block, wait } = wanted;
-    if to_block.is_some_and(|to| to < *from_block) {
-        return Err("--to-block is below --from-block".into());
-    }
     let chain = chain_of(plan, source)?;
-    let store = store::open(&plan.store_url, OpenMode::Existing).await?;
+    let store = open(plan, OpenMode::Existing).await?;
     let taken = match to_block {
         Some(to) => store.reread(source, *from_block, *to).await?,
         None => store.rewind(source, *from_block).await?,

@@ -1,6 +1,6 @@
 //! The parts of a watcher that runs, put together.
 
-use crate::Outcome;
+use crate::{Outcome, open};
 use claviger::bus::embedded::{lanes, subscribers};
 use claviger::bus::rabbitmq::{Address, Publisher, Routes, Settings, Subscriber, Topology};
 use claviger::chain::evm::{self, EvmChain, EvmConfig};
@@ -15,7 +15,7 @@ use claviger::watch::lead::{self, Leads};
 use claviger::watch::plan::{BusPlan, ChainPlan, Plan, TriggerPlan};
 use claviger::watch::poller::{self, Parts, Poller};
 use claviger::watch::server::Server;
-use claviger::watch::store::{self, OpenMode};
+use claviger::watch::store::OpenMode;
 use claviger::watch::trigger::{Means, TriggerConsumer, check};
 use claviger::watch::{cloudevent, metrics, run};
 use std::collections::BTreeMap;
@@ -184,7 +184,10 @@ impl Loops {
     }
 
     fn keep_up(&mut self, plan: &Plan) {
+        let publisher = (plan.bus != BusPlan::Embedded).then(|| PUBLISHER.to_owned());
+        let triggers = plan.triggers.iter().map(|of| format!("trigger:{}", of.name));
         let parts = run::Upkeep {
+            consumers: triggers.chain(publisher).collect(),
             seat: self.leads.seat(UPKEEP_DUTY.to_owned()),
             store: Arc::clone(&self.store),
             clock: Arc::clone(&self.clock),
@@ -252,7 +255,7 @@ pub(crate) async fn resume(plan: &Plan, name: &str, reason: &str) -> Outcome<Str
     let chain = plan.chains.iter().find(|chain| chain.chain.name == name);
     let chain = chain.ok_or_else(|| format!("there is no chain {name} in the configuration"))?;
     let reader = edge(chain, chain.chain.finality)?;
-    let store = store::open(&plan.store_url, OpenMode::Existing).await?;
+    let store = open(plan, OpenMode::Existing).await?;
     let now = SystemClock.now();
     let done = poller::resume(chain, &reader, store.as_ref(), reason, now).await;
     let done = done.map_err(|error| format!("chain {name} stays as it is: {error}"))?;
@@ -271,7 +274,7 @@ pub(crate) async fn watch(plan: Plan) -> Outcome<()> {
         metrics::listen(address)
             .map_err(|error| format!("[watch] metrics_listen {address}: {error}"))?;
     }
-    let store: Arc<dyn WatchStore> = store::open(&plan.store_url, OpenMode::Existing).await?;
+    let store: Arc<dyn WatchStore> = open(&plan, OpenMode::Existing).await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     tell_orphans(store.as_ref(), &plan).await?;
     store.set_takers(&takers(&plan)).await?;

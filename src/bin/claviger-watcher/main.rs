@@ -6,10 +6,11 @@ mod compose;
 mod show;
 
 use backfill::Wanted;
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, Subcommand};
 use claviger::config::file;
 use claviger::ports::clock::Clock;
-use claviger::ports::watch_store::Seen;
+use claviger::ports::watch_store::{Seen, WatchStore};
 use claviger::system::SystemClock;
 use claviger::watch::config::Config;
 use claviger::watch::plan::{Plan, TriggerPlan};
@@ -20,6 +21,7 @@ use std::error::Error;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -78,7 +80,7 @@ enum Command {
         /// The first block to read again.
         #[arg(long)]
         from_block: u64,
-        /// The last block to read again; without it, all up to where the source is.
+        /// The last block to read again, not below the first; without it, all up to where the source is.
         #[arg(long)]
         to_block: Option<u64>,
         /// Stay until it is done, with a line a second about how far it is. Ending this command ends
@@ -148,7 +150,7 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
         /// The delivery, as `status` shows it.
-        #[arg(long, conflicts_with_all = ["event", "all"])]
+        #[arg(long, required_unless_present_any = ["event", "all"], conflicts_with_all = ["event", "all"])]
         id: Option<i64>,
         /// The event of a log that does not decode, or `sha256:…` of a message that could not be read.
         #[arg(long, conflicts_with = "all")]
@@ -167,9 +169,15 @@ enum Command {
         /// The configuration file.
         #[arg(long)]
         config: PathBuf,
+        /// JSON is what it prints; taken so that every command that prints data takes it.
+        #[arg(long)]
+        json: bool,
     },
     /// Look at a configuration.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  claviger-watcher config check --server watcher.toml"
+    )]
     Config(ConfigCommand),
 }
 
@@ -215,27 +223,31 @@ async fn execute(command: Command) -> Outcome<()> {
         Command::Status { config, json } => show::status(plan(&config)?, json).await,
         Command::Init { config } => {
             let plan = plan(&config)?;
-            store::open(&plan.store_url, OpenMode::Create).await?;
+            open(&plan, OpenMode::Create).await?;
             print("created the watcher's database")
         }
         Command::Backfill { config, source, from_block, to_block, wait } => {
+            if to_block.is_some_and(|to| to < from_block) {
+                let text = "--to-block is below --from-block";
+                Arguments::command().error(ErrorKind::ValueValidation, text).exit();
+            }
             let wanted = Wanted { source, from_block, to_block, wait };
             backfill::run(&plan(&config)?, &wanted).await
         }
-        Command::Acknowledge { config, id, event, all } => {
-            let seen = match (id, event, all) {
-                (Some(id), ..) => Seen::Delivery(id),
-                (_, Some(event), _) => Seen::Event(event),
-                (.., true) => Seen::All,
-                _ => return Err("acknowledge wants --id, --event or --all".into()),
+        // `all` is what is left: one of the three is there.
+        Command::Acknowledge { config, id, event, all: _ } => {
+            let seen = match (id, event) {
+                (Some(id), _) => Seen::Delivery(id),
+                (_, Some(event)) => Seen::Event(event),
+                _ => Seen::All,
             };
-            let store = store::open(&plan(&config)?.store_url, OpenMode::Existing).await?;
+            let store = open(&plan(&config)?, OpenMode::Existing).await?;
             let count = store.acknowledge(&seen, SystemClock.now()).await?;
             print(&format!("{count} acknowledged"))
         }
         Command::Retry { config, id } => {
             let plan = plan(&config)?;
-            let store = store::open(&plan.store_url, OpenMode::Existing).await?;
+            let store = open(&plan, OpenMode::Existing).await?;
             let count = store.unpark(id, SystemClock.now()).await?;
             let sources = plan.chains.iter().flat_map(|chain| &chain.sources);
             let sources: Vec<String> = sources.map(|source| source.name.clone()).collect();
@@ -253,11 +265,11 @@ async fn execute(command: Command) -> Outcome<()> {
             if !sources.any(|of| of.name == source) {
                 return Err(format!("there is no source {source}").into());
             }
-            let store = store::open(&plan.store_url, OpenMode::Existing).await?;
+            let store = open(&plan, OpenMode::Existing).await?;
             let count = store.publish_again(&source, from_block, SystemClock.now()).await?;
             print(&format!("{count} events will be published again"))
         }
-        Command::Parked { config } => show::parked(&plan(&config)?).await,
+        Command::Parked { config, json: _ } => show::parked(&plan(&config)?).await,
         Command::Config(ConfigCommand::Check { file, server: asks }) => {
             let plan = plan(&file)?;
             compose::broker(&plan.bus).map(|(settings, _)| settings.check()).transpose()?;
@@ -281,6 +293,12 @@ async fn execute(command: Command) -> Outcome<()> {
 fn plan(path: &Path) -> Outcome<Plan> {
     let config: Config = file::read(path)?;
     Ok(Plan::new(config).map_err(|error| format!("{}: {error}", path.display()))?)
+}
+
+/// The watcher's database.
+async fn open(plan: &Plan, mode: OpenMode) -> Outcome<Arc<dyn WatchStore>> {
+    let url = plan.store.read_url().map_err(|error| format!("[store]: {error}"))?;
+    Ok(store::open(&url, mode).await?)
 }
 
 fn print(text: &str) -> Outcome<()> {

@@ -1,7 +1,7 @@
 //! What an operator is shown.
 
 use crate::compose::{broker, edge};
-use crate::{Outcome, print};
+use crate::{Outcome, open, print};
 use claviger::bus::rabbitmq::Topology;
 use claviger::chain::evm::EvmChain;
 use claviger::ports::chain::{BlockAt, Chain as _};
@@ -10,7 +10,7 @@ use claviger::ports::watch_store::ParkedFrom;
 use claviger::system::SystemClock;
 use claviger::watch::plan::Plan;
 use claviger::watch::status::{self, Shown};
-use claviger::watch::store::{self, OpenMode};
+use claviger::watch::store::OpenMode;
 use std::io::Write as _;
 
 /// How many of each kind a page of what is parked has; each may have a mebibyte.
@@ -36,7 +36,7 @@ async fn look_at_head(chain: &EvmChain, cursor: Option<u64>) -> Option<status::H
 }
 
 pub(crate) async fn status(plan: Plan, json: bool) -> Outcome<()> {
-    let store = store::open(&plan.store_url, OpenMode::Existing).await?;
+    let store = open(&plan, OpenMode::Existing).await?;
     let found = store.status().await?;
     let mut heads = status::Heads::new();
     for chain in &plan.chains {
@@ -63,7 +63,7 @@ pub(crate) async fn status(plan: Plan, json: bool) -> Outcome<()> {
 
 /// Prints what is parked, a page at a time.
 pub(crate) async fn parked(plan: &Plan) -> Outcome<()> {
-    let store = store::open(&plan.store_url, OpenMode::Existing).await?;
+    let store = open(plan, OpenMode::Existing).await?;
     let mut from = Some(ParkedFrom::default());
     while let Some(at) = from {
         let page = store.parked_page(at, PAGE).await?;

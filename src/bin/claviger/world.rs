@@ -34,13 +34,7 @@ const READING_MS: i64 = 1_000;
 /// # Errors
 /// When the file cannot be read.
 pub fn store_url(config: &ServerConfig) -> Result<String, Failure> {
-    match (&config.store.url, &config.store.url_file) {
-        (Some(url), _) => Ok(url.clone()),
-        (None, Some(file)) => std::fs::read_to_string(file)
-            .map(|url| url.trim().to_owned())
-            .map_err(|e| Failure::of(&file.display().to_string(), e)),
-        (None, None) => Err(Failure::new("[store] has no url")),
-    }
+    config.store.read_url().map_err(|error| Failure::of("[store]", error))
 }
 
 /// The database, which must be there.

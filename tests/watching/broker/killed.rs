@@ -23,7 +23,7 @@ async fn e28_after_publishing_it_is_twice_on_the_bus_and_requested_once() {
     broker.tap().await;
     let stage = &broker.stage;
     broker.emit(1..2).await;
-    broker.trouble();
+    broker.stage.trouble();
     stage.killed_at("bus.after_publish").await;
     assert_eq!(stage.count_of("publisher", "done"), 0);
     let watcher = stage.watcher();

@@ -6,7 +6,6 @@ mod rows;
 mod sink;
 mod strange;
 
-use super::support::fault_proxy::{Fault, FaultProxy, Times};
 use super::support::services::RabbitMq;
 use super::*;
 use futures::StreamExt as _;
@@ -46,13 +45,9 @@ async fn channel(url: &str) -> (Connection, Channel) {
     (connection, channel)
 }
 
-/// A stage with a broker, and a proxy in front of its node. Exchange and queues are this test's own, so that
-/// a broker can be shared.
-///
-/// The proxy runs in this process, beside tests that wait for commands: they need a second thread.
+/// A stage with a broker. Exchange and queues are this test's own, so that a broker can be shared.
 struct Brokered {
     stage: Stage,
-    proxy: FaultProxy,
     url: String,
     name: &'static str,
     /// Has the file with the URL.
@@ -72,24 +67,9 @@ impl Brokered {
             "[bus]\nkind = \"rabbitmq\"\nurl_file = \"{}\"\nexchange = \"{name}.events\"",
             file.display()
         );
-        let mining = Mining::Manual;
-        let anvil = Anvil::start(AnvilOptions { mining, ..AnvilOptions::default() }).await;
-        let proxy = FaultProxy::start(&anvil.url()).await;
-        let rpc = Some(proxy.url());
         let trigger = name.to_owned();
-        let stage =
-            Stage::on(anvil, Setting { rpc, finality, trigger, bus, ..Setting::default() }).await;
-        Self { stage, proxy, url: rabbit.url(), name, _folder: folder }
-    }
-
-    /// The next calls to the node go wrong: answers are lost, before and after it has the call, or are busy.
-    fn trouble(&self) {
-        for method in ["eth_getBlockByNumber", "eth_getLogs"] {
-            self.proxy.inject(method, Times::Once, Fault::DropReply);
-            self.proxy.inject(method, Times::Once, Fault::DropRequest);
-            let busy = Fault::Busy { status: 503, retry_after_s: None };
-            self.proxy.inject(method, Times::Once, busy);
-        }
+        let stage = Stage::with(Setting { finality, trigger, bus, ..Setting::default() }).await;
+        Self { stage, url: rabbit.url(), name, _folder: folder }
     }
 
     fn exchange(&self) -> String {

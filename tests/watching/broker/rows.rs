@@ -38,18 +38,18 @@ async fn e23_what_happens_while_the_broker_is_down_is_published_later_in_order()
     broker.emit(0..3).await;
     stage.outbox("done", 3).await;
     rabbit.stop();
-    broker.trouble();
+    broker.stage.trouble();
     broker.emit(3..10).await;
     broker.emit_many(10..400).await;
     stage.at_head().await;
-    // It has tried to connect until its waits are long.
+    // It has tried to connect until its waits are at their longest: ten minutes are more of the same.
     watcher.wait_for_line("\"failures\":5,", LIMIT).await;
     let status = stage.status();
     assert_eq!(status["bus"]["reachable"], false);
     assert_eq!(stage.count_of("publisher", "ready"), 397);
     assert_eq!(stage.orders().len(), 3);
     rabbit.start_again().await;
-    broker.trouble();
+    broker.stage.trouble();
     broker.published(400).await;
     assert_eq!(orders(&broker.tapped(400).await), numbers(0..400));
     stage.outbox("done", 400).await;
@@ -66,7 +66,7 @@ async fn e24_what_a_full_queue_refuses_is_tried_again_in_order() {
     broker.bind_queue("full.e24", "#", full).await;
     let stage = &broker.stage;
     let watcher = stage.watcher();
-    broker.trouble();
+    broker.stage.trouble();
     broker.emit(1..4).await;
     broker.shown_reason("nack").await;
     assert_eq!(stage.count_of("publisher", "done"), 1);
@@ -94,7 +94,7 @@ async fn e25_an_unroutable_event_is_told_and_waits_for_a_binding() {
     let (queue, exchange) = (queue.as_str(), exchange.as_str());
     let none = FieldTable::default;
     channel.queue_unbind(queue.into(), exchange.into(), KEY.into(), none()).await.unwrap();
-    broker.trouble();
+    broker.stage.trouble();
     broker.emit(2..4).await;
     broker.shown_reason("unroutable").await;
     watcher.wait_for_line("unroutable: no queue is bound", LIMIT).await;
@@ -189,7 +189,7 @@ async fn e39_nothing_is_lost_when_the_broker_is_killed() {
     }
     stage.anvil.mine(3).await;
     rabbit.kill9();
-    broker.trouble();
+    broker.stage.trouble();
     broker.emit(40..45).await;
     stage.at_head().await;
     stage.server.always(None);
