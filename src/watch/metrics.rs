@@ -25,11 +25,19 @@ pub fn listen(address: SocketAddr) -> Result<(), BuildError> {
     PrometheusBuilder::new().with_http_listener(address).install()
 }
 
-/// The gauges of the outbox. What was told once and is empty now is told as 0.
+/// The gauges of the outbox. What is empty is told as 0: a name that is missing says nothing.
 #[derive(Debug, Default)]
 pub struct Gauges(BTreeSet<(String, String)>);
 
 impl Gauges {
+    /// Of these consumers, and of whoever else has deliveries.
+    #[must_use]
+    pub fn of(consumers: Vec<String>) -> Self {
+        let states = ["held", "ready", "parked"];
+        let all = |consumer: String| states.map(|state| (consumer.clone(), state.to_owned()));
+        Self(consumers.into_iter().flat_map(all).collect())
+    }
+
     /// Reads and sets them.
     ///
     /// # Errors

@@ -208,15 +208,17 @@ pub struct Upkeep {
     pub clock: Arc<dyn Clock>,
     /// The chains' names.
     pub chains: Vec<String>,
+    /// Who is delivered to.
+    pub consumers: Vec<String>,
     /// How long what is done is kept, in milliseconds.
     pub keep_ms: i64,
 }
 
 /// Sets gauges; where this process leads, measures rates and prunes. Until the stop.
 pub async fn upkeep(parts: Upkeep, stop: CancellationToken) {
-    let Upkeep { mut seat, store, clock, chains, keep_ms } = parts;
+    let Upkeep { mut seat, store, clock, chains, consumers, keep_ms } = parts;
     let (mut rates, mut pruner) = (Rates::default(), Pruner::new(Arc::clone(&clock), keep_ms));
-    let (mut gauges, mut rounds) = (Gauges::default(), 0_u32);
+    let (mut gauges, mut rounds) = (Gauges::of(consumers), 0_u32);
     loop {
         if let Err(error) = gauges.set(store.as_ref(), clock.now()).await {
             tracing::warn!(%error, "gauges were not set");

@@ -12,11 +12,12 @@ use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// A backend's queue.
-const QUEUE: &str = "backend";
+/// A backend's queues, and what they get: what becomes of transactions, and what the contract emits.
+const STORIES: (&str, &str) = ("backend", "local.transaction.*");
+const LOGS: (&str, &str) = ("ledger", "local.*.ChargeRequested");
 const EXCHANGE: &str = "claviger.events";
 
-/// A broker, with a queue for what becomes of transactions.
+/// A broker, with the backend's queues.
 pub async fn start() -> RabbitMq {
     let rabbit = RabbitMq::start().await;
     let (_connection, channel) = channel(&rabbit).await;
@@ -25,13 +26,14 @@ pub async fn start() -> RabbitMq {
         .exchange_declare(EXCHANGE.into(), ExchangeKind::Topic, options, FieldTable::default())
         .await
         .unwrap();
-    let durable = QueueDeclareOptions::durable();
-    channel.queue_declare(QUEUE.into(), durable, FieldTable::default()).await.unwrap();
-    let (options, key) = (QueueBindOptions::default(), "local.transaction.*");
-    channel
-        .queue_bind(QUEUE.into(), EXCHANGE.into(), key.into(), options, FieldTable::default())
-        .await
-        .unwrap();
+    for (queue, key) in [STORIES, LOGS] {
+        let (durable, options) = (QueueDeclareOptions::durable(), QueueBindOptions::default());
+        channel.queue_declare(queue.into(), durable, FieldTable::default()).await.unwrap();
+        channel
+            .queue_bind(queue.into(), EXCHANGE.into(), key.into(), options, FieldTable::default())
+            .await
+            .unwrap();
+    }
     rabbit
 }
 
@@ -57,14 +59,31 @@ pub async fn all_told(run: &Run, stage: &Stage) {
     }
 }
 
+/// What is in a queue, in its order.
+async fn drained(rabbit: &RabbitMq, (queue, _): (&str, &str)) -> Vec<Value> {
+    let (_connection, channel) = channel(rabbit).await;
+    let (options, mut events) = (BasicGetOptions { no_ack: true }, Vec::new());
+    while let Some(message) = channel.basic_get(queue.into(), options).await.unwrap() {
+        events.push(serde_json::from_slice(&message.delivery.data).unwrap());
+    }
+    events
+}
+
+/// The backend has heard of each of these logs, of which it has the ends of the events' ids.
+pub async fn heard_of_logs(rabbit: &RabbitMq, logs: &[String]) -> usize {
+    let events = drained(rabbit, LOGS).await;
+    let told: Vec<&str> = events.iter().map(|event| event["id"].as_str().unwrap()).collect();
+    for log in logs {
+        assert!(told.iter().any(|id| id.ends_with(log)), "{log} was never heard: {told:?}");
+    }
+    told.len()
+}
+
 /// The backend has heard the whole story of each transaction, in its order; gives how many messages there were.
 pub async fn heard_all(rabbit: &RabbitMq, stage: &Stage) -> usize {
-    let (_connection, channel) = channel(rabbit).await;
-    let (mut heard, mut count) = (BTreeMap::<String, Vec<(String, String)>>::new(), 0);
-    let options = BasicGetOptions { no_ack: true };
-    while let Some(message) = channel.basic_get(QUEUE.into(), options).await.unwrap() {
-        count += 1;
-        let event: Value = serde_json::from_slice(&message.delivery.data).unwrap();
+    let events = drained(rabbit, STORIES).await;
+    let mut heard = BTreeMap::<String, Vec<(String, String)>>::new();
+    for event in &events {
         let text = |name: &str| event[name].as_str().unwrap().to_owned();
         let told = (text("id"), text("type"));
         let story = heard.entry(text("subject")).or_default();
@@ -81,7 +100,7 @@ pub async fn heard_all(rabbit: &RabbitMq, stage: &Stage) -> usize {
         true_story.entry(subject).or_default().push((id, kind));
     }
     assert_eq!(heard, true_story, "each event at least once, in its transaction's order");
-    count
+    events.len()
 }
 
 /// What the broker is to keep must be declared for a while, or it must have ended in order: a quorum queue that

@@ -75,11 +75,9 @@ pub async fn judge(run: &Run, stage: &Stage) -> Table {
     paid_exactly(run, stage, &mut database).await;
 
     let event = "ChargeRequested(uint256,address,uint256)";
-    let hex = format!("0x{}", hex::encode(event));
-    let topic = stage.anvil.rpc("web3_sha3", json!([hex])).await;
     let watched = Watched {
         address: stage.processor.to_lowercase(),
-        topic: topic.as_str().unwrap().to_owned(),
+        topic: topic(stage, event).await,
         watcher_url: Some(stage.watcher_url.clone()),
     };
     Invariants::new(&stage.anvil.url(), &stage.store_url)
@@ -93,7 +91,13 @@ pub async fn judge(run: &Run, stage: &Stage) -> Table {
     let verified = exported_and_verified(stage);
 
     let heard = match &stage.rabbit {
-        Some(rabbit) => Some(broker::heard_all(rabbit, stage).await),
+        Some(rabbit) => {
+            let logs: Vec<String> = logs(stage, event).await.iter().map(end_of_id).collect();
+            Some((
+                broker::heard_all(rabbit, stage).await,
+                broker::heard_of_logs(rabbit, &logs).await,
+            ))
+        }
         None => None,
     };
     let mut table = Table(String::new());
@@ -114,8 +118,9 @@ pub async fn judge(run: &Run, stage: &Stage) -> Table {
     table.row("longest time a lane stood still, ms", run.longest_stand().as_millis());
     table.row("leaves in the audit log", verified["size"].to_string());
     table.row("audit verify", if verified["ok"] == true { "ok" } else { "BAD" });
-    if let Some(heard) = heard {
+    if let Some((heard, heard_of_logs)) = heard {
         table.row("events that a backend heard over RabbitMQ", heard);
+        table.row("of the contract's", heard_of_logs);
     }
     table.row("invariants I1 to I9, I11", "ok");
     table.row("seconds", run.started.elapsed().as_secs());
@@ -127,6 +132,26 @@ pub async fn judge(run: &Run, stage: &Stage) -> Table {
 async fn counts(database: &mut PgConnection, sql: &'static str) -> BTreeMap<String, i64> {
     let rows: Vec<(String, i64)> = sqlx::query_as(sql).fetch_all(database).await.unwrap();
     rows.into_iter().collect()
+}
+
+async fn topic(stage: &Stage, event: &str) -> String {
+    let hex = format!("0x{}", hex::encode(event));
+    stage.anvil.rpc("web3_sha3", json!([hex])).await.as_str().unwrap().to_owned()
+}
+
+/// The contract's logs of an event, as the chain has them now.
+async fn logs(stage: &Stage, event: &str) -> Vec<Value> {
+    let filter = json!([{
+        "fromBlock": "0x0", "toBlock": "latest",
+        "address": stage.processor, "topics": [topic(stage, event).await],
+    }]);
+    stage.anvil.rpc("eth_getLogs", filter).await.as_array().unwrap().clone()
+}
+
+/// What the id of a log's event ends with: block, transaction, index.
+fn end_of_id(log: &Value) -> String {
+    let hash = |of: &str| log[of].as_str().unwrap().to_owned();
+    format!("{}:{}:{}", hash("blockHash"), hash("transactionHash"), quantity(&log["logIndex"]))
 }
 
 /// The money: each payout that ended as done has reached the payee once, and nothing else has; and each
@@ -141,14 +166,9 @@ async fn paid_exactly(run: &Run, stage: &Stage, database: &mut PgConnection) {
     let paid = stage.anvil.balance(PAYEE).await - stage.payee_before;
     assert_eq!(paid, due, "{} payouts are done", values.len());
 
-    let event = format!("0x{}", hex::encode("ChargeExecuted(uint256,address,uint256)"));
-    let topic = stage.anvil.rpc("web3_sha3", json!([event])).await;
-    let filter = json!([{
-        "fromBlock": "0x0", "toBlock": "latest", "address": stage.processor, "topics": [topic],
-    }]);
-    let logs = stage.anvil.rpc("eth_getLogs", filter).await;
+    let logs = logs(stage, "ChargeExecuted(uint256,address,uint256)").await;
     let mut executed: BTreeMap<String, u64> = BTreeMap::new();
-    for log in logs.as_array().unwrap() {
+    for log in &logs {
         *executed.entry(log["topics"][1].as_str().unwrap().to_owned()).or_default() += 1;
         assert!(quantity(&log["blockNumber"]) > 0);
     }

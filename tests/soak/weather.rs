@@ -19,6 +19,9 @@ const METHODS: [&str; 8] = [
     "eth_getLogs",
 ];
 
+/// The watcher's proxy, of the two.
+const WATCHER: usize = 1;
+
 /// A rule: at which proxy, until when, and what its hits count as.
 struct Injected {
     at: usize,
@@ -34,7 +37,7 @@ pub async fn change(run: Arc<Run>, proxies: Vec<Arc<FaultProxy>>) {
     let mut injected: Vec<Injected> = Vec::new();
     while !run.is_quiet() {
         // The server's side, two times of three.
-        let at = usize::from(random.one_in(3));
+        let at = if random.one_in(3) { WATCHER } else { 0 };
         fault(&run, &mut random, (at, &proxies[at]), &mut injected).await;
         pace(30 + random.below(250)).await;
         let now = Instant::now();
@@ -56,6 +59,18 @@ async fn fault(
     (at, proxy): (usize, &FaultProxy),
     injected: &mut Vec<Injected>,
 ) {
+    // The server reads its one event by receipt, and needs no list of logs.
+    if at == WATCHER && random.one_in(4) {
+        let times = Times::N(1 + random.below(3) as usize);
+        let (rule, what) = match random.below(3) {
+            0 => (proxy.empty_logs(times), "faults: lists of logs that were empty"),
+            1 => (proxy.cut_logs(times, 1), "faults: lists of logs that were cut"),
+            _ => (proxy.repeat_logs(times), "faults: lists of logs with one twice"),
+        };
+        let until = Instant::now() + Duration::from_millis(500 + random.below(2_000));
+        injected.push(Injected { at, rule, until, what });
+        return;
+    }
     let method = *random.pick(&METHODS).unwrap();
     let times = Times::N(1 + random.below(4) as usize);
     let limited = json!({ "code": -32005, "message": "rate limit exceeded" });

@@ -92,7 +92,7 @@ impl Sink for EventSink {
                 let unbound = format!("no queue is bound to {}", notice.routing_key);
                 match self.unroutable {
                     Unroutable::Keep => {
-                        counted("unroutable");
+                        counted("kept");
                         Outcome::Park(unbound)
                     }
                     Unroutable::Drop => {

@@ -45,6 +45,7 @@ impl Poller {
         self.tell_backlogs().await?;
         let (chain, sources) = (self.chain(), sources.len());
         tracing::info!(chain, %chain_id, %genesis, head = head.number, sources, "following");
+        self.gauge("claviger_reorg_depth", 0);
         Ok(())
     }
 
