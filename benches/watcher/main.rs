@@ -43,6 +43,8 @@ const LOOK: Duration = Duration::from_millis(5);
 const GROWTH_MAX: f64 = 1.25;
 /// What is no growth: allocators keep pages.
 const SLACK_MIB: f64 = 16.0;
+/// How far the watcher may be behind the head at worst: further, and it does not keep up.
+const BEHIND_MAX: u64 = 5;
 
 fn setting(name: &str, default: u64) -> u64 {
     let text = std::env::var(name).unwrap_or_default();
@@ -138,6 +140,7 @@ async fn blocks_as_they_come(
         assert!(elapsed < LIMIT, "too slow");
         tokio::time::sleep(LOOK).await;
     }
+    assert!(blocks_behind <= BEHIND_MAX, "behind by {blocks_behind} blocks: it does not keep up");
     let seconds = began.elapsed().as_secs_f64();
     let events = count * density.live;
     assert_eq!(watched.events().await, events, "each event once");

@@ -94,7 +94,7 @@ impl Watched {
     pub fn start(&self) -> Program {
         let config = self.path("watcher.toml").display().to_string();
         // One line for each delivery is not what is measured.
-        let envs = [("RUST_LOG", "warn")];
+        let envs = [("CLAVIGER_LOG", "warn")];
         Program::spawn("claviger-watcher", BIN, ["run", "--config", &config], envs)
     }
 
