@@ -128,6 +128,7 @@ fn told(outcome: Outcome, patience: &Patience, attempt: i64, now: Timestamp) -> 
         Outcome::Done(_) => return Told::Done,
         Outcome::Park(reason) => return Told::Dead { reason: short(&reason) },
         Outcome::Retry { after_ms, error } => (after_ms, error),
+        Outcome::Aside(error) => (None, error),
     };
     let failures = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
     let pause = match patience {

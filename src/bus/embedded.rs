@@ -1,16 +1,16 @@
 //! The embedded bus: rows of the watcher's outbox to consumers in the same process.
 //!
 //! At least once, in order per source: the next message of a source is taken only when the one before
-//! it is done or parked. A row is done only when its consumer says so; a crash between the two delivers
+//! it is done or parked, or has stepped aside: such a one is tried again beside the others. A row is done only when its consumer says so; a crash between the two delivers
 //! it again. Rows are claimed and ended some at a time, so that a transaction is not paid for each; a
 //! crash then delivers some again.
 
 use crate::core::time::Timestamp;
 use crate::ports::bus::{Consumer, Kind, Wait};
 use crate::ports::clock::Clock;
-use crate::ports::watch_store::{Claimed, Ended, WatchStore, WatchStoreError, lane_duty};
+use crate::ports::watch_store::{Claimed, Claims, Ended, WatchStore, WatchStoreError, lane_duty};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tokio::sync::watch;
 
 /// How long deliveries may be in hand before they are due again, in milliseconds. Longer than any
@@ -31,6 +31,8 @@ pub struct Lane {
     source: String,
     /// As many as were delivered in time lately.
     width: AtomicU32,
+    /// Whether it is the turn of those that stepped aside.
+    aside: AtomicBool,
 }
 
 /// What a step of a lane did.
@@ -38,7 +40,7 @@ pub struct Lane {
 pub enum Step {
     /// Nothing was due.
     Idle,
-    /// Nothing was due, and the oldest open message is tried again then.
+    /// Nothing was due, and the first open message is tried again then.
     Until(Timestamp),
     /// The consumer takes nothing now.
     NotReady,
@@ -59,6 +61,7 @@ pub fn lanes(
         consumer: Arc::clone(consumer),
         source,
         width: AtomicU32::new(WIDTH_FIRST),
+        aside: AtomicBool::new(false),
     };
     let of = |consumer: &Arc<dyn Consumer>| -> Vec<Lane> {
         consumer.subscriptions().into_iter().map(|(source, _)| lane(consumer, source)).collect()
@@ -132,9 +135,8 @@ impl Lane {
         if !self.consumer.ready() {
             return Ok(Step::NotReady);
         }
-        let (consumer, now) = (self.consumer.name(), self.clock.now());
-        let (until, width) = (now.plus_millis(IN_HAND_MS), self.width.load(Ordering::Relaxed));
-        let claims = self.store.claim_some(consumer, &self.source, now, until, width).await?;
+        let consumer = self.consumer.name();
+        let claims = self.claim().await?;
         if claims.claimed.is_empty() {
             return Ok(claims.due.map_or(Step::Idle, Step::Until));
         }
@@ -153,6 +155,29 @@ impl Lane {
             }
         }
         Ok(Step::Moved)
+    }
+
+    /// What is due: in turns of what keeps its order and of what stepped aside, so that neither, however much
+    /// there is of it, keeps the other waiting.
+    async fn claim(&self) -> Result<Claims, WatchStoreError> {
+        let (store, consumer, source) = (&self.store, self.consumer.name(), self.source.as_str());
+        let (now, width) = (self.clock.now(), self.width.load(Ordering::Relaxed));
+        let until = now.plus_millis(IN_HAND_MS);
+        let first = self.aside.load(Ordering::Relaxed);
+        let mut due: Option<Timestamp> = None;
+        for aside in [first, !first] {
+            let claims = if aside {
+                store.claim_aside(consumer, source, now, until, width).await?
+            } else {
+                store.claim_some(consumer, source, now, until, width).await?
+            };
+            if !claims.claimed.is_empty() {
+                self.aside.store(!aside, Ordering::Relaxed);
+                return Ok(claims);
+            }
+            due = due.into_iter().chain(claims.due).min();
+        }
+        Ok(Claims { claimed: Vec::new(), due })
     }
 
     /// Delivers one after the other, until one has to be tried again or the time is over.
@@ -189,7 +214,7 @@ impl Lane {
     fn count(&self, ended: &Ended) {
         let name = match ended {
             Ended::Done(_) => "claviger_watcher_delivered_total",
-            Ended::Retry { .. } => "claviger_watcher_retries_total",
+            Ended::Retry { .. } | Ended::Aside { .. } => "claviger_watcher_retries_total",
             Ended::Parked(_) => "claviger_watcher_parked_total",
         };
         metrics::counter!(name, "consumer" => self.consumer.name().to_owned()).increment(1);
@@ -206,6 +231,10 @@ impl Lane {
             Ended::Retry { error, .. } => {
                 let attempt = claimed.attempt;
                 tracing::warn!(consumer, event_id, attempt, error, "not delivered; will retry");
+            }
+            Ended::Aside { error, .. } => {
+                let attempt = claimed.attempt;
+                tracing::warn!(consumer, event_id, attempt, error, "stepped aside; will retry");
             }
             Ended::Parked(reason) => {
                 tracing::error!(consumer, event_id, reason, "parked: an operator must look");

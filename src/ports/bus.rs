@@ -57,6 +57,9 @@ pub enum Outcome {
         /// Why.
         error: String,
     },
+    /// Not taken yet, and may not be for a while: deliver again later, and let what comes after it go on
+    /// meanwhile.
+    Aside(String),
     /// Never to be taken as it is: shown to an operator, and the next message goes on.
     Park(String),
 }

@@ -163,7 +163,8 @@ impl TriggerInbox {
             return Ok(Taken::Later(0));
         }
         Ok(match ended {
-            Ended::Done(_) | Ended::Parked(_) => Taken::Settled,
+            // What stepped aside is the outbox's now: the queue goes on.
+            Ended::Done(_) | Ended::Parked(_) | Ended::Aside { .. } => Taken::Settled,
             Ended::Retry { due, .. } => Taken::Later(wait_ms(due, now)),
         })
     }
@@ -179,6 +180,9 @@ fn tell(consumer: &str, claimed: &Claimed, ended: &Ended) {
         Ended::Done(result) => tracing::info!(consumer, event_id, result, "delivered"),
         Ended::Retry { error, .. } => {
             tracing::warn!(consumer, event_id, attempt, error, "not delivered; will retry");
+        }
+        Ended::Aside { error, .. } => {
+            tracing::warn!(consumer, event_id, attempt, error, "stepped aside; will retry");
         }
         Ended::Parked(reason) => {
             tracing::error!(consumer, event_id, reason, "parked: an operator must look");

@@ -17,6 +17,7 @@ mod support {
 mod fixtures;
 
 mod arrivals;
+mod aside;
 mod follow;
 mod kept;
 mod late;

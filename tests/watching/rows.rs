@@ -328,3 +328,16 @@ async fn e32_a_source_with_an_old_start_joins_a_growing_chain_without_hole_or_do
     stage.outbox("done", count).await;
     stage.stop(watcher).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_whose_call_would_revert_holds_up_none_that_come_after_it() {
+    let stage = Stage::new().await;
+    stage.ask(1).await;
+    stage.ask(2).await;
+    stage.anvil.mine(3).await;
+    stage.server.script([(422, "", json!({ "code": "would-revert" }))]);
+    let watcher = stage.watcher();
+    stage.outbox("done", 2).await;
+    assert_eq!(stage.orders(), [1, 2, 1]);
+    stage.stop(watcher).await;
+}

@@ -32,3 +32,7 @@ INSERT INTO taker (consumer, source, after_event, active)
 SELECT o.consumer, o.source, MIN(e.id) - 1, 1 FROM outbox o
 JOIN event e ON e.source = o.source AND e.event_id = o.event_id
 WHERE o.kind = 'log' AND o.origin = 'bus' GROUP BY o.consumer, o.source;
+
+-- 1: it waits to be tried again, and what comes after it on its lane does not wait for it.
+ALTER TABLE outbox ADD COLUMN aside INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX outbox_aside ON outbox (consumer, source, due_at) WHERE state = 'ready' AND aside = 1;

@@ -74,12 +74,12 @@ pub trait Lead: Send + Sync {
     fn under(&self, fence: Fence) -> Arc<dyn WatchStore>;
 }
 
-/// What a lane may take in hand.
+/// What a lane may take in hand, of what keeps its order or of what stepped aside.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Claims {
-    /// Deliveries, oldest first. Nothing that is older is open.
+    /// Deliveries, in the order in which they are to be made.
     pub claimed: Vec<Claimed>,
-    /// If there are none: when the oldest open one is due, if it waits for a time.
+    /// If there are none: when the first one is due, if it waits for a time.
     pub due: Option<Timestamp>,
 }
 
@@ -91,8 +91,18 @@ pub trait Lanes: Send + Sync {
     fn bell(&self, source: &str) -> watch::Receiver<u64>;
 
     /// Takes the oldest open deliveries in hand, as many as are due one after the other, up to a limit.
-    /// Nothing overtakes one that is held, or waits to be tried again.
+    /// Nothing overtakes one that is held, or waits to be tried again, unless that one has stepped aside.
     async fn claim_some(
+        &self,
+        consumer: &str,
+        source: &str,
+        now: Timestamp,
+        until: Timestamp,
+        limit: u32,
+    ) -> Result<Claims, WatchStoreError>;
+
+    /// Takes deliveries in hand that stepped aside and are due, those first that have waited longest.
+    async fn claim_aside(
         &self,
         consumer: &str,
         source: &str,

@@ -201,6 +201,13 @@ pub enum Ended {
         /// Why.
         error: String,
     },
+    /// To be tried again at a time, and what comes after it does not wait for that.
+    Aside {
+        /// Not before.
+        due: Timestamp,
+        /// Why.
+        error: String,
+    },
     /// Parked for an operator.
     Parked(String),
 }
@@ -209,6 +216,8 @@ pub enum Ended {
 const RETRY_FIRST_MS: i64 = 500;
 /// Longest delay, in milliseconds.
 const RETRY_MOST_MS: i64 = 15_000;
+/// The same of what nobody waits for: there may be many of them.
+const ASIDE_MOST_MS: i64 = 60_000;
 
 impl Ended {
     /// How a delivery ended by what its consumer said of it.
@@ -218,18 +227,22 @@ impl Ended {
             Outcome::Done(result) => Self::Done(result),
             Outcome::Park(reason) => Self::Parked(reason),
             Outcome::Retry { after_ms, error } => {
-                let delay = retry_delay_ms(attempt).max(after_ms.unwrap_or(0));
+                let delay = retry_delay_ms(attempt, RETRY_MOST_MS).max(after_ms.unwrap_or(0));
                 Self::Retry { due: now.plus_millis(delay), error }
+            }
+            Outcome::Aside(error) => {
+                let delay = retry_delay_ms(attempt, ASIDE_MOST_MS);
+                Self::Aside { due: now.plus_millis(delay), error }
             }
         }
     }
 }
 
-/// Half a second, doubled with each attempt, up to a quarter of a minute: what comes after it on its lane waits
-/// too, and one question is nothing to a server that is back.
-fn retry_delay_ms(attempt: i64) -> i64 {
+/// Half a second, doubled with each attempt, up to a quarter of a minute where what comes after it on its lane
+/// waits too: one question is nothing to a server that is back.
+fn retry_delay_ms(attempt: i64, most: i64) -> i64 {
     let doublings = u32::try_from(attempt.saturating_sub(1).clamp(0, 16)).unwrap_or(0);
-    RETRY_FIRST_MS.saturating_mul(2_i64.saturating_pow(doublings)).min(RETRY_MOST_MS)
+    RETRY_FIRST_MS.saturating_mul(2_i64.saturating_pow(doublings)).min(most)
 }
 
 /// A message that came over a bus and could be read.
@@ -447,9 +460,10 @@ mod tests {
 
     #[test]
     fn retries_wait_longer_each_time_and_not_less_than_asked() {
-        assert_eq!(retry_delay_ms(1), 500);
-        assert_eq!(retry_delay_ms(2), 1000);
-        assert_eq!(retry_delay_ms(100), 15_000);
+        assert_eq!(retry_delay_ms(1, RETRY_MOST_MS), 500);
+        assert_eq!(retry_delay_ms(2, RETRY_MOST_MS), 1000);
+        assert_eq!(retry_delay_ms(100, RETRY_MOST_MS), 15_000);
+        assert_eq!(retry_delay_ms(100, ASIDE_MOST_MS), 60_000);
         let now = Timestamp::from_millis(5);
         let asked = Outcome::Retry { after_ms: Some(7000), error: String::new() };
         let due = now.plus_millis(7000);

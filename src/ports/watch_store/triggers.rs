@@ -27,9 +27,6 @@ pub trait TriggerBook: Send + Sync {
         now: Timestamp,
     ) -> Result<Timestamp, WatchStoreError>;
 
-    /// An event is not refused any more, though not answered yet: the next refusal is the first again.
-    async fn unrefuse(&self, consumer: &str, event_id: &str) -> Result<(), WatchStoreError>;
-
     /// Forgets what is kept of an event: it is answered.
     async fn forget_turn(&self, consumer: &str, event_id: &str) -> Result<(), WatchStoreError>;
 

@@ -54,7 +54,10 @@ pub struct TriggerConsumer {
 enum Not {
     /// Not yet: tried again for as long as it takes; not before so many milliseconds, if given.
     Yet(Option<i64>, String),
-    /// Time may heal it: tried again for a while, and then parked.
+    /// Not yet: it steps aside, and is tried again for as long as it takes.
+    Aside(String),
+    /// Time may heal it: it steps aside, is tried again for a while, and is then parked. Whoever may emit
+    /// events of the source can bring it about, so what comes after it must not wait for it.
     Early(String),
     /// Never: parked.
     Never(String),
@@ -124,18 +127,13 @@ impl TriggerConsumer {
         let outcome = match end {
             Ok(result) => Outcome::Done(result),
             Err(Not::Never(reason)) => Outcome::Park(reason),
-            Err(Not::Yet(after_ms, error)) => {
-                // Only refusals that follow each other count.
-                if let Err(error) = store.unrefuse(&book, event_id).await {
-                    tracing::warn!(consumer = self.name, event_id, %error, "a refusal was not forgotten");
-                }
-                return Outcome::Retry { after_ms, error };
-            }
+            Err(Not::Yet(after_ms, error)) => return Outcome::Retry { after_ms, error },
+            Err(Not::Aside(error)) => return Outcome::Aside(error),
             Err(Not::Early(error)) => {
                 let now = self.means.clock.now();
                 match store.refused_since(&book, event_id, now).await {
                     Ok(since) if now.since(since) >= PATIENCE_MS => Outcome::Park(error),
-                    Ok(_) => return Outcome::Retry { after_ms: None, error },
+                    Ok(_) => return Outcome::Aside(error),
                     Err(failed) => {
                         return Outcome::Retry { after_ms: None, error: failed.to_string() };
                     }

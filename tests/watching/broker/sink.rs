@@ -75,7 +75,7 @@ async fn emptied(channel: &Channel, queue: &str) -> BTreeMap<String, usize> {
 
 fn said(outcome: &Outcome) -> &str {
     match outcome {
-        Outcome::Done(text) | Outcome::Park(text) => text,
+        Outcome::Done(text) | Outcome::Park(text) | Outcome::Aside(text) => text,
         Outcome::Retry { error, .. } => error,
     }
 }

@@ -14,13 +14,20 @@ use tokio::sync::watch;
 
 statements! {
     HEADS = "SELECT id, state, attempts, due_at, kind, event_id, body FROM outbox \
-             WHERE consumer = $1 AND source = $2 AND state IN ('held', 'ready') ORDER BY id LIMIT $3";
-    HEAD = "SELECT state, due_at FROM outbox \
-            WHERE consumer = $1 AND source = $2 AND state IN ('held', 'ready') ORDER BY id LIMIT 1";
+             WHERE consumer = $1 AND source = $2 AND state IN ('held', 'ready') AND aside = 0 \
+             ORDER BY id LIMIT $3";
+    HEAD = "SELECT state, due_at FROM outbox WHERE consumer = $1 AND source = $2 \
+            AND state IN ('held', 'ready') AND aside = 0 ORDER BY id LIMIT 1";
+    ASIDES = "SELECT id, state, attempts, due_at, kind, event_id, body FROM outbox \
+              WHERE consumer = $1 AND source = $2 AND state = 'ready' AND aside = 1 \
+              ORDER BY due_at LIMIT $3";
+    ASIDE = "SELECT state, due_at FROM outbox \
+             WHERE consumer = $1 AND source = $2 AND state = 'ready' AND aside = 1 \
+             ORDER BY due_at LIMIT 1";
     // Compare and swap: of two that claim the same rows, one gets them.
     CLAIM = "UPDATE outbox SET attempts = attempts + 1, due_at = $6, claimed_by = $7, updated_at = $5 \
              WHERE consumer = $1 AND source = $2 AND id >= $3 AND id <= $4 AND state = 'ready' \
-             AND due_at <= $5";
+             AND aside = $8 AND due_at <= $5";
     FREE = "UPDATE outbox SET due_at = $3, claimed_by = 0 \
             WHERE consumer = $1 AND source = $2 AND state = 'ready' AND claimed_by <> 0";
     DONE = "UPDATE outbox SET state = 'done', result = $3, reason = '', claimed_by = 0, \
@@ -29,6 +36,10 @@ statements! {
                              WHERE id = $1 AND attempts = $2 AND state = 'cancelled'";
     RETRY = "UPDATE outbox SET due_at = $3, reason = $4, claimed_by = 0, updated_at = $5 \
              WHERE id = $1 AND attempts = $2 AND state IN ('ready', 'taken')";
+    // What came over a broker is the outbox's from then on.
+    STEP_ASIDE = "UPDATE outbox SET state = 'ready', aside = 1, due_at = $3, reason = $4, \
+                  claimed_by = 0, updated_at = $5 \
+                  WHERE id = $1 AND attempts = $2 AND state IN ('ready', 'taken')";
     PARK = "UPDATE outbox SET state = 'parked', reason = $3, claimed_by = 0, acknowledged_at = 0, \
             updated_at = $4 WHERE id = $1 AND attempts = $2 AND state IN ('ready', 'taken')";
     NOT_TRIED = "UPDATE outbox SET attempts = attempts - 1, due_at = $3, claimed_by = 0, \
@@ -69,6 +80,8 @@ struct Head<'a> {
     consumer: &'a str,
     source: &'a str,
     now: Timestamp,
+    /// Of those that stepped aside, which are in no order, or of the others.
+    aside: bool,
 }
 
 #[derive(FromRow)]
@@ -97,9 +110,10 @@ pub(super) const fn stored_kind(kind: Kind) -> &'static str {
     }
 }
 
-/// When the oldest open delivery is due; `None` if there is none, or it is held.
+/// When the first open delivery is due; `None` if there is none, or it is held.
 async fn due(tx: &mut Tx, head: Head<'_>) -> Result<Option<Timestamp>, WatchStoreError> {
-    let row = tx.one::<(String, i64)>(HEAD, values![head.consumer, head.source]).await?;
+    let first = if head.aside { ASIDE } else { HEAD };
+    let row = tx.one::<(String, i64)>(first, values![head.consumer, head.source]).await?;
     let ready = row.filter(|(state, _)| state == "ready");
     Ok(ready.map(|(_, due)| Timestamp::from_millis(due)))
 }
@@ -113,17 +127,22 @@ async fn claim(
 ) -> Result<Claims, WatchStoreError> {
     let (consumer, source, now) = (head.consumer, head.source, head.now.millis());
     let heads = values![consumer, source, i64::from(limit)];
-    let mut rows = tx.all::<HeadRow>(HEADS, heads).await?;
+    let heads_of = if head.aside { ASIDES } else { HEADS };
+    let mut rows = tx.all::<HeadRow>(heads_of, heads).await?;
     let due = |row: &HeadRow| row.state == "ready" && row.due_at <= now;
     let count = rows.iter().take_while(|row| due(row)).count();
     rows.truncate(count);
-    let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
-        return Ok(Claims::default());
-    };
-    let range = values![consumer, source, first.id, last.id, now, until.millis(), token];
-    // Others may have become ready between them since, by an operator's word.
-    if tx.execute(CLAIM, range).await? != u64::try_from(count).unwrap_or(u64::MAX) {
-        return Err(WatchStoreError::Contended);
+    // What keeps its order is a range of ids.
+    let ranges = rows.chunks(if head.aside { 1 } else { count.max(1) });
+    for range in ranges {
+        let (Some(first), Some(last)) = (range.first(), range.last()) else { continue };
+        let many = u64::try_from(range.len()).unwrap_or(u64::MAX);
+        let (first, last, aside) = (first.id, last.id, i64::from(head.aside));
+        let range = values![consumer, source, first, last, now, until.millis(), token, aside];
+        // Others may have become ready between them since, by an operator's word.
+        if tx.execute(CLAIM, range).await? != many {
+            return Err(WatchStoreError::Contended);
+        }
     }
     let claimed = |row: HeadRow| {
         Ok(Claimed {
@@ -182,6 +201,9 @@ pub(super) async fn finish(
         }
         Ended::Retry { due, error } => {
             tx.execute(RETRY, values![id, attempt, due.millis(), error, now]).await?
+        }
+        Ended::Aside { due, error } => {
+            tx.execute(STEP_ASIDE, values![id, attempt, due.millis(), error, now]).await?
         }
         Ended::Parked(reason) => tx.execute(PARK, values![id, attempt, reason, now]).await?,
     };
@@ -254,14 +276,18 @@ impl Lanes for Store {
         until: Timestamp,
         limit: u32,
     ) -> Result<Claims, WatchStoreError> {
-        let head = Head { consumer, source, now };
-        // The usual answer is "nothing", and reading it takes no lock.
-        match self.due(head).await? {
-            Some(due) if due <= now => {}
-            due => return Ok(Claims { claimed: Vec::new(), due }),
-        }
-        let token = self.shared.fence.as_ref().map_or(NO_TERM, |fence| fence.token);
-        unit!(self, "claim", |tx| claim(tx, head, until, limit, token))
+        self.claim_of(Head { consumer, source, now, aside: false }, until, limit).await
+    }
+
+    async fn claim_aside(
+        &self,
+        consumer: &str,
+        source: &str,
+        now: Timestamp,
+        until: Timestamp,
+        limit: u32,
+    ) -> Result<Claims, WatchStoreError> {
+        self.claim_of(Head { consumer, source, now, aside: true }, until, limit).await
     }
 
     async fn finish_some(
@@ -278,12 +304,27 @@ impl Lanes for Store {
         source: &str,
         now: Timestamp,
     ) -> Result<u64, WatchStoreError> {
-        let head = Head { consumer, source, now };
+        let head = Head { consumer, source, now, aside: false };
         unit!(self, "free_claims", |tx| free(tx, head))
     }
 }
 
 impl Store {
+    async fn claim_of(
+        &self,
+        head: Head<'_>,
+        until: Timestamp,
+        limit: u32,
+    ) -> Result<Claims, WatchStoreError> {
+        // The usual answer is "nothing", and reading it takes no lock.
+        match self.due(head).await? {
+            Some(due) if due <= head.now => {}
+            due => return Ok(Claims { claimed: Vec::new(), due }),
+        }
+        let token = self.shared.fence.as_ref().map_or(NO_TERM, |fence| fence.token);
+        unit!(self, "claim", |tx| claim(tx, head, until, limit, token))
+    }
+
     async fn due(&self, head: Head<'_>) -> Result<Option<Timestamp>, WatchStoreError> {
         look!(self, "due", |tx| due(tx, head))
     }

@@ -21,8 +21,6 @@ statements! {
               VALUES ($1, $2, 0, $3) ON CONFLICT (consumer, event_id) DO UPDATE \
               SET refused_at = excluded.refused_at WHERE trigger_turn.refused_at = 0";
     REFUSED_AT = "SELECT refused_at FROM trigger_turn WHERE consumer = $1 AND event_id = $2";
-    UNREFUSE_TURN = "UPDATE trigger_turn SET refused_at = 0 \
-                     WHERE consumer = $1 AND event_id = $2 AND refused_at <> 0";
     // Of those who had a delivery of it.
     CANCEL_TURNS = "DELETE FROM trigger_turn WHERE event_id = $2 AND consumer IN \
                     (SELECT o.consumer FROM outbox o WHERE o.source = $1 AND o.event_id = $2 \
@@ -70,10 +68,6 @@ async fn refused_since(
     Ok(since.map_or(now, |(since,)| Timestamp::from_millis(since)))
 }
 
-async fn unrefuse(tx: &mut Tx, consumer: &str, event_id: &str) -> Result<(), WatchStoreError> {
-    tx.execute(UNREFUSE_TURN, values![consumer, event_id]).await.map(|_| ())
-}
-
 /// An event was retracted: whoever was at it is not any more.
 pub(super) async fn cancel_turns(
     tx: &mut Tx,
@@ -111,10 +105,6 @@ impl TriggerBook for Store {
         now: Timestamp,
     ) -> Result<Timestamp, WatchStoreError> {
         unit!(self, "refused_since", |tx| refused_since(tx, consumer, event_id, now))
-    }
-
-    async fn unrefuse(&self, consumer: &str, event_id: &str) -> Result<(), WatchStoreError> {
-        unit!(self, "unrefuse", |tx| unrefuse(tx, consumer, event_id))
     }
 
     async fn forget_turn(&self, consumer: &str, event_id: &str) -> Result<(), WatchStoreError> {
