@@ -42,6 +42,8 @@ struct State {
     causes: BTreeMap<String, Value>,
     /// How every request ended; `submitted` if nothing is said.
     ended: Option<&'static str>,
+    /// Its nodes say that every event stands.
+    refuses_retractions: bool,
 }
 
 /// A listener on a free port; it ends when it is dropped.
@@ -91,6 +93,11 @@ impl RecordingServer {
     /// From now on this transaction is one that this request asked for.
     pub fn is_cause(&self, hash: &str, request: Value) {
         self.state.lock().unwrap().causes.insert(hash.to_owned(), request);
+    }
+
+    /// What is told of sources is refused from now on, or is not any more.
+    pub fn refuse_retractions(&self, refuses: bool) {
+        self.state.lock().unwrap().refuses_retractions = refuses;
     }
 
     /// From now on every request is shown with this status.
@@ -147,7 +154,18 @@ fn answer(state: &Mutex<State>, request: Recorded) -> Answer {
         return (200, "", json!({ "outcome": "allow", "reasons": [] }));
     }
     if request.path.ends_with("/retraction") {
+        if state.refuses_retractions {
+            return (409, "", json!({ "code": "conflict" }));
+        }
+        let key = request.path.split('/').nth(3).and_then(|id| id.strip_prefix("tx-"));
+        let key = key.unwrap().to_owned();
         state.retractions.push((request.path, request.body));
+        if state.ended == Some("queued") {
+            // It ends unsigned, and its key may be had.
+            (state.ended, _) = (None, state.bound.remove(&key));
+            let failure = json!({ "code": "event-gone" });
+            return (200, "", json!({ "id": "told", "status": "cancelled", "failure": failure }));
+        }
         return (200, "", json!({ "id": "told", "status": "submitted" }));
     }
     if let Some(key) = asked("/transactions/tx-") {
@@ -175,7 +193,9 @@ fn answer(state: &Mutex<State>, request: Recorded) -> Answer {
 fn shown(key: &str, body: &Value, ended: Option<&str>) -> Value {
     let mut shown = body.clone();
     shown["id"] = json!(format!("tx-{key}"));
-    shown["status"] = json!(ended.unwrap_or("submitted"));
+    let status = ended.unwrap_or("submitted");
+    shown["status"] = json!(status);
+    shown["nonce"] = if status == "queued" { Value::Null } else { json!("0") };
     shown
 }
 

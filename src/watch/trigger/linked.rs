@@ -1,9 +1,10 @@
 //! The same business, mined again: after a reorg a transaction is in another block, and its event is another event
-//! of the same business. The server has its request already.
+//! of the same business. The server has its request already. While that has no nonce it would end unsigned, since
+//! its own event is gone: so the server is told of that first, and this event gets a request of its own.
 
 use super::Not;
 use crate::watch::server::{Answer, Server};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What must be the same for two requests to be of one business.
 const SAME: [&str; 5] = ["chain", "signer", "to", "value", "data"];
@@ -31,9 +32,38 @@ pub(super) async fn resolve(
                 "the same business, mined again, but its request {id} is {status}: {}",
                 found.failure()
             ))),
-            None => Ok(format!("{id} (linked: the same business, mined again)")),
+            None => match unsigned(document) {
+                Some(gone) => Err(take_back(server, id, gone).await),
+                None => Ok(linked(id)),
+            },
         },
         _ => Err(Not::Never(format!("its key has another request, {id}: {said}"))),
+    }
+}
+
+fn linked(id: &str) -> String {
+    format!("{id} (linked: the same business, mined again)")
+}
+
+/// The source of a request that has no nonce yet: the server looks for it before it gives one.
+fn unsigned(found: &Value) -> Option<&Value> {
+    let has_nonce = found.get("nonce").is_some_and(|nonce| !nonce.is_null());
+    found.get("source").filter(|source| !has_nonce && !source.is_null())
+}
+
+/// Has the server end a request whose transaction is in another block now, as was just read. It believes only its
+/// own nodes, and what it ends unsigned gives its key to the one that asks next: so nothing is paid for twice.
+async fn take_back(server: &Server, id: &str, gone: &Value) -> Not {
+    let said = match server.retract(id, &json!({ "source": gone })).await {
+        Ok(said) => said,
+        Err(error) => return Not::Yet(None, error),
+    };
+    match said.status {
+        200 => Not::Yet(None, format!("its request {id} was for the block before: asked again")),
+        // Its nodes have not seen the reorganisation yet. It ends the request when they have, or gives it a nonce.
+        409 => Not::Aside(format!("its request {id} is for the block before: {said}")),
+        400 | 404 | 405 | 413 | 422 => Not::Early(said.to_string()),
+        _ => Not::Yet(said.retry_after_ms, said.to_string()),
     }
 }
 
