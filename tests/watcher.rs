@@ -14,6 +14,7 @@ mod support {
     pub mod fault_proxy;
     pub mod lagging_node;
     pub mod lying_chain;
+    pub mod many_nodes;
     pub mod recording_server;
     pub mod services;
 }

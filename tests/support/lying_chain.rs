@@ -44,6 +44,7 @@ struct State {
     blocks: HashMap<B256, (Block, Vec<Log>)>,
     forks: u64,
     lie: Option<Lie>,
+    has_receipts: bool,
 }
 
 /// The chain: block 0 and what was mined on it.
@@ -57,7 +58,13 @@ pub struct LyingChain {
 impl LyingChain {
     /// Final are blocks `depth` below the head.
     pub fn new(id: u64, depth: u64) -> Self {
-        let state = State { canonical: Vec::new(), blocks: HashMap::new(), forks: 0, lie: None };
+        let state = State {
+            canonical: Vec::new(),
+            blocks: HashMap::new(),
+            forks: 0,
+            lie: None,
+            has_receipts: false,
+        };
         let chain = Self { id, depth, state: Arc::new(Mutex::new(state)) };
         chain.mine(&[]);
         chain
@@ -65,6 +72,11 @@ impl LyingChain {
 
     pub fn lie(&self, lie: Option<Lie>) {
         self.state.lock().unwrap().lie = lie;
+    }
+
+    /// From now on it gives receipts; they are not lied about.
+    pub fn give_receipts(&self) {
+        self.state.lock().unwrap().has_receipts = true;
     }
 
     /// Mines a block with these logs: address, topics and data.
@@ -236,8 +248,19 @@ impl OneNode for LyingChain {
         Ok(logs)
     }
 
-    async fn block_receipts(&self, _: B256) -> Result<Vec<SeenReceipt>, ChainError> {
-        Err(ChainError::Refused("this chain has no receipts".to_owned()))
+    async fn block_receipts(&self, block: B256) -> Result<Vec<SeenReceipt>, ChainError> {
+        let state = self.state.lock().unwrap();
+        if !state.has_receipts {
+            return Err(ChainError::Refused("this chain has no receipts".to_owned()));
+        }
+        let (_, logs) = state.blocks.get(&block).ok_or(ChainError::UnknownBlock)?;
+        let receipt = |log: &Log| SeenReceipt {
+            transaction: log.transaction_hash,
+            index: log.log_index,
+            success: true,
+            logs: vec![log.clone()],
+        };
+        Ok(logs.iter().map(receipt).collect())
     }
 
     async fn block_transactions(&self, _: B256) -> Result<Vec<SeenTransaction>, ChainError> {

@@ -1,12 +1,14 @@
 //! A trigger in this process: a chain in memory, the real database, and a listener in the server's place.
 
 use super::support::lying_chain::{Lie, LyingChain};
+use super::support::many_nodes::ManyNodes;
 use super::support::recording_server::RecordingServer;
 use alloy::primitives::{Address, B256, U256};
 use claviger::config::file::parse;
 use claviger::core::time::Timestamp;
 use claviger::ports::bus::{Consumer, Kind, Message, Outcome};
 use claviger::ports::chain::{Block, Log};
+use claviger::ports::chain_reader::ChainReader;
 use claviger::ports::clock::Clock;
 use claviger::ports::watch_store::WatchStore;
 use claviger::watch::cloudevent;
@@ -85,15 +87,22 @@ impl Stage {
         clock.0.store(1_000_000, Ordering::SeqCst);
         let url = format!("sqlite:{}", folder.path().join("watcher.db").display());
         let store = open(&url, OpenMode::Create).await.unwrap();
-        let trigger = trigger(&folder, &server, &chain, &clock, more, store);
+        let asked: Arc<dyn ChainReader> = Arc::new(chain.clone());
+        let trigger = trigger(&folder, &server, asked, &clock, more, store);
         Self { chain, server, clock, folder, more, trigger }
     }
 
     /// The same trigger after a restart.
-    async fn restarted(mut self) -> Self {
+    async fn restarted(self) -> Self {
+        let chain = Arc::new(self.chain.clone());
+        self.asking(chain).await
+    }
+
+    /// The same trigger after a restart, with other nodes.
+    async fn asking(mut self, chain: Arc<dyn ChainReader>) -> Self {
         let url = format!("sqlite:{}", self.folder.path().join("watcher.db").display());
         let store = open(&url, OpenMode::Existing).await.unwrap();
-        let (server, chain, clock) = (&self.server, &self.chain, &self.clock);
+        let (server, clock) = (&self.server, &self.clock);
         self.trigger = trigger(&self.folder, server, chain, clock, self.more, store);
         self
     }
@@ -122,7 +131,7 @@ impl Stage {
 fn trigger(
     folder: &TempDir,
     server: &RecordingServer,
-    chain: &LyingChain,
+    chain: Arc<dyn ChainReader>,
     clock: &Arc<TestClock>,
     more: &str,
     store: Arc<dyn WatchStore>,
@@ -130,7 +139,7 @@ fn trigger(
     let mut plan = plan(folder.path(), &server.url(), more);
     let means = Means {
         server: Arc::new(Server::new(plan.server.as_ref().unwrap()).unwrap()),
-        chain: Arc::new(chain.clone()),
+        chain,
         store,
         clock: Arc::<TestClock>::clone(clock),
     };
@@ -185,6 +194,10 @@ fn is_retry(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Retry { .. })
 }
 
+fn steps_aside(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Aside(_))
+}
+
 fn parked(outcome: &Outcome) -> &str {
     match outcome {
         Outcome::Park(reason) => reason,
@@ -195,6 +208,7 @@ fn parked(outcome: &Outcome) -> &str {
 #[tokio::test]
 async fn what_the_chain_does_not_say_makes_no_request_whoever_wrote_it_down() {
     let stage = Stage::new("").await;
+    stage.chain.give_receipts();
     let (block, truth) = stage.mine(7);
     let log = mined(&block, 7);
     let data = B256::from(U256::from(71)).to_vec().into();
@@ -226,10 +240,10 @@ async fn what_a_node_does_not_have_is_tried_again_and_parked_when_it_takes_too_l
     let (block, truth) = stage.mine(7);
     let elsewhere = Log { block_hash: B256::repeat_byte(9), ..mined(&block, 7) };
     let nowhere = written(&block, &elsewhere);
-    assert!(is_retry(&stage.deliver(&nowhere).await));
+    assert!(steps_aside(&stage.deliver(&nowhere).await));
     // A node that says nothing of a block that has logs is behind, and lies no more later.
     stage.chain.lie(Some(Lie::NoLogs));
-    assert!(is_retry(&stage.deliver(&truth).await));
+    assert!(steps_aside(&stage.deliver(&truth).await));
     stage.chain.lie(Some(Lie::Behind(1)));
     assert!(is_retry(&stage.deliver(&truth).await), "not final there");
     stage.chain.lie(None);
@@ -247,7 +261,7 @@ async fn an_event_that_left_the_chain_makes_no_request() {
     let (_, orphan) = stage.mine(7);
     stage.chain.drop_blocks(3);
     stage.chain.mine_empty(5);
-    assert!(is_retry(&stage.deliver(&orphan).await));
+    assert!(steps_aside(&stage.deliver(&orphan).await));
     assert_eq!(stage.asked(), 0);
 }
 
@@ -257,13 +271,15 @@ async fn a_server_whose_node_is_behind_is_asked_again_for_a_while() {
     let (_, truth) = stage.mine(7);
     let behind = json!({ "code": "policy-denied", "reasons": [{ "field": "event" }] });
     stage.server.always(Some((403, "", behind)));
-    assert!(is_retry(&stage.deliver(&truth).await));
+    assert!(steps_aside(&stage.deliver(&truth).await));
     stage.later(TOO_LONG_MS / 2);
+    // What else is in the way meanwhile does not make it longer.
+    stage.server.script([(503, "", json!({ "code": "overloaded" }))]);
     assert!(is_retry(&stage.deliver(&truth).await));
     stage.later(TOO_LONG_MS / 2 + 1);
     assert!(parked(&stage.deliver(&truth).await).contains("policy-denied"));
     // An operator's `retry` begins anew.
-    assert!(is_retry(&stage.deliver(&truth).await));
+    assert!(steps_aside(&stage.deliver(&truth).await));
     let early = json!({ "code": "policy-denied", "reasons": [{ "field": "event.finalized" }] });
     stage.server.always(Some((403, "", early)));
     stage.later(TOO_LONG_MS);
@@ -347,4 +363,86 @@ async fn the_same_business_in_another_block_is_linked_and_another_one_is_not() {
     let (_, never) = stage.mine(9);
     let told = stage.trigger.deliver(&message(Kind::Retraction, &never)).await;
     assert!(matches!(told, Outcome::Done(text) if text.contains("no request")));
+}
+
+#[tokio::test]
+async fn a_node_that_stands_still_holds_up_nothing_that_another_node_has() {
+    let stage = Stage::new("").await;
+    let other = LyingChain::new(31337, DEPTH);
+    let (block, truth) = stage.mine(7);
+    assert_eq!(other.mine(&[log(7)]), block);
+    other.mine_empty(DEPTH);
+    // It has the block and the log, and its final block is below them for ever.
+    stage.chain.lie(Some(Lie::Behind(1)));
+    other.lie(Some(Lie::Behind(1)));
+    let nodes = ManyNodes::of(&[stage.chain.clone(), other.clone()]);
+    let stage = stage.asking(Arc::new(nodes)).await;
+    assert!(is_retry(&stage.deliver(&truth).await), "final at none of them");
+    other.lie(None);
+    assert!(matches!(stage.deliver(&truth).await, Outcome::Done(_)));
+}
+
+#[tokio::test]
+async fn a_log_that_a_nodes_list_leaves_out_is_looked_for_in_its_receipts_and_at_other_nodes() {
+    let stage = Stage::new("").await;
+    let other = LyingChain::new(31337, DEPTH);
+    let block = stage.chain.mine(&[log(6), log(7)]);
+    stage.chain.mine_empty(DEPTH);
+    assert_eq!(other.mine(&[log(6), log(7)]), block);
+    other.mine_empty(DEPTH);
+    let truth = written(&block, &Log { log_index: 1, ..mined(&block, 7) });
+    stage.chain.lie(Some(Lie::CutLogs));
+    let outcome = stage.deliver(&truth).await;
+    assert!(steps_aside(&outcome), "a list with a gap contradicts nothing: {outcome:?}");
+    let nodes = ManyNodes::of(&[stage.chain.clone(), other]);
+    let stage = stage.asking(Arc::new(nodes)).await;
+    assert!(matches!(stage.deliver(&truth).await, Outcome::Done(_)), "the other one has it");
+    let stage = stage.restarted().await;
+    stage.chain.give_receipts();
+    assert!(matches!(stage.deliver(&truth).await, Outcome::Done(_)), "its receipts have it");
+    let invented = Log { data: B256::from(U256::from(71)).to_vec().into(), ..mined(&block, 7) };
+    let invented = written(&block, &Log { log_index: 1, ..invented });
+    assert!(parked(&stage.deliver(&invented).await).contains("the chain says otherwise"));
+}
+
+#[tokio::test]
+async fn a_request_without_a_nonce_for_the_block_before_is_taken_back_and_asked_for_anew() {
+    let stage = Stage::new("").await;
+    let (_, first) = stage.mine(7);
+    assert!(matches!(stage.deliver(&first).await, Outcome::Done(_)));
+    stage.server.ends_as("queued");
+    stage.chain.drop_blocks(3);
+    let (_, again) = stage.mine(7);
+    // The server's nodes have not seen it yet: it waits for as long as that takes, and holds up nobody.
+    stage.server.refuse_retractions(true);
+    for _ in 0..2 {
+        let outcome = stage.deliver(&again).await;
+        assert!(steps_aside(&outcome), "{outcome:?}");
+        stage.later(TOO_LONG_MS);
+    }
+    stage.server.refuse_retractions(false);
+    let outcome = stage.deliver(&again).await;
+    assert!(is_retry(&outcome), "{outcome:?}");
+    let told: Vec<Value> = stage.server.retractions().into_iter().map(|(_, body)| body).collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0]["source"]["block_hash"], first["data"]["block_hash"]);
+    let Outcome::Done(id) = stage.deliver(&again).await else { panic!("it was not asked for") };
+    assert!(!id.contains("linked"), "{id}");
+    let last = stage.server.requests().pop().unwrap();
+    assert_eq!(last.body["source"]["block_hash"], again["data"]["block_hash"]);
+    // The retraction of the first one, should it be told late, finds a request that is not its own.
+    let late = stage.trigger.deliver(&message(Kind::Retraction, &first)).await;
+    assert!(matches!(late, Outcome::Done(text) if text.contains("another event")));
+}
+
+#[tokio::test]
+async fn what_was_written_under_other_names_is_told_under_the_present_ones() {
+    let stage = Stage::new("").await;
+    let (_, mut before) = stage.mine(7);
+    before["data"]["args"] = json!({ "order": "7", "total": "70" });
+    let Outcome::Done(_) = stage.deliver(&before).await else { panic!("it was not asked for") };
+    let asked = stage.server.requests().pop().unwrap().body;
+    assert!(asked["metadata"]["business_id"].as_str().unwrap().ends_with(":7"), "{asked:#}");
+    let told = stage.trigger.deliver(&message(Kind::Retraction, &before)).await;
+    assert!(matches!(told, Outcome::Done(text) if text.contains("flagged")));
 }

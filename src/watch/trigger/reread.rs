@@ -2,7 +2,9 @@
 //! have is tried again, since it may be behind; what contradicts is parked.
 
 use super::Not;
-use crate::ports::chain::{ChainError, Log};
+use crate::core::chain_view::Place;
+use crate::core::chain_view::completeness::{self, Incomplete, SeenLog};
+use crate::ports::chain::{Block, ChainError, Log};
 use crate::ports::chain_reader::{ChainReader, OneNode, Rule, SeenTransaction};
 use crate::watch::cloudevent::{Fact, Found};
 use alloy::primitives::B256;
@@ -16,8 +18,8 @@ const NODES_MAX: usize = 3;
 enum Word {
     /// The very log or transaction, in a final block of its chain.
     Same,
-    /// The block is not final there.
-    NotFinal,
+    /// The very log or transaction; its block is not final there.
+    NotFinal(String),
     /// It does not have the block, or has another one at that height.
     NotThere(String),
     /// It has the block, and the log is not what was told.
@@ -43,9 +45,7 @@ pub(super) async fn read(chain: &dyn ChainReader, rule: Rule, told: &Fact) -> Re
             Word::Same => {
                 return Err(Not::Early("nodes contradict each other about it".to_owned()));
             }
-            Word::NotFinal => {
-                return Err(Not::Yet(None, "its block is not final at the node".to_owned()));
-            }
+            // A node that stands still says so for ever, and others may be further.
             word => words.push(word),
         }
     }
@@ -54,21 +54,22 @@ pub(super) async fn read(chain: &dyn ChainReader, rule: Rule, told: &Fact) -> Re
 }
 
 fn judge(words: Vec<Word>) -> Not {
-    let (mut contradiction, mut absence, mut silence) = (None, None, None);
+    let (mut contradiction, mut absence, mut silence, mut not_final) = (None, None, None, None);
     for word in words {
         match word {
             Word::Contradicts(why) => contradiction = Some(why),
             Word::NotThere(why) => absence = Some(why),
             Word::Silent(why) => silence = Some(why),
-            Word::Same | Word::NotFinal => {}
+            Word::NotFinal(why) => not_final = Some(why),
+            Word::Same => {}
         }
     }
-    match (contradiction, absence, silence) {
+    match (contradiction, absence, not_final.or(silence)) {
         (Some(why), None, None) => Not::Never(format!("the chain says otherwise: {why}")),
         (_, Some(why), _) => Not::Early(format!("not on the chain: {why}")),
         (Some(why), None, Some(_)) => Not::Early(format!("a node says otherwise: {why}")),
-        (None, None, silence) => {
-            Not::Yet(None, silence.unwrap_or_else(|| "no node can be asked now".to_owned()))
+        (None, None, undecided) => {
+            Not::Yet(None, undecided.unwrap_or_else(|| "no node can be asked now".to_owned()))
         }
     }
 }
@@ -90,30 +91,76 @@ async fn word(node: &Arc<dyn OneNode>, rule: Rule, told: &Fact) -> Result<Word, 
         }
     }
     let differs = match &told.found {
-        Found::Log(log) => log_differs(node, log).await?,
+        Found::Log(log) => log_differs(node, &block, log).await?,
         Found::Transaction(transaction) => transaction_differs(node, hash, transaction).await?,
     };
     if let Some(word) = differs {
         return Ok(word);
     }
     let last = node.last_final(rule).await?;
-    Ok(if last.is_some_and(|last| last.number >= number) { Word::Same } else { Word::NotFinal })
+    if last.is_some_and(|last| last.number >= number) {
+        return Ok(Word::Same);
+    }
+    Ok(Word::NotFinal(format!("block {hash} is not final at node {}", node.place())))
 }
 
-async fn log_differs(node: &Arc<dyn OneNode>, told: &Log) -> Result<Option<Word>, ChainError> {
-    let (hash, place) = (told.block_hash, node.place());
-    let logs = match node.block_logs(hash).await {
-        Err(ChainError::UnknownBlock) => Vec::new(),
+/// A node's list of a block's logs can lack some, as a reading of the poller can. So what is not in it is looked
+/// for in the receipts, and the node contradicts only with logs that are all of the block's.
+async fn log_differs(
+    node: &Arc<dyn OneNode>,
+    block: &Block,
+    told: &Log,
+) -> Result<Option<Word>, ChainError> {
+    let (hash, place, index) = (told.block_hash, node.place(), told.log_index);
+    // Some refuse lists without an address.
+    let none =
+        |error: &ChainError| matches!(error, ChainError::UnknownBlock | ChainError::Refused(_));
+    let listed = match node.block_logs(hash).await {
+        Err(error) if none(&error) => Vec::new(),
         logs => logs?,
     };
-    if logs.is_empty() {
-        // It may leave logs out: that is no contradiction.
-        return Ok(Some(Word::NotThere(format!("node {place} has no logs of {hash}"))));
+    if listed.contains(told) {
+        return Ok(None);
     }
-    let index = told.log_index;
-    let is_there = logs.iter().any(|log| log.log_index == index && log == told);
-    let why = || Word::Contradicts(format!("log {index} of block {hash} is another one"));
-    Ok((!is_there).then(why))
+    let receipts = match node.block_receipts(hash).await {
+        Err(error) if none(&error) => None,
+        receipts => Some(receipts?),
+    };
+    let is_another = match receipts {
+        Some(receipts) => {
+            let mut logs: Vec<Log> = receipts.into_iter().flat_map(|of| of.logs).collect();
+            if logs.contains(told) {
+                return Ok(None);
+            }
+            logs.sort_by_key(|log| log.log_index);
+            are_all(block, &logs)
+        }
+        // Without them, a list that was cut at its end may pass for whole.
+        None => are_all(block, &listed) && listed.iter().any(|log| log.log_index == index),
+    };
+    Ok(Some(if is_another {
+        Word::Contradicts(format!("log {index} of block {hash} is another one"))
+    } else {
+        Word::NotThere(format!("node {place} has not all logs of {hash}"))
+    }))
+}
+
+/// Whether these can be all logs of a block. A header's bloom filter that lacks some of them is of no use, and
+/// hides none.
+fn are_all(block: &Block, logs: &[Log]) -> bool {
+    let seen: Vec<SeenLog<'_>> = logs.iter().map(seen).collect();
+    let place = Place { number: block.number, hash: block.hash };
+    let checked = completeness::check(place, Some(&block.logs_bloom), &seen);
+    !logs.is_empty() && matches!(checked, Ok(()) | Err(Incomplete::Filter))
+}
+
+fn seen(log: &Log) -> SeenLog<'_> {
+    SeenLog {
+        block: Place { number: log.block_number, hash: log.block_hash },
+        index: log.log_index,
+        address: log.address,
+        topics: &log.topics,
+    }
 }
 
 /// A transaction is what was told if it is at its place and its receipt says that it succeeded.
@@ -159,11 +206,15 @@ mod tests {
         let no = || Word::Contradicts("x".to_owned());
         let silent = || Word::Silent("y".to_owned());
         let absent = || Word::NotThere("z".to_owned());
+        let behind = || Word::NotFinal("w".to_owned());
         assert!(matches!(judge(vec![no(), no()]), Not::Never(_)));
         assert!(matches!(judge(vec![no(), silent()]), Not::Early(_)));
         assert!(matches!(judge(vec![no(), absent()]), Not::Early(_)));
         assert!(matches!(judge(vec![absent()]), Not::Early(_)));
         assert!(matches!(judge(vec![silent()]), Not::Yet(..)));
         assert!(matches!(judge(Vec::new()), Not::Yet(..)));
+        assert!(matches!(judge(vec![behind(), silent()]), Not::Yet(..)));
+        assert!(matches!(judge(vec![behind(), absent()]), Not::Early(_)));
+        assert!(matches!(judge(vec![no(), behind()]), Not::Early(_)));
     }
 }
