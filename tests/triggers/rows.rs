@@ -1,6 +1,7 @@
 //! The rows of the fault table that need both programs.
 
 use crate::stage::{DEPTH, Stage, WATCHER};
+use crate::support::fault_proxy::Lag;
 use crate::support::server::{ETHER, LIMIT};
 use crate::support::services::poll_until;
 
@@ -101,5 +102,41 @@ async fn e10_a_transaction_mined_again_after_its_request_was_signed_makes_no_sec
         stage.server.read(&id).await["source_gone_at"].is_string().then_some(())
     })
     .await;
+    stage.events(Some(watcher), &[]).await;
+}
+
+// The proxy runs in this process, beside a test that waits for commands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn e10_a_transaction_mined_again_while_the_servers_node_is_behind_is_paid_for_once() {
+    let stage = Stage::new(0).await;
+    stage.set_up_watcher();
+    // The watcher sees the reorganisation before the server does.
+    let config = stage.watcher_config();
+    stage.write_watcher(&config.replace(&stage.proxy.url(), &stage.anvil.url()));
+    let mut watcher = stage.watcher();
+    let (raw, _) = stage.request_charge(1).await;
+    stage.anvil.mine(DEPTH).await;
+    stage.outbox("done", 1).await;
+    let first = stage.server.list().await[0]["id"].as_str().unwrap().to_owned();
+    assert!(stage.server.wait_for(&first, &["queued"]).await["nonce"].is_null());
+    stage.proxy.lag(Some(Lag { blocks: 3 * DEPTH, ..Lag::default() }));
+    stage.reorg(DEPTH + 1, &[&raw]).await;
+    stage.anvil.mine(DEPTH).await;
+    watcher.wait_for_line("is for the block before", LIMIT).await;
+    assert_eq!((stage.count("done"), stage.count("parked")), (1, 0));
+    assert_eq!(stage.server.read(&first).await["status"], "queued");
+    stage.proxy.lag(None);
+    stage.outbox("done", 3).await;
+    let ended = stage.server.read(&first).await;
+    assert_eq!(
+        (&ended["status"], &ended["failure"]["code"]),
+        (&"cancelled".into(), &"event-gone".into())
+    );
+    let all = stage.server.list().await;
+    assert_eq!(all.len(), 2, "{all:#?}");
+    stage.anvil.set_balance(&stage.operator, 100 * ETHER).await;
+    let second = all[0]["id"].as_str().unwrap().to_owned();
+    stage.mine_until_mined(&second).await;
+    assert_eq!(stage.executions(1).await, 1);
     stage.events(Some(watcher), &[]).await;
 }
