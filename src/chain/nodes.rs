@@ -93,7 +93,7 @@ impl Nodes {
     }
 
     /// Asks the nodes in the background how far they are, so that one that stands still is noticed.
-    fn probe(&self) {
+    pub(super) fn probe(&self) {
         let now = Instant::now();
         for node in self.list.iter().filter(|_| self.list.len() > 1) {
             let may_be_asked = node.health.pause_left(now).is_none();

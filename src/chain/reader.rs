@@ -51,6 +51,8 @@ impl ChainReader for EvmChain {
     }
 
     fn node(&self, but: &[usize]) -> Option<Arc<dyn OneNode>> {
+        // The order is by how far each is final, and nobody else asks those that no step is taken with.
+        self.nodes.probe();
         let mut nodes = self.nodes.in_order().into_iter();
         let found = nodes.find(|node| !but.contains(&node.place))?;
         Some(Arc::new(Reading { node: found.clone() }))

@@ -90,8 +90,13 @@ async fn fault(
         }
         _ => {
             let mut behind = || random.below(4);
-            let lag =
-                Lag { nonces: behind(), receipts: behind(), blocks: behind(), logs: behind() };
+            let lag = Lag {
+                nonces: behind(),
+                receipts: behind(),
+                blocks: behind(),
+                logs: behind(),
+                finals: 0,
+            };
             proxy.lag(Some(lag));
             run.count("faults: times of lagging answers");
             pace(200 + random.below(2_000)).await;

@@ -10,7 +10,7 @@ use claviger::config::file::parse;
 use claviger::core::id::ChainId;
 use claviger::core::time::Timestamp;
 use claviger::ports::bus::Wait;
-use claviger::ports::chain_reader::ChainReader;
+use claviger::ports::chain_reader::{ChainReader, Rule};
 use claviger::ports::clock::Clock;
 use claviger::ports::watch_store::{Checked, WatchStore};
 use claviger::watch::plan::{ChainPlan, Plan};
@@ -492,6 +492,37 @@ async fn e20_what_no_filter_shows_is_found_by_the_second_reading_and_told_late_o
     let again = nodes.ranges(1).split_off(before);
     assert_eq!(again.first().map(|range| range.0), Some(final_number + 1), "{again:?}");
     assert_eq!(nodes.checked("old").await.late, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_final_block_stands_still_while_blocks_come_is_asked_last() {
+    for count in [2, 3] {
+        let nodes = Nodes::start(count).await;
+        nodes.anvil.mine(200).await;
+        let config = EvmConfig {
+            chain_id: ChainId::new(31337),
+            rpc: nodes.proxies.iter().map(|proxy| proxy.url().parse().unwrap()).collect(),
+            finality: Finality::Finalized,
+        };
+        let chain = EvmChain::new(config).unwrap();
+        nodes.proxies[0].lag(Some(Lag { finals: 40, ..Lag::default() }));
+        // As a poller does: only the node of its step is asked.
+        let said = poll_until(Duration::from_secs(30), "another node's word", async || {
+            let node = chain.node(&[])?;
+            let last = node.last_final(Rule::Finalized).await.unwrap()?;
+            (node.place() == 2).then_some(last.number)
+        })
+        .await;
+        let truth = nodes.anvil.rpc("eth_getBlockByNumber", json!(["finalized", false])).await;
+        let truth = truth["number"].as_str().unwrap().trim_start_matches("0x").to_owned();
+        assert_eq!(said, u64::from_str_radix(&truth, 16).unwrap(), "of {count}");
+        // It comes back, and is the first again.
+        nodes.proxies[0].lag(None);
+        poll_until(Duration::from_secs(30), "the first node", async || {
+            (chain.node(&[])?.place() == 1).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

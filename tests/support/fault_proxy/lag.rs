@@ -14,12 +14,14 @@ pub struct Lag {
     pub blocks: u64,
     /// `eth_getLogs`: what is above is missing, without an error.
     pub logs: u64,
+    /// The blocks of the tags `finalized` and `safe`, besides `blocks`.
+    pub finals: u64,
 }
 
 impl Lag {
     /// Everything is this many blocks behind.
     pub fn all(blocks: u64) -> Self {
-        Self { nonces: blocks, receipts: blocks, blocks, logs: blocks }
+        Self { nonces: blocks, receipts: blocks, blocks, logs: blocks, finals: 0 }
     }
 }
 
@@ -28,6 +30,7 @@ pub(super) async fn ask(shared: &Shared, call: &Recorded, lag: Lag) -> Option<Va
     let behind = match call.method.as_str() {
         "eth_getTransactionCount" | "eth_getBalance" => lag.nonces,
         "eth_getTransactionReceipt" => lag.receipts,
+        "eth_getBlockByNumber" if is_final(&call.params[0]) => lag.finals.max(lag.blocks),
         "eth_blockNumber" | "eth_getBlockByNumber" | "eth_getBlockByHash" | "eth_feeHistory" => {
             lag.blocks
         }
@@ -74,6 +77,10 @@ pub(super) async fn ask(shared: &Shared, call: &Recorded, lag: Lag) -> Option<Va
             Some(answer)
         }
     }
+}
+
+fn is_final(tag: &Value) -> bool {
+    ["finalized", "safe"].iter().any(|of| tag == of)
 }
 
 /// The height that a block parameter means on the lagging node; `None` inside for a hash it has not seen.
