@@ -22,6 +22,8 @@ mod halts;
 mod late;
 #[path = "polling/nodes.rs"]
 mod nodes;
+#[path = "polling/second_read.rs"]
+mod second_read;
 
 use alloy::primitives::{Address, B256, U256};
 use async_trait::async_trait;

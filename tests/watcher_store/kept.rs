@@ -207,10 +207,25 @@ async fn what_is_read_once_more_is_read_a_second_time_too(store: &dyn WatchStore
     };
     store.read_again(&again(11, 16)).await.unwrap();
     assert!(store.reread(SOURCE, 11, 12).await.unwrap());
-    assert_eq!(checked(store).await, 16, "an order to read some again leaves it");
+    let of = store.all_checked().await.unwrap().remove(0);
+    assert_eq!((of.next_block, of.to_block), (11, Some(12)));
     let standing = store.standing_above(CHAIN, 13).await.unwrap();
     store.roll_back(&roll_back(place(15, 0), place(13, 0), standing)).await.unwrap();
-    assert_eq!(checked(store).await, 14);
+    assert_eq!(checked(store).await, 11);
+    store.read_again(&again(11, 12)).await.unwrap();
+    assert_eq!(checked(store).await, 12);
+    store.read_again(&again(12, 13)).await.unwrap();
+    assert_eq!(checked(store).await, 14, "not what is between, which may be pruned");
+    // Two orders are one, and one that reaches to where it was is a plain step back.
+    assert!(store.reread(SOURCE, 11, 11).await.unwrap());
+    assert!(store.reread(SOURCE, 12, 12).await.unwrap());
+    let of = store.all_checked().await.unwrap().remove(0);
+    assert_eq!((of.next_block, of.to_block), (11, Some(12)));
+    store.read_again(&again(11, 13)).await.unwrap();
+    assert!(store.reread(SOURCE, 12, 13).await.unwrap());
+    let of = store.all_checked().await.unwrap().remove(0);
+    assert_eq!((of.next_block, of.to_block), (12, None));
+    store.read_again(&again(12, 14)).await.unwrap();
     // Back to where the order reaches: the poller is at 11, and is not sent further back.
     let mut step = advance(place(13, 0), &[], Vec::new());
     step.moves[0] = SourceMove { source: SOURCE.to_owned(), from: 11, to: 13 };

@@ -23,7 +23,7 @@ fn again(from: u64, to: u64, events: Vec<NewEvent>) -> ReadAgain {
 }
 
 fn checked(next_block: u64, late: u64, nodes: u64) -> Vec<Checked> {
-    vec![Checked { source: SOURCE.to_owned(), next_block, late, nodes }]
+    vec![Checked { source: SOURCE.to_owned(), next_block, to_block: None, late, nodes }]
 }
 
 async fn it_begins_once_and_goes_on_where_it_was(store: &dyn WatchStore) {

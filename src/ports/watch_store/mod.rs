@@ -11,7 +11,9 @@ pub use follow::{Again, Backlog, FollowStore, Resume};
 pub use lead::{Claims, Duty, Fence, Lanes, Lead, UPKEEP_DUTY, chain_duty, lane_duty};
 pub use second_read::{Checked, ReadAgain, SecondReads};
 pub use triggers::TriggerBook;
-pub use upkeep::{OldestOpen, ParkedFrom, ParkedPage, Progress, PruneFrom, Pruned, Seen, Upkeep};
+pub use upkeep::{
+    OldestOpen, OpenLane, ParkedFrom, ParkedPage, Progress, PruneFrom, Pruned, Seen, Upkeep,
+};
 
 use crate::core::chain_view::{Link, Place};
 use crate::core::id::ChainId;

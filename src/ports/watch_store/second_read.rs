@@ -11,6 +11,8 @@ pub struct Checked {
     pub source: String,
     /// The first block that was not read again.
     pub next_block: u64,
+    /// The last block to read again, if it goes on elsewhere after that.
+    pub to_block: Option<u64>,
     /// How many events only the second reading found.
     pub late: u64,
     /// How many nodes the chain had then.

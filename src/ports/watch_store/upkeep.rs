@@ -65,6 +65,19 @@ pub struct OldestOpen {
     pub since: Timestamp,
 }
 
+/// The open deliveries of a consumer and source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenLane {
+    /// The consumer.
+    pub consumer: String,
+    /// The source.
+    pub source: String,
+    /// How many are held or ready: the outbox delivers them. No more than were to be counted.
+    pub waiting: u64,
+    /// How many were taken from a broker and have no answer: it hands them out again.
+    pub taken: u64,
+}
+
 /// Where a round of pruning has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PruneFrom {
@@ -100,6 +113,9 @@ pub trait Upkeep: Send + Sync {
     /// Deliveries by consumer and state, each counted up to `most`; with `all`, also those that are done
     /// or cancelled.
     async fn counts(&self, most: u64, all: bool) -> Result<Vec<OutboxCount>, WatchStoreError>;
+
+    /// Who has open deliveries, and of which source, each counted up to `most`.
+    async fn open_lanes(&self, most: u64) -> Result<Vec<OpenLane>, WatchStoreError>;
 
     /// The oldest open delivery of each consumer that has one.
     async fn oldest_open(&self) -> Result<Vec<OldestOpen>, WatchStoreError>;

@@ -2,7 +2,8 @@
 //!
 //! The second reading asks another node, by range, and does not look at bloom filters; where there is only
 //! one node, it asks that one, which finds what a lag or a filter hid and not what the node does not have.
-//! What the first reading left out is told late, once.
+//! What the first reading left out is told late, once. Only a node that has these blocks, and lacks nothing
+//! that is known of them, checks them.
 
 use super::backfill::{RangeRead, Rest};
 use super::fetch::headers_on;
@@ -11,7 +12,7 @@ use super::{Poller, StepError, View};
 use crate::core::time::Timestamp;
 use crate::ports::chain::{Block, Log};
 use crate::ports::chain_reader::OneNode;
-use crate::ports::watch_store::{NewEvent, ReadAgain, SourceMove, WatchStoreError};
+use crate::ports::watch_store::{Checked, NewEvent, ReadAgain, SourceMove, WatchStoreError};
 use crate::watch::cloudevent;
 use crate::watch::plan::Source;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,8 +25,9 @@ const WAIT_MS: i64 = 60_000;
 
 /// How far the second reading is.
 pub(super) struct Again {
-    /// By source: the first block that was not read again. `None`: it is to be loaded.
-    next: Option<BTreeMap<String, u64>>,
+    /// By source: the first block that was not read again, and the last that is to be, if it goes on elsewhere
+    /// after that. `None`: it is to be loaded.
+    next: Option<BTreeMap<String, (u64, Option<u64>)>>,
     /// When what there is to read is read, however little it is.
     due: Option<Timestamp>,
     /// What was asked for last: of which node, for which sources.
@@ -48,6 +50,22 @@ impl Again {
             rest: Rest::new(),
         }
     }
+
+    /// Where one ends that goes on elsewhere, the database says where.
+    fn moved(&mut self, moves: Vec<SourceMove>) {
+        let Some(next) = &mut self.next else { return };
+        for SourceMove { source, to, .. } in moves {
+            if next.insert(source, (to, None)).is_some_and(|(_, end)| end.is_some()) {
+                self.next = None;
+                return;
+            }
+        }
+    }
+
+    /// A command may have sent it back.
+    pub(super) fn forget_place(&mut self) {
+        self.next = None;
+    }
 }
 
 /// Blocks to be read again.
@@ -55,6 +73,16 @@ struct Due {
     from: u64,
     upto: u64,
     sources: Vec<Source>,
+}
+
+/// What was read again.
+enum Did {
+    /// Nothing is due, or nobody is there to ask.
+    Nothing,
+    /// A range.
+    Read,
+    /// A range, by a node that lacks something: it is not checked by that.
+    Short,
 }
 
 /// A log that was found, and whose.
@@ -75,11 +103,15 @@ impl Poller {
             return Ok(false);
         }
         match self.read_again(view, now).await {
-            Ok(true) => {
+            Ok(Did::Read) => {
                 self.past.again.rest.end();
                 Ok(true)
             }
-            Ok(false) => {
+            Ok(Did::Short) => {
+                let asked = self.past.again.asked.take();
+                Ok(self.go_on_without(asked, now))
+            }
+            Ok(Did::Nothing) => {
                 let again = &mut self.past.again;
                 again.failed.clear();
                 if !again.passed_over.is_empty() {
@@ -122,20 +154,29 @@ impl Poller {
         true
     }
 
-    async fn read_again(&mut self, view: &View, now: Timestamp) -> Result<bool, StepError> {
-        let Some(due) = self.due(view, now).await? else { return Ok(false) };
+    async fn read_again(&mut self, view: &View, now: Timestamp) -> Result<Did, StepError> {
+        let Some(due) = self.due(view, now).await? else { return Ok(Did::Nothing) };
         let first = self.node()?;
         let but: Vec<usize> =
             self.past.again.failed.iter().copied().chain([first.place()]).collect();
         let node = match self.parts.chain.node(&but) {
             Some(other) => other,
             None if self.parts.chain.count() == 1 => Arc::clone(&first),
-            None => return Ok(false),
+            None => return Ok(Did::Nothing),
         };
         let sources = due.sources.clone();
         let names = sources.iter().map(|source| source.name.clone()).collect();
         self.past.again.asked = Some((node.place(), names));
-        let read = self.ask_range(Arc::clone(&node), sources, due.from, due.upto).await?;
+        // Before the logs: of blocks that it has not got, a node may answer that there are none in them.
+        let head = node.head().await?.number;
+        if head < due.from {
+            let (place, from) = (node.place(), due.from);
+            let why = format!("node {place} has come to block {head}, and not to {from}");
+            return Err(StepError::Inconsistent(why));
+        }
+        let upto = due.upto.min(head);
+        let read = self.ask_range(Arc::clone(&node), sources, due.from, upto).await?;
+        self.has_ours(view, first.as_ref(), node.as_ref(), read.to).await?;
         let found = self.found(&read, &due.sources).await?;
         let known = self.parts.store.known_between(self.chain(), read.from, read.to).await?;
         let known: BTreeSet<(String, String)> = known.into_iter().collect();
@@ -150,11 +191,11 @@ impl Poller {
         let (from, to) = (read.from, read.to);
         let late: Vec<&Found<'_>> = found.iter().filter(|found| !is_known(found)).collect();
         let events = self.late_events(first.as_ref(), node.as_ref(), &late).await?;
-        let moves = read.sources.iter().map(|source| SourceMove {
-            source: source.clone(),
-            from,
-            to: to.saturating_add(1),
-        });
+        // Who lacks what is known may lack what is not known too: what it has is told, and its answer checks
+        // nothing.
+        let next = if lacking > 0 { from } else { to.saturating_add(1) };
+        let moves =
+            read.sources.iter().map(|source| SourceMove { source: source.clone(), from, to: next });
         let again = ReadAgain {
             chain: self.chain().to_owned(),
             moves: moves.collect(),
@@ -164,10 +205,31 @@ impl Poller {
         };
         let told = self.parts.store.read_again(&again).await?;
         self.tell_second_read(node.place(), (from, to), &told, lacking);
-        if let Some(next) = &mut self.past.again.next {
-            next.extend(again.moves.into_iter().map(|moved| (moved.source, moved.to)));
+        if lacking == 0 {
+            self.past.again.moved(again.moves);
         }
-        Ok(true)
+        Ok(if lacking > 0 { Did::Short } else { Did::Read })
+    }
+
+    /// Checks that a node has the block at this height that was read first, and so all those before it.
+    async fn has_ours(
+        &self,
+        view: &View,
+        first: &dyn OneNode,
+        second: &dyn OneNode,
+        number: u64,
+    ) -> Result<(), StepError> {
+        let hash = |blocks: Vec<Block>| blocks.first().map(|block| block.hash);
+        let theirs = hash(headers_on(second, number, number).await?);
+        let ours = match view.window.at(number) {
+            Some(place) => Some(place.hash),
+            None => hash(headers_on(first, number, number).await?),
+        };
+        if theirs == ours {
+            return Ok(());
+        }
+        let why = format!("two nodes have other blocks {number}, which is final");
+        Err(StepError::Inconsistent(why))
     }
 
     /// What is final, was read once, and is to be read again now.
@@ -181,13 +243,17 @@ impl Poller {
             };
             let begin: Vec<(String, u64)> = sources().map(begin).collect();
             let checked = self.parts.store.checked(&begin).await?.into_iter();
-            let next = checked.map(|checked| (checked.source, checked.next_block)).collect();
-            self.past.again.next = Some(next);
+            let place = |of: Checked| (of.source, (of.next_block, of.to_block));
+            self.past.again.next = Some(checked.map(place).collect());
         }
         let Some(checked) = &self.past.again.next else { return Ok(None) };
-        let next = |source: &Source| checked.get(&source.name).copied().unwrap_or(u64::MAX);
+        let place = |source: &Source| checked.get(&source.name).copied();
+        let next = |source: &Source| place(source).map_or(u64::MAX, |(next, _)| next);
+        let ordered = |source: &Source| place(source).and_then(|(_, to)| to).unwrap_or(u64::MAX);
         let final_number = view.finalized.map_or(0, |place| place.number);
-        let end = |source: &Source| view.next_of(source).saturating_sub(1).min(final_number);
+        let end = |source: &Source| {
+            view.next_of(source).saturating_sub(1).min(final_number).min(ordered(source))
+        };
         let behind: Vec<&Source> = sources().filter(|source| next(source) <= end(source)).collect();
         let lag = |source: &&Source| end(source).saturating_add(1).saturating_sub(next(source));
         let lag = behind.iter().map(lag).max().unwrap_or(0);
@@ -203,7 +269,10 @@ impl Poller {
         let joins = open.iter().map(|source| next(source)).filter(|next| *next > from).min();
         let joins = joins.map_or(u64::MAX, |next| next.saturating_sub(1));
         let upto = group.iter().map(end).min().unwrap_or(0).min(joins);
-        let due = *self.past.again.due.get_or_insert(now.plus_millis(WAIT_MS));
+        // The clock may have been ahead when it was set.
+        let latest = now.plus_millis(WAIT_MS);
+        let due = self.past.again.due.map_or(latest, |due| due.min(latest));
+        self.past.again.due = Some(due);
         let is_much = upto.saturating_sub(from) >= BLOCKS_DUE;
         Ok((is_much || now >= due).then_some(Due { from, upto, sources: group }))
     }

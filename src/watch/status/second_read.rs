@@ -30,7 +30,13 @@ mod tests {
 
     #[test]
     fn one_node_is_said_to_be_one() {
-        let checked = |nodes| Checked { source: "paid".to_owned(), next_block: 8, late: 2, nodes };
+        let checked = |nodes| Checked {
+            source: "paid".to_owned(),
+            next_block: 8,
+            to_block: None,
+            late: 2,
+            nodes,
+        };
         assert_eq!(second_read_to_json(&checked(1))["on_another_node"], false);
         assert_eq!(second_read_to_json(&checked(2))["on_another_node"], true);
         assert!(second_read_to_text(&checked(1)).contains("ONLY node"));

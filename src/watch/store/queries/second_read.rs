@@ -8,14 +8,20 @@ use crate::ports::watch_store::{Checked, ReadAgain, SecondReads, SourceMove, Wat
 use async_trait::async_trait;
 
 statements! {
-    BEGIN_CHECK = "INSERT INTO checked (source, next_block, late, nodes) VALUES ($1, $2, 0, 0) \
+    BEGIN_CHECK = "INSERT INTO checked (source, next_block, to_block, resume_block, late, nodes) \
+                   VALUES ($1, $2, -1, -1, 0, 0) \
                    ON CONFLICT (source) DO NOTHING";
-    CHECKED = "SELECT source, next_block, late, nodes FROM checked WHERE source = $1";
-    ALL_CHECKED = "SELECT source, next_block, late, nodes FROM checked ORDER BY source";
+    CHECKED = "SELECT source, next_block, to_block, late, nodes FROM checked WHERE source = $1";
+    ALL_CHECKED = "SELECT source, next_block, to_block, late, nodes FROM checked ORDER BY source";
     KNOWN_BETWEEN = "SELECT source, event_id FROM event \
                      WHERE chain = $1 AND block_number >= $2 AND block_number <= $3 \
                      AND state <> 'retracted' ORDER BY id";
-    MOVE_CHECK = "UPDATE checked SET next_block = $3, late = late + $4, nodes = $5 \
+    // What was to be read again is: it goes on where it was.
+    MOVE_CHECK = "UPDATE checked SET late = late + $4, nodes = $5, \
+                  next_block = CASE WHEN to_block >= 0 AND $3 > to_block AND resume_block > $3 \
+                  THEN resume_block ELSE $3 END, \
+                  resume_block = CASE WHEN $3 > to_block THEN -1 ELSE resume_block END, \
+                  to_block = CASE WHEN $3 > to_block THEN -1 ELSE to_block END \
                   WHERE source = $1 AND next_block = $2";
 }
 
@@ -44,10 +50,11 @@ impl SecondReads for Store {
 }
 
 fn as_checked(
-    (source, next, late, nodes): (String, i64, i64, i64),
+    (source, next, to, late, nodes): (String, i64, i64, i64, i64),
 ) -> Result<Checked, WatchStoreError> {
     let (next_block, late, nodes) = (height(next)?, height(late)?, height(nodes)?);
-    Ok(Checked { source, next_block, late, nodes })
+    let to_block = u64::try_from(to).ok();
+    Ok(Checked { source, next_block, to_block, late, nodes })
 }
 
 async fn all_checked(tx: &mut Tx) -> Result<Vec<Checked>, WatchStoreError> {

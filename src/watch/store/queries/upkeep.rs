@@ -6,11 +6,12 @@ use super::statement::{Tx, hash, height, stored, values};
 use super::{look, unit};
 use crate::core::time::Timestamp;
 use crate::ports::watch_store::{
-    OldestOpen, OutboxCount, Parked, ParkedFrom, ParkedPage, Progress, PruneFrom, Pruned, Seen,
-    Unreadable, Upkeep, WatchStoreError,
+    OldestOpen, OpenLane, OutboxCount, Parked, ParkedFrom, ParkedPage, Progress, PruneFrom, Pruned,
+    Seen, Unreadable, Upkeep, WatchStoreError,
 };
 use alloy::primitives::B256;
 use async_trait::async_trait;
+use std::collections::BTreeMap;
 
 /// A delivery that keeps its event, and all other deliveries of that, from being pruned; `$3` is the time
 /// before which it must have ended.
@@ -85,9 +86,14 @@ statements! {
     PULLED = "UPDATE progress SET resume_block = (SELECT CASE WHEN s.first_block > $2 \
               THEN s.first_block ELSE $2 END FROM source s WHERE s.name = progress.source) \
               WHERE resume_block > $2 AND source IN (SELECT name FROM source WHERE chain = $1)";
-    CHECK_PULLED = "UPDATE checked SET next_block = $2 WHERE next_block > $2 \
+    CHECK_PULLED = "UPDATE checked SET \
+                    next_block = CASE WHEN next_block > $2 THEN $2 ELSE next_block END, \
+                    resume_block = CASE WHEN resume_block > $2 THEN $2 ELSE resume_block END \
+                    WHERE (next_block > $2 OR resume_block > $2) \
                     AND source IN (SELECT name FROM source WHERE chain = $1)";
-    CHECK_BACK = "UPDATE checked SET next_block = $2 WHERE source = $1 AND next_block > $2";
+    CHECK = "SELECT next_block, to_block, resume_block FROM checked WHERE source = $1";
+    SET_CHECK = "UPDATE checked SET next_block = $2, to_block = $3, resume_block = $4 \
+                 WHERE source = $1";
     NEXT_AND_RESUME = "SELECT s.next_block, p.to_block, p.resume_block FROM source s \
                        JOIN progress p ON p.source = s.name WHERE s.name = $1";
     BACK = "UPDATE source SET next_block = CASE WHEN next_block > $2 THEN $2 ELSE next_block END, \
@@ -123,6 +129,13 @@ statements! {
     NEXT_CONSUMER = "SELECT consumer FROM outbox WHERE consumer > $1 ORDER BY consumer LIMIT 1";
     COUNT_STATE = "SELECT COUNT(*) FROM (SELECT 1 FROM outbox WHERE consumer = $1 AND state = $2 \
                    LIMIT $3) AS counted";
+    NEXT_LANE = "SELECT source FROM outbox WHERE consumer = $1 AND source > $2 \
+                 AND state IN ('held', 'ready') ORDER BY source LIMIT 1";
+    COUNT_LANE = "SELECT COUNT(*) FROM (SELECT 1 FROM outbox WHERE consumer = $1 AND source = $2 \
+                  AND state IN ('held', 'ready') LIMIT $3) AS counted";
+    // Of what a broker has handed out there is not much at a time.
+    COUNT_TAKEN = "SELECT source, COUNT(*) FROM outbox WHERE consumer = $1 AND state = 'taken' \
+                   GROUP BY source";
     OLDEST_OPEN = "SELECT created_at FROM outbox WHERE consumer = $1 AND state IN ('ready', 'taken') \
                    ORDER BY id LIMIT 1";
     IS_KEPT = "SELECT COUNT(*) FROM unreadable WHERE consumer = $1 AND digest = $2";
@@ -168,8 +181,36 @@ pub(super) async fn began(tx: &mut Tx, source: &str, first: i64) -> Result<(), W
 }
 
 pub(super) async fn sent_back(tx: &mut Tx, source: &str, from: i64) -> Result<(), WatchStoreError> {
-    tx.execute(CHECK_BACK, values![source, from]).await?;
+    check_again(tx, source, from, None).await?;
     tx.execute(SENT_BACK, values![source, from, -1, -1]).await.map(|_| ())
+}
+
+/// What is read once more is read a second time too; of some blocks no more than those, since of what is
+/// above them some may be pruned, and would pass for left out.
+async fn check_again(
+    tx: &mut Tx,
+    source: &str,
+    from: i64,
+    to: Option<i64>,
+) -> Result<(), WatchStoreError> {
+    let row = tx.one::<(i64, i64, i64)>(CHECK, values![source]).await?;
+    let Some((next, open, resume)) = row else { return Ok(()) };
+    let resume = next.max(resume);
+    if from >= resume {
+        return Ok(());
+    }
+    let row = match to {
+        // What is still open of an order ends before this begins.
+        None if open >= 0 && from > open.saturating_add(1) => values![source, next, open, from],
+        None => values![source, next.min(from), -1, -1],
+        // It is part of this one.
+        Some(to) => {
+            let (next, to) = (next.min(from), to.max(open));
+            let (to, resume) = if to.saturating_add(1) < resume { (to, resume) } else { (-1, -1) };
+            values![source, next, to, resume]
+        }
+    };
+    tx.execute(SET_CHECK, row).await.map(|_| ())
 }
 
 /// Sources that were to read some blocks again, and have, go on where they were.
@@ -195,6 +236,7 @@ async fn reread(tx: &mut Tx, source: &str, from: i64, to: i64) -> Result<bool, W
         return Ok(false);
     }
     tx.execute(BACK, values![source, from]).await?;
+    check_again(tx, source, from, Some(to)).await?;
     // What is still open of another order is part of this one.
     let (from, to) = (from.min(next), to.max(open));
     // What reaches to where it was is a plain step back.
@@ -292,6 +334,31 @@ pub(super) async fn counts(
         }
     }
     Ok(counts)
+}
+
+async fn open_lanes(tx: &mut Tx, most: u64) -> Result<Vec<OpenLane>, WatchStoreError> {
+    let most = stored(most)?;
+    let mut lanes = Vec::new();
+    for consumer in consumers(tx).await? {
+        let mut of = BTreeMap::<String, (i64, i64)>::new();
+        let mut last = String::new();
+        while let Some((source,)) =
+            tx.one::<(String,)>(NEXT_LANE, values![&consumer, &last]).await?
+        {
+            let row = values![&consumer, &source, most];
+            let count = tx.one::<(i64,)>(COUNT_LANE, row).await?.map_or(0, |(count,)| count);
+            of.insert(source.clone(), (count, 0));
+            last = source;
+        }
+        for (source, taken) in tx.all::<(String, i64)>(COUNT_TAKEN, values![&consumer]).await? {
+            of.entry(source).or_default().1 = taken;
+        }
+        for (source, (waiting, taken)) in of {
+            let (consumer, waiting, taken) = (consumer.clone(), height(waiting)?, height(taken)?);
+            lanes.push(OpenLane { consumer, source, waiting, taken });
+        }
+    }
+    Ok(lanes)
 }
 
 async fn oldest_open(tx: &mut Tx) -> Result<Vec<OldestOpen>, WatchStoreError> {
@@ -411,6 +478,10 @@ impl Upkeep for Store {
 
     async fn counts(&self, most: u64, all: bool) -> Result<Vec<OutboxCount>, WatchStoreError> {
         look!(self, "counts", |tx| counts(tx, most, all))
+    }
+
+    async fn open_lanes(&self, most: u64) -> Result<Vec<OpenLane>, WatchStoreError> {
+        look!(self, "open_lanes", |tx| open_lanes(tx, most))
     }
 
     async fn oldest_open(&self) -> Result<Vec<OldestOpen>, WatchStoreError> {
