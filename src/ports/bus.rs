@@ -14,6 +14,9 @@ use async_trait::async_trait;
 /// The consumer that publishes to a broker.
 pub const PUBLISHER: &str = "publisher";
 
+/// What a consumer makes of a retraction whose event stands again: nobody was told.
+pub const STANDS_AGAIN: &str = "it stands again";
+
 /// What a message tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

@@ -56,6 +56,11 @@ async fn takes_back(store: &dyn WatchStore, from: u64) {
     store.roll_back(&roll_back(place(from, 0), place(10, 0), standing)).await.unwrap();
 }
 
+/// The trigger takes its source's events over the bus.
+async fn set_takers(store: &dyn WatchStore) {
+    store.set_takers(&[(CONSUMER.to_owned(), SOURCE.to_owned())]).await.unwrap();
+}
+
 async fn what_comes_over_a_bus_is_asked_for_until_it_is_answered_and_never_after(
     store: &dyn WatchStore,
 ) {
@@ -99,6 +104,7 @@ async fn a_retraction_that_comes_over_a_bus_is_told_once_if_something_was_asked_
     store: &dyn WatchStore,
 ) {
     ready(store).await;
+    set_takers(store).await;
     let blocks = [link(11, 0, 0), link(12, 0, 0), link(13, 0, 0)];
     let events = vec![published(11), published(12), published(13)];
     store.advance(&advance(place(10, 0), &blocks, events)).await.unwrap();
@@ -132,6 +138,7 @@ async fn a_retraction_that_comes_over_a_bus_is_told_once_if_something_was_asked_
 
 async fn an_event_that_is_told_again_over_a_bus_is_asked_for(store: &dyn WatchStore) {
     ready(store).await;
+    set_takers(store).await;
     let blocks = [link(11, 0, 0)];
     store.advance(&advance(place(10, 0), &blocks, vec![published(11)])).await.unwrap();
     let log = arrived(11, Kind::Log);
@@ -186,6 +193,7 @@ async fn an_event_that_is_known_here_is_asked_for_as_it_is_here_and_when_it_is_f
 
 async fn a_retraction_of_what_stands_here_changes_nothing(store: &dyn WatchStore) {
     ready(store).await;
+    set_takers(store).await;
     let blocks = [link(11, 0, 0)];
     store.advance(&advance(place(10, 0), &blocks, vec![published(11)])).await.unwrap();
     let claimed = asked(store, &arrived(11, Kind::Log)).await;

@@ -19,6 +19,7 @@ mod fixtures;
 mod arrivals;
 mod aside;
 mod follow;
+mod gone;
 mod kept;
 mod late;
 mod lead;

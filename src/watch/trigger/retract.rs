@@ -1,14 +1,14 @@
 //! A retraction: the server is told that the event of its request is gone, until it has answered.
 
 use super::{Not, TriggerConsumer, request};
-use crate::ports::bus::{Kind, Message};
+use crate::ports::bus::{Kind, Message, STANDS_AGAIN};
 use serde_json::{Value, json};
 
 impl TriggerConsumer {
     pub(super) async fn retract(&self, message: &Message) -> Result<String, Not> {
         let (source, event_id) = (message.source.as_str(), message.event_id.as_str());
         if self.means.store.stands(source, event_id).await? {
-            return Ok("it stands again".to_owned());
+            return Ok(STANDS_AGAIN.to_owned());
         }
         let told = self.told(message)?;
         let request = request(&self.plan, event_id, &told)?;

@@ -39,14 +39,18 @@ statements! {
     COUNT_STANDING = "SELECT COUNT(*) FROM event \
                       WHERE chain = $1 AND block_number > $2 AND state = 'standing'";
     // Deliveries that were tried before, or are done: their consumers must hear of the retraction. Who
-    // was told over a bus hears of it over the bus. What a retraction took back already, when the block
-    // went for the first time, is not taken back again.
+    // takes them over a bus hears of it over the bus; who does not any more, from here. What a retraction
+    // took back already, when the block went for the first time, is not taken back again. One that is in
+    // hand, or was dropped since the event stood again, has told nothing, and one that was published may
+    // have come to its readers while it stood again.
     TOLD = "SELECT DISTINCT l.consumer FROM outbox l \
             WHERE l.source = $1 AND l.event_id = $2 AND l.kind = 'log' AND l.attempts > 0 \
-            AND l.state <> 'cancelled' AND l.origin = 'chain' \
+            AND (l.origin = 'chain' OR NOT EXISTS (SELECT 1 FROM taker t \
+            WHERE t.consumer = l.consumer AND t.source = l.source AND t.active = 1)) \
             AND NOT EXISTS (SELECT 1 FROM outbox r WHERE r.source = l.source \
             AND r.event_id = l.event_id AND r.consumer = l.consumer AND r.kind = 'retraction' \
-            AND r.id > l.id) ORDER BY l.consumer";
+            AND r.id > l.id AND ((r.state IN ('ready', 'parked') AND r.claimed_by = 0) \
+            OR (r.state = 'done' AND r.consumer <> 'publisher'))) ORDER BY l.consumer";
     CANCEL = "UPDATE outbox SET state = 'cancelled', reason = 'retracted by a reorg', updated_at = $3 \
               WHERE source = $1 AND event_id = $2 AND kind = 'log' \
               AND state IN ('held', 'ready', 'taken', 'parked')";

@@ -192,8 +192,9 @@ async fn receive_retraction(
         return Ok(Received::Settled("its event never came"));
     };
     tx.execute(CANCEL_UNANSWERED, values![log_id, now.millis()]).await?;
-    // An older one took back what was asked for before this.
-    match known(tx, arrived, Kind::Retraction).await?.filter(|(id, ..)| *id > log_id) {
+    // An older one took back what was asked for before this; one that was dropped told nobody.
+    let told = known(tx, arrived, Kind::Retraction).await?;
+    match told.filter(|(id, state, ..)| *id > log_id && state != "cancelled") {
         Some((id, state, attempts, ..)) if state == "taken" => {
             again(tx, arrived, id, attempts, now).await
         }

@@ -4,7 +4,7 @@ use super::super::Store;
 use super::statement::{Tx, contradiction, height, values};
 use super::{arrivals, chains, lead, look, unit, upkeep};
 use crate::core::time::Timestamp;
-use crate::ports::bus::{Kind, Message};
+use crate::ports::bus::{Kind, Message, STANDS_AGAIN};
 use crate::ports::watch_store::{
     Attention, Claimed, Claims, Ended, Lanes, WatchStatus, WatchStoreError,
 };
@@ -13,25 +13,29 @@ use sqlx::FromRow;
 use tokio::sync::watch;
 
 statements! {
-    HEADS = "SELECT id, state, attempts, due_at, kind, event_id, body FROM outbox \
+    HEADS = "SELECT id, state, attempts, due_at, updated_at, kind, event_id, body FROM outbox \
              WHERE consumer = $1 AND source = $2 AND state IN ('held', 'ready') AND aside = 0 \
              ORDER BY id LIMIT $3";
-    HEAD = "SELECT state, due_at FROM outbox WHERE consumer = $1 AND source = $2 \
+    HEAD = "SELECT state, due_at, updated_at FROM outbox WHERE consumer = $1 AND source = $2 \
             AND state IN ('held', 'ready') AND aside = 0 ORDER BY id LIMIT 1";
-    ASIDES = "SELECT id, state, attempts, due_at, kind, event_id, body FROM outbox \
+    ASIDES = "SELECT id, state, attempts, due_at, updated_at, kind, event_id, body FROM outbox \
               WHERE consumer = $1 AND source = $2 AND state = 'ready' AND aside = 1 \
               ORDER BY due_at LIMIT $3";
-    ASIDE = "SELECT state, due_at FROM outbox \
+    ASIDE = "SELECT state, due_at, updated_at FROM outbox \
              WHERE consumer = $1 AND source = $2 AND state = 'ready' AND aside = 1 \
              ORDER BY due_at LIMIT 1";
-    // Compare and swap: of two that claim the same rows, one gets them.
+    // Compare and swap: of two that claim the same rows, one gets them. The condition on time is `is_due`.
     CLAIM = "UPDATE outbox SET attempts = attempts + 1, due_at = $6, claimed_by = $7, updated_at = $5 \
              WHERE consumer = $1 AND source = $2 AND id >= $3 AND id <= $4 AND state = 'ready' \
-             AND aside = $8 AND due_at <= $5";
-    FREE = "UPDATE outbox SET due_at = $3, claimed_by = 0 \
+             AND aside = $8 AND (due_at <= $5 OR updated_at > $5)";
+    FREE = "UPDATE outbox SET due_at = $3, updated_at = $3, claimed_by = 0 \
             WHERE consumer = $1 AND source = $2 AND state = 'ready' AND claimed_by <> 0";
     DONE = "UPDATE outbox SET state = 'done', result = $3, reason = '', claimed_by = 0, \
             updated_at = $4 WHERE id = $1 AND attempts = $2 AND state IN ('ready', 'taken')";
+    // Of a retraction that told nobody: should its event go away again, there is another.
+    DROP_RETRACTION = "UPDATE outbox SET state = 'cancelled', reason = $3, claimed_by = 0, \
+                       updated_at = $4 WHERE id = $1 AND attempts = $2 AND kind = 'retraction' \
+                       AND state IN ('ready', 'taken')";
     DONE_THOUGH_CANCELLED = "UPDATE outbox SET result = $3, updated_at = $4 \
                              WHERE id = $1 AND attempts = $2 AND state = 'cancelled'";
     RETRY = "UPDATE outbox SET due_at = $3, reason = $4, claimed_by = 0, updated_at = $5 \
@@ -90,6 +94,7 @@ struct HeadRow {
     state: String,
     attempts: i64,
     due_at: i64,
+    updated_at: i64,
     kind: String,
     event_id: String,
     body: String,
@@ -110,12 +115,20 @@ pub(super) const fn stored_kind(kind: Kind) -> &'static str {
     }
 }
 
+/// Whether what is ready may go. What was written later than now has its time from a clock that was ahead,
+/// and must not wait until the clock is there again.
+const fn is_due(due_at: i64, updated_at: i64, now: i64) -> bool {
+    due_at <= now || updated_at > now
+}
+
 /// When the first open delivery is due; `None` if there is none, or it is held.
 async fn due(tx: &mut Tx, head: Head<'_>) -> Result<Option<Timestamp>, WatchStoreError> {
     let first = if head.aside { ASIDE } else { HEAD };
-    let row = tx.one::<(String, i64)>(first, values![head.consumer, head.source]).await?;
-    let ready = row.filter(|(state, _)| state == "ready");
-    Ok(ready.map(|(_, due)| Timestamp::from_millis(due)))
+    let row = tx.one::<(String, i64, i64)>(first, values![head.consumer, head.source]).await?;
+    let ready = row.filter(|(state, ..)| state == "ready");
+    let now = head.now.millis();
+    let due = |(_, due, updated)| if is_due(due, updated, now) { now } else { due };
+    Ok(ready.map(|row| Timestamp::from_millis(due(row))))
 }
 
 async fn claim(
@@ -129,7 +142,7 @@ async fn claim(
     let heads = values![consumer, source, i64::from(limit)];
     let heads_of = if head.aside { ASIDES } else { HEADS };
     let mut rows = tx.all::<HeadRow>(heads_of, heads).await?;
-    let due = |row: &HeadRow| row.state == "ready" && row.due_at <= now;
+    let due = |row: &HeadRow| row.state == "ready" && is_due(row.due_at, row.updated_at, now);
     let count = rows.iter().take_while(|row| due(row)).count();
     rows.truncate(count);
     // What keeps its order is a range of ids.
@@ -191,6 +204,9 @@ pub(super) async fn finish(
 ) -> Result<bool, WatchStoreError> {
     let now = now.millis();
     let touched = match ended {
+        Ended::Done(result) if result == STANDS_AGAIN => {
+            tx.execute(DROP_RETRACTION, values![id, attempt, result, now]).await?
+        }
         Ended::Done(result) => {
             let row = values![id, attempt, result, now];
             let touched = tx.execute(DONE, row.clone()).await?;
@@ -236,7 +252,9 @@ pub(super) async fn status(tx: &mut Tx) -> Result<WatchStatus, WatchStoreError> 
             (Kind::Retraction, "ready" | "taken") if !reason.is_empty() => {
                 format!("retracted, and the server is not told yet: {reason}")
             }
-            (Kind::Retraction, "done") if !reason.is_empty() => format!("retracted: {reason}"),
+            (Kind::Retraction, "done" | "cancelled") if !reason.is_empty() => {
+                format!("retracted: {reason}")
+            }
             _ if result.is_empty() => "retracted after it was tried".to_owned(),
             _ => format!("retracted after it became {result}"),
         };
