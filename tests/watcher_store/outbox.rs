@@ -3,12 +3,14 @@
 use crate::fixtures::*;
 use claviger::core::chain_view::Link;
 use claviger::ports::watch_store::{
-    Claimed, Ended, NewEvent, Parked, Seen, Unreadable, WatchStore,
+    Claimed, Ended, NewEvent, OpenLane, Parked, Seen, Unreadable, WatchStore,
 };
 
 on_both!(
     some_are_claimed_in_order_up_to_what_is_not_due,
     what_was_not_tried_is_put_back_as_it_was,
+    what_a_clock_that_was_ahead_wrote_does_not_wait_for_it,
+    open_deliveries_are_counted_by_consumer_and_source,
     a_commit_rings_the_bell_of_its_source_alone,
     what_ended_long_ago_is_pruned_and_nothing_else,
     what_a_source_is_still_to_read_again_is_not_pruned,
@@ -73,6 +75,57 @@ async fn what_was_not_tried_is_put_back_as_it_was(store: &dyn WatchStore) {
     let standing = store.standing_above(CHAIN, 11).await.unwrap();
     store.roll_back(&roll_back(place(12, 0), place(11, 0), standing)).await.unwrap();
     assert_eq!(counts(store).await, [("cancelled".to_owned(), 1), ("done".to_owned(), 1)]);
+}
+
+async fn what_a_clock_that_was_ahead_wrote_does_not_wait_for_it(store: &dyn WatchStore) {
+    const AHEAD: i64 = 1_000_000;
+    ready(store).await;
+    let links: Vec<Link> = (11..=14).map(|number| link(number, 0, 0)).collect();
+    let events = (11..=14).map(|number| event(number, 0, number == 14)).collect();
+    let step = advance(place(10, 0), &links, events);
+    store.advance(&claviger::ports::watch_store::Advance { now: at(AHEAD), ..step }).await.unwrap();
+    // One was tried by that clock, one is in hand by it, and one was let go by it.
+    let tried = claim(store, AHEAD, 1).await;
+    let again = Ended::Retry { due: at(AHEAD + 500), error: "busy".to_owned() };
+    store.finish_some(&[(tried[0].clone(), Some(again))], at(AHEAD)).await.unwrap();
+    let mut settled = settle(place(14, 0), place(14, 0), 14);
+    settled.now = at(AHEAD);
+    store.settle(&settled).await.unwrap();
+    let all = claim(store, 10, 9).await;
+    assert_eq!(blocks(&all), ["11", "12", "13", "14"]);
+    // What is in hand is in hand, also by a clock that is right; what waits since, waits.
+    assert!(claim(store, 11, 9).await.is_empty());
+    let later = Ended::Retry { due: at(500), error: "busy".to_owned() };
+    let mut ended = done(&all);
+    ended[0].1 = Some(later);
+    store.finish_some(&ended, at(20)).await.unwrap();
+    assert!(claim(store, 499, 9).await.is_empty());
+    // Put back by a clock that was ahead, with nobody at it.
+    assert_eq!(claim(store, 500, 9).await.len(), 1);
+    assert_eq!(store.free_claims(CONSUMER, SOURCE, at(AHEAD)).await.unwrap(), 1);
+    assert_eq!(claim(store, 501, 9).await.len(), 1);
+}
+
+async fn open_deliveries_are_counted_by_consumer_and_source(store: &dyn WatchStore) {
+    with_events(store, 13, false).await;
+    let first = claim(store, 0, 1).await;
+    store.finish_some(&done(&first), at(1)).await.unwrap();
+    let mut other = source("Other() of 0x00");
+    other.name = "others".to_owned();
+    store.add_source(CHAIN, &other).await.unwrap();
+    let of_other = |held| NewEvent { source: "others".to_owned(), ..event(14, 0, held) };
+    let mut step =
+        advance(place(13, 0), &[link(14, 0, 0)], vec![event(14, 0, true), of_other(true)]);
+    step.moves.clear();
+    store.advance(&step).await.unwrap();
+    let lane = |source: &str, waiting| OpenLane {
+        consumer: CONSUMER.to_owned(),
+        source: source.to_owned(),
+        waiting,
+        taken: 0,
+    };
+    assert_eq!(store.open_lanes(9).await.unwrap(), [lane(SOURCE, 3), lane("others", 1)]);
+    assert_eq!(store.open_lanes(2).await.unwrap(), [lane(SOURCE, 2), lane("others", 1)]);
 }
 
 async fn a_commit_rings_the_bell_of_its_source_alone(store: &dyn WatchStore) {

@@ -37,6 +37,10 @@ async fn patience_begins_with_the_first_refusal_and_ends_with_the_answer(store: 
     assert_eq!(store.refused_since(CONSUMER, "a", at(100)).await.unwrap(), at(100));
     assert_eq!(store.refused_since(CONSUMER, "a", at(900)).await.unwrap(), at(100));
     assert_eq!(store.refused_since(CONSUMER, "b", at(900)).await.unwrap(), at(900));
+    // A clock that was ahead for a moment does not make it endless.
+    assert_eq!(store.refused_since(CONSUMER, "c", at(9_000_000)).await.unwrap(), at(9_000_000));
+    assert_eq!(store.refused_since(CONSUMER, "c", at(1_000)).await.unwrap(), at(1_000));
+    assert_eq!(store.refused_since(CONSUMER, "c", at(1_100)).await.unwrap(), at(1_000));
     store.forget_turn(CONSUMER, "a").await.unwrap();
     assert_eq!(store.refused_since(CONSUMER, "a", at(2_000)).await.unwrap(), at(2_000));
 }

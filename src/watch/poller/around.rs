@@ -65,7 +65,7 @@ impl Others {
     /// Since when nodes contradict each other while we stand here.
     pub(super) fn split_since(&mut self, tip: Place, now: Timestamp) -> Timestamp {
         match self.split {
-            Some((at, since)) if at == tip => since,
+            Some((at, since)) if at == tip && since <= now => since,
             _ => {
                 self.split = Some((tip, now));
                 now
@@ -90,7 +90,8 @@ impl Poller {
     pub(super) async fn look_around(&mut self) {
         let now = self.parts.clock.now();
         let since = self.others.looked_at.map(|at| now.millis().saturating_sub(at.millis()));
-        let is_due = since.is_none_or(|since| since >= LOOK_EVERY_MS);
+        // A clock that was ahead is not waited for.
+        let is_due = since.is_none_or(|since| !(0..LOOK_EVERY_MS).contains(&since));
         if self.parts.chain.count() < 2 || !is_due {
             return;
         }
@@ -151,7 +152,8 @@ impl Poller {
             return said;
         }
         if let Some(known) = known {
-            let is_fresh = now.millis().saturating_sub(known.at.millis()) < LOOK_EVERY_MS;
+            let since = now.millis().saturating_sub(known.at.millis());
+            let is_fresh = (0..LOOK_EVERY_MS).contains(&since);
             if said <= known.number || (is_fresh && said <= known.asked_for) {
                 return said.min(known.number);
             }

@@ -75,8 +75,9 @@ impl Rest {
         Self { failures: 0, until: None }
     }
 
+    /// A pause that is longer than any was begun by a clock that was ahead.
     pub(super) fn lasts(&self, now: Timestamp) -> bool {
-        self.until.is_some_and(|until| now < until)
+        self.until.is_some_and(|until| (1..=PAUSE_MS_MAX).contains(&until.since(now)))
     }
 
     pub(super) const fn end(&mut self) {

@@ -17,9 +17,11 @@ statements! {
                   ON CONFLICT (consumer) DO NOTHING";
     // Compare and swap: of two that take the same token, one gets it.
     TAKE_TOKEN = "UPDATE trigger_rate SET full_at = $3 WHERE consumer = $1 AND full_at = $2";
+    // A time that is still to come was told by a clock that was ahead: patience would never end.
     REFUSE_TURN = "INSERT INTO trigger_turn (consumer, event_id, admitted, refused_at) \
               VALUES ($1, $2, 0, $3) ON CONFLICT (consumer, event_id) DO UPDATE \
-              SET refused_at = excluded.refused_at WHERE trigger_turn.refused_at = 0";
+              SET refused_at = excluded.refused_at WHERE trigger_turn.refused_at = 0 \
+              OR trigger_turn.refused_at > excluded.refused_at";
     REFUSED_AT = "SELECT refused_at FROM trigger_turn WHERE consumer = $1 AND event_id = $2";
     // Of those who had a delivery of it.
     CANCEL_TURNS = "DELETE FROM trigger_turn WHERE event_id = $2 AND consumer IN \
