@@ -70,7 +70,8 @@ impl TriggerInbox {
         let now = self.clock.now();
         let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
         match &*unread {
-            Some((waits, since)) if waits == event_id => {
+            // One that is still to come was told by a clock that was ahead.
+            Some((waits, since)) if waits == event_id && *since <= now => {
                 now.millis().saturating_sub(since.millis()) > UNREAD_PATIENCE_MS
             }
             _ => {
@@ -117,8 +118,17 @@ impl TriggerInbox {
         let event_id = read.message.event_id.clone();
         let (consumer, event_id) = (self.consumer.name(), event_id.as_str());
         if read.source.name != self.source {
-            tracing::debug!(consumer, event_id, "of another source with the same routing key");
-            return Ok(Taken::Settled);
+            let subject = format!("{:#x}", read.fact.subject);
+            let key = cloudevent::routing_key(read.chain, read.source).replace('*', &subject);
+            if self.routing_keys.iter().any(|own| own.replace('*', &subject) == key) {
+                tracing::debug!(consumer, event_id, "of another source with the same routing key");
+                return Ok(Taken::Settled);
+            }
+            // Its queue was bound to that source before.
+            let source = &read.source.name;
+            let reason =
+                format!("event {event_id}: of source {source}, which is not the trigger's");
+            return self.keep(arrival.bytes, &reason).await;
         }
         let arrived = Arrived {
             consumer: consumer.to_owned(),

@@ -27,6 +27,17 @@ pub type Heads = BTreeMap<String, Head>;
 /// The queues of a broker, or why they could not be looked at.
 pub type Broker = Result<Vec<QueueLook>, String>;
 
+/// Deliveries that nobody takes as the watcher is configured now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphans {
+    /// The consumer.
+    pub consumer: String,
+    /// The source.
+    pub source: String,
+    /// How many.
+    pub count: u64,
+}
+
 /// What is shown.
 pub struct Shown<'a> {
     /// What is stored.
@@ -35,6 +46,8 @@ pub struct Shown<'a> {
     pub heads: &'a Heads,
     /// How far final blocks were read a second time.
     pub again: &'a [Checked],
+    /// What waits for nobody.
+    pub orphans: &'a [Orphans],
     /// What the broker says; `None` for the embedded bus.
     pub broker: Option<&'a Broker>,
     /// Now.
@@ -81,6 +94,7 @@ pub fn to_json(shown: &Shown<'_>) -> Value {
         "chains": status.chains.iter().map(|chain| chain_to_json(shown, chain)).collect::<Vec<_>>(),
         "bus": shown.broker.map_or(json!({ "kind": "embedded" }), broker_to_json),
         "outbox": outbox,
+        "orphans": shown.orphans.iter().map(orphans_to_json).collect::<Vec<_>>(),
         "duties": status.duties.iter().map(|duty| duty_to_json(shown, duty)).collect::<Vec<_>>(),
         "attention": status.attention.iter().map(attention_to_json).collect::<Vec<_>>(),
         "attention_more": status.attention_more,
@@ -139,6 +153,10 @@ fn duty_to_json(shown: &Shown<'_>, duty: &Duty) -> Value {
         "until": held.then(|| duty.until.to_string()),
         "token": duty.token,
     })
+}
+
+fn orphans_to_json(of: &Orphans) -> Value {
+    json!({ "consumer": of.consumer, "source": of.source, "count": of.count })
 }
 
 fn attention_to_json(item: &Attention) -> Value {
@@ -265,6 +283,9 @@ pub fn to_text(shown: &Shown<'_>) -> String {
     for row in &status.outbox {
         let more = if row.more { " and more" } else { "" };
         lines.push(format!("outbox {}: {}{more} {}", row.consumer, row.count, row.state));
+    }
+    for Orphans { consumer, source, count } in shown.orphans {
+        lines.push(format!("NOBODY TAKES {count} of source {source} for {consumer}"));
     }
     for item in &status.attention {
         let (id, event) = (item.delivery, &item.event_id);

@@ -170,3 +170,33 @@ async fn a_trigger_that_begins_with_the_beginning_asks_for_what_was_found_before
     .await;
     stage.stop(watcher).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_trigger_that_has_another_source_now_is_told() {
+    let mut stage = Stage::new().await;
+    stage.server.always(Some((503, "", json!({ "code": "overloaded" }))));
+    let watcher = stage.watcher();
+    for order in [1, 2] {
+        stage.ask(order).await;
+        stage.anvil.mine(1).await;
+    }
+    stage.anvil.mine(2).await;
+    stage.outbox("ready", 2).await;
+    assert_eq!(stage.status()["orphans"], json!([]));
+    stage.stop(watcher).await;
+    let config = stage.config();
+    let (before, after) = config.split_once("[[trigger]]").unwrap();
+    let after = after.replacen("source = \"asked\"", "source = \"others\"", 1);
+    let more = format!(
+        "[[source]]\nname = \"others\"\nchain = \"local\"\naddress = \"{OTHER_EMITTER}\"\n\
+         event = \"{EVENT}\"\n[[trigger]]{after}"
+    );
+    std::fs::write(stage.path("watcher.toml"), format!("{before}{more}")).unwrap();
+    let mut watcher = stage.watcher();
+    watcher.wait_for_line("deliveries wait for a consumer that is not configured", LIMIT).await;
+    let orphans = stage.status()["orphans"].clone();
+    assert_eq!(orphans, json!([{ "consumer": "trigger:charge", "source": "asked", "count": 2 }]));
+    stage.stop(watcher).await;
+    stage.configure(Setting::default());
+    assert_eq!(stage.status()["orphans"], json!([]), "with its source it takes them");
+}

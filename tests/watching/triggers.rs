@@ -6,12 +6,13 @@ use super::support::recording_server::RecordingServer;
 use alloy::primitives::{Address, B256, U256};
 use claviger::config::file::parse;
 use claviger::core::time::Timestamp;
-use claviger::ports::bus::{Consumer, Kind, Message, Outcome};
+use claviger::ports::bus::{Arrival, Consumer, Inbox as _, Kind, Message, Outcome, Taken};
 use claviger::ports::chain::{Block, Log};
 use claviger::ports::chain_reader::ChainReader;
 use claviger::ports::clock::Clock;
-use claviger::ports::watch_store::WatchStore;
+use claviger::ports::watch_store::{Parked, ParkedFrom, WatchStore};
 use claviger::watch::cloudevent;
+use claviger::watch::inbox::TriggerInbox;
 use claviger::watch::plan::Plan;
 use claviger::watch::server::Server;
 use claviger::watch::store::{OpenMode, open};
@@ -126,6 +127,59 @@ impl Stage {
     fn asked(&self) -> usize {
         self.server.requests().len()
     }
+}
+
+/// More sources of the same event; the trigger is of none of them.
+const MORE_SOURCES: &str = r#"
+    [[source]]
+    name = "others"
+    chain = "local"
+    address = "0xdddddddddddddddddddddddddddddddddddddddd"
+    event = "Asked(uint256 indexed orderId, uint256 amount)"
+    [[source]]
+    name = "same"
+    chain = "local"
+    address = "0xcccccccccccccccccccccccccccccccccccccccc"
+    event = "Asked(uint256 indexed orderId, uint256 amount)"
+    [[source]]
+    name = "any"
+    chain = "local"
+    event = "Asked(uint256 indexed orderId, uint256 amount)"
+"#;
+
+#[tokio::test]
+async fn what_a_queue_has_of_a_source_that_the_trigger_had_before_is_kept() {
+    let stage = Stage::new(MORE_SOURCES).await;
+    let (block, told) = stage.mine(7);
+    let mut plan = plan(stage.folder.path(), &stage.server.url(), MORE_SOURCES);
+    let url = format!("sqlite:{}", stage.folder.path().join("watcher.db").display());
+    let store = open(&url, OpenMode::Existing).await.unwrap();
+    let clock: Arc<dyn Clock> = stage.clock.clone();
+    let trigger: Arc<dyn Consumer> = Arc::new(stage.trigger);
+    let chains = std::mem::take(&mut plan.chains);
+    let of = plan.triggers.remove(0);
+    let inbox = TriggerInbox::new(trigger, &of, &chains, store.clone(), clock);
+    let written = |name: &str, address: Address| {
+        let source = chains[0].sources.iter().find(|source| source.name == name).unwrap();
+        let log = Log { address, ..mined(&block, 7) };
+        let decoded = source.event().unwrap().decode(&log.topics, &log.data).unwrap();
+        cloudevent::log("local", source, &block, &log, &decoded).to_string()
+    };
+    let take =
+        async |text: String| inbox.take(Arrival { bytes: text.as_bytes(), given_up: None }).await;
+    // These have the trigger's routing key: its queue gets what is not meant for it.
+    for name in ["same", "any"] {
+        assert_eq!(take(written(name, CONTRACT)).await, Taken::Settled);
+    }
+    assert_eq!(take(told.to_string()).await, Taken::Later(1000), "its own, and too early");
+    let parked = async || store.parked_page(ParkedFrom::default(), 9).await.unwrap().items;
+    assert_eq!(parked().await, []);
+    let other = written("others", Address::repeat_byte(0xdd));
+    assert_eq!(take(other.clone()).await, Taken::Settled);
+    let parked = parked().await;
+    let [Parked::Unreadable(kept)] = &parked[..] else { panic!("{parked:?}") };
+    assert_eq!(kept.bytes.as_ref(), other.as_bytes());
+    assert!(kept.reason.contains("of source others"), "{}", kept.reason);
 }
 
 fn trigger(

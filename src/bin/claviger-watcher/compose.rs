@@ -7,7 +7,7 @@ use claviger::chain::evm::{self, EvmChain, EvmConfig};
 use claviger::ports::bus::{Consumer, Inbox, PUBLISHER, Wait};
 use claviger::ports::chain_reader::ChainReader;
 use claviger::ports::clock::Clock;
-use claviger::ports::watch_store::{UPKEEP_DUTY, WatchStore, chain_duty};
+use claviger::ports::watch_store::{OpenLane, UPKEEP_DUTY, WatchStore, chain_duty};
 use claviger::system::SystemClock;
 use claviger::watch::config::Finality;
 use claviger::watch::inbox::TriggerInbox;
@@ -15,6 +15,7 @@ use claviger::watch::lead::{self, Leads};
 use claviger::watch::plan::{BusPlan, ChainPlan, Plan, TriggerPlan};
 use claviger::watch::poller::{self, Parts, Poller};
 use claviger::watch::server::Server;
+use claviger::watch::status::Orphans;
 use claviger::watch::store::OpenMode;
 use claviger::watch::trigger::{Means, TriggerConsumer, check};
 use claviger::watch::{cloudevent, metrics, run};
@@ -228,21 +229,37 @@ fn takers(plan: &Plan) -> Vec<(String, String)> {
 const ORPHANS_COUNTED: u64 = 100_000;
 
 /// Deliveries that nobody takes as the watcher is configured now, such as those to a broker that it no
-/// longer has. They stay, and are told.
+/// longer has, or to a trigger that has another source now. They stay.
+pub(crate) async fn orphans(store: &dyn WatchStore, plan: &Plan) -> Outcome<Vec<Orphans>> {
+    let by_broker = plan.bus != BusPlan::Embedded;
+    let trigger = |lane: &OpenLane| {
+        plan.triggers.iter().any(|of| {
+            format!("trigger:{}", of.name) == lane.consumer && of.source.name == lane.source
+        })
+    };
+    let published = |lane: &OpenLane| {
+        let mut sources = plan.chains.iter().flat_map(|chain| &chain.sources);
+        by_broker && lane.consumer == PUBLISHER && sources.any(|of| of.name == lane.source)
+    };
+    let lanes = store.open_lanes(ORPHANS_COUNTED).await?.into_iter();
+    let orphans = lanes.map(|lane| {
+        let (trigger, published) = (trigger(&lane), published(&lane));
+        let waiting = if trigger || published { 0 } else { lane.waiting };
+        let taken = if trigger && by_broker { 0 } else { lane.taken };
+        let count = waiting.saturating_add(taken);
+        Orphans { consumer: lane.consumer, source: lane.source, count }
+    });
+    Ok(orphans.filter(|orphans| orphans.count > 0).collect())
+}
+
 async fn tell_orphans(store: &dyn WatchStore, plan: &Plan) -> Outcome<()> {
-    let trigger =
-        |name: &str| plan.triggers.iter().any(|of| format!("trigger:{}", of.name) == name);
-    let publishes = plan.bus != BusPlan::Embedded;
-    for row in store.counts(ORPHANS_COUNTED, false).await? {
-        let open = row.state != "parked";
-        if open && !trigger(&row.consumer) && !(publishes && row.consumer == PUBLISHER) {
-            let (consumer, count) = (row.consumer, row.count);
-            tracing::error!(
-                consumer,
-                count,
-                "deliveries wait for a consumer that is not configured"
-            );
-        }
+    for Orphans { consumer, source, count } in orphans(store, plan).await? {
+        tracing::error!(
+            consumer,
+            source,
+            count,
+            "deliveries wait for a consumer that is not configured"
+        );
     }
     Ok(())
 }

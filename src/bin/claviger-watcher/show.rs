@@ -1,6 +1,6 @@
 //! What an operator is shown.
 
-use crate::compose::{broker, edge};
+use crate::compose::{broker, edge, orphans};
 use crate::{Outcome, open, print};
 use claviger::bus::rabbitmq::Topology;
 use claviger::chain::evm::EvmChain;
@@ -48,9 +48,11 @@ pub(crate) async fn status(plan: Plan, json: bool) -> Outcome<()> {
     }
     let broker = look_at_broker(&plan).await;
     let again = store.all_checked().await?;
+    let orphans = orphans(store.as_ref(), &plan).await?;
     let shown = Shown {
         status: &found,
         again: &again,
+        orphans: &orphans,
         heads: &heads,
         broker: broker.as_ref(),
         now: SystemClock.now(),
