@@ -39,8 +39,8 @@ const ANSWER_CHARS_MAX: usize = 80;
 const WIDTH: usize = 4;
 /// Pauses after failures, in seconds: those that Standard Webhooks gives as its example.
 const SCHEDULE_S: [i64; 9] = [5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400];
-/// The longest `Retry-After` that is honoured, in milliseconds.
-const RETRY_AFTER_MS_MAX: i64 = 86_400_000;
+/// The longest `Retry-After` that is honoured, in milliseconds. One answer must not put a subject off for a day.
+const RETRY_AFTER_MS_MAX: i64 = 3_600_000;
 
 /// A `[[webhook]]`.
 #[derive(Debug, Clone)]
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_seconds_or_a_date_within_a_day() {
+    fn retry_after_is_seconds_or_a_date_within_an_hour() {
         assert_eq!(after("120", 0), Some(120_000));
         assert_eq!(after("999999", 0), Some(RETRY_AFTER_MS_MAX));
         assert_eq!(after("Wed, 21 Oct 2015 07:28:00 GMT", 1_445_412_420), Some(60_000));

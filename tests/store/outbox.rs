@@ -6,6 +6,7 @@ use claviger::ports::store::{
 };
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 on_both!(
     an_event_gets_a_place_and_is_owed_to_those_who_want_it,
@@ -18,7 +19,14 @@ on_both!(
     who_is_told_what_is_read_where_places_are_given,
     all_that_was_given_up_of_one_is_told_again_and_of_nobody_else,
     an_event_has_the_key_that_its_request_was_asked_with,
+    what_waits_behind_another_is_not_met_by_who_claims,
+    what_is_put_behind_another_while_that_one_ends_is_told_after_it,
+    two_of_one_subject_that_end_at_once_leave_nothing_behind,
+    a_clock_that_was_ahead_keeps_nothing_from_being_told,
+    what_has_been_due_for_long_goes_before_what_is_new_each_other_time,
 );
+
+const DAY_MS: i64 = 86_400_000;
 
 fn event(n: u64, kind: &str, subject: &str) -> NewEvent {
     NewEvent {
@@ -238,7 +246,7 @@ async fn what_is_next_and_what_is_kept_is_told_without_reading_it_all(store: Arc
     assert!(!read!(store, [], |unit| unit.has_unplaced().await?));
     let placed = read!(store, [], |unit| unit.events_after(0, 10).await?);
     assert_eq!(read!(store, [], |unit| unit.oldest_place().await?), Some(placed[0].place));
-    assert_eq!(read!(store, [], |unit| unit.next_due("hook").await?), Some(at(10)));
+    assert_eq!(read!(store, [], |unit| unit.next_due("hook").await?), Some(at(0)));
     assert_eq!(read!(store, [], |unit| unit.next_due("bus").await?), None);
 
     // One is in hand, one has failed: only the first is taken back.
@@ -369,4 +377,202 @@ async fn an_event_has_the_key_that_its_request_was_asked_with(store: Arc<dyn Sto
     assert_eq!(told, [(&Some(who.clone()), Some("order-7")), (&None, None)]);
     let due = claim(&store, "hook", 20).await.unwrap();
     assert_eq!(due.placed, placed[0]);
+}
+
+/// Of each, how many there are and since when the oldest.
+async fn open_of(store: &Arc<dyn Store>) -> (i64, i64) {
+    let owed = read!(store, [], |unit| unit.backlogs().await?);
+    owed.iter().find(|it| !it.is_dead).map_or((0, 0), |it| (it.count, it.since.millis()))
+}
+
+async fn what_waits_behind_another_is_not_met_by_who_claims(store: Arc<dyn Store>) {
+    let all = [wants("hook", &["claviger.transaction.*", "claviger.key.*"])];
+    let subjects = ["a", "b", "c"];
+    // The kinds are owed one after the other: what is older of a subject may be written later.
+    for (n, subject) in (1..).zip(subjects) {
+        append(&store, event(n, "transaction.mined", subject)).await;
+        append(&store, event(n + 10, "key.created", subject)).await;
+    }
+    place(&store, &all, 10).await;
+    let later = |due: i64| Told::Retry { due: at(due), reason: "down".to_owned() };
+    for n in 1..=3 {
+        let first = claim(&store, "hook", 20).await.unwrap();
+        assert_eq!(first.placed.event.id, format!("event {n}"));
+        assert!(finish(&store, "hook", &first, later(500), 21).await);
+    }
+    for (n, subject) in (1..).zip(subjects) {
+        append(&store, event(n + 20, "transaction.finalized", subject)).await;
+    }
+    place(&store, &all, 10).await;
+    assert_eq!(claim(&store, "hook", 30).await, None);
+    let next = async || read!(store, [], |unit| unit.next_due("hook").await?);
+    assert_eq!(next().await, Some(at(500)), "six wait behind three that are put off");
+    assert_eq!(open_of(&store).await, (9, at(10).millis()), "they are owed all the same");
+    let listed = read!(store, [], |unit| unit.deliveries(None, Some(false), 0, 20).await?);
+    assert_eq!(listed.len(), 9);
+
+    // Each that ends, however it does, lets the next one go on.
+    let first = claim(&store, "hook", 500).await.unwrap();
+    let second = claim(&store, "hook", 500).await.unwrap();
+    let third = claim(&store, "hook", 500).await.unwrap();
+    assert!(finish(&store, "hook", &first, Told::Done, 501).await);
+    assert!(finish(&store, "hook", &second, later(60_000), 502).await);
+    assert!(finish(&store, "hook", &third, Told::Dead { reason: "410".into() }, 503).await);
+    let ended = [first.placed.event.subject, third.placed.event.subject];
+    for _ in 0..2 {
+        let next = claim(&store, "hook", 504).await.unwrap();
+        assert!(ended.contains(&next.placed.event.subject) && next.attempt == 1, "{next:?}");
+        assert_eq!(next.placed.event.kind, "claviger.key.created");
+        assert!(finish(&store, "hook", &next, later(60_000), 505).await);
+    }
+    assert_eq!(claim(&store, "hook", 506).await, None);
+
+    // Told again, what was given up stands before what was put off; when it fails, that is behind it.
+    let number = third.id;
+    assert!(commit!(store, [], |unit| unit.replay_delivery(number, at(510)).await?).unwrap());
+    let again = claim(&store, "hook", 511).await.unwrap();
+    assert_eq!((again.id, again.attempt), (number, 1));
+    assert!(finish(&store, "hook", &again, later(90_000), 512).await);
+    let next = claim(&store, "hook", 80_000).await.unwrap();
+    assert_ne!(next.placed.event.subject, again.placed.event.subject);
+
+    // Forgotten half-way, what is left of each subject still has its first one.
+    assert_eq!(commit!(store, [], |unit| unit.forget_deliveries("hook", 3).await?).unwrap(), 3);
+    let mut told = 0;
+    while let Some(due) = claim(&store, "hook", 1_000_000).await {
+        assert!(finish(&store, "hook", &due, Told::Done, 1_000_000).await);
+        told += 1;
+    }
+    assert_eq!((told, open_of(&store).await), (5, (0, 0)));
+}
+
+/// Runs something while a unit that has done what it does is not committed yet. Unless it waits for that unit, it
+/// is over long before.
+async fn beside(
+    store: &Arc<dyn Store>,
+    first: Option<Delivery>,
+    other: impl Future<Output = bool> + Send + 'static,
+) -> bool {
+    type Work = std::pin::Pin<Box<dyn Future<Output = bool> + Send>>;
+    let other: Work = Box::pin(other);
+    let waits = Arc::new(std::sync::Mutex::new((Some(other), None)));
+    let kept = Arc::clone(&waits);
+    unit(&**store, "test", move |unit| {
+        let (kept, first) = (Arc::clone(&kept), first.clone());
+        Box::pin(async move {
+            match first {
+                Some(first) => {
+                    assert!(unit.finish_delivery("hook", &first, &Told::Done, at(25)).await?);
+                }
+                None => assert_eq!(unit.place_events(10, at(20)).await?, 1),
+            }
+            let other = kept.lock().unwrap().0.take().unwrap();
+            let mut other = tokio::spawn(other);
+            let over = tokio::time::timeout(Duration::from_millis(500), &mut other).await;
+            let answer = async move {
+                match over {
+                    Ok(answer) => answer.unwrap(),
+                    Err(_waits) => other.await.unwrap(),
+                }
+            };
+            kept.lock().unwrap().1 = Some(tokio::spawn(answer));
+            Ok(End::Commit(()))
+        })
+    })
+    .await
+    .unwrap();
+    let other = waits.lock().unwrap().1.take().unwrap();
+    other.await.unwrap()
+}
+
+/// A place is given while the last that is owed of the subject is told.
+async fn what_is_put_behind_another_while_that_one_ends_is_told_after_it(store: Arc<dyn Store>) {
+    append(&store, event(1, "transaction.mined", "a")).await;
+    place(&store, &[wants("hook", &["*"])], 10).await;
+    let first = claim(&store, "hook", 20).await.unwrap();
+    append(&store, event(2, "transaction.finalized", "a")).await;
+    let writer = Arc::clone(&store);
+    let ends = async move { finish(&writer, "hook", &first, Told::Done, 21).await };
+    assert!(beside(&store, None, ends).await);
+    assert_eq!(id(claim(&store, "hook", 22).await.as_ref()), "event 2");
+}
+
+/// One was given up and is told again while a later one is told: both end in one moment.
+async fn two_of_one_subject_that_end_at_once_leave_nothing_behind(store: Arc<dyn Store>) {
+    for n in 1..=4 {
+        append(&store, event(n, "transaction.mined", "a")).await;
+    }
+    place(&store, &[wants("hook", &["*"])], 10).await;
+    let first = claim(&store, "hook", 20).await.unwrap();
+    assert!(finish(&store, "hook", &first, Told::Dead { reason: "410".into() }, 21).await);
+    let second = claim(&store, "hook", 22).await.unwrap();
+    let number = first.id;
+    assert!(commit!(store, [], |unit| unit.replay_delivery(number, at(23)).await?).unwrap());
+    let again = claim(&store, "hook", 24).await.unwrap();
+    assert_eq!((again.id, id(Some(&second))), (first.id, "event 2"));
+    let writer = Arc::clone(&store);
+    let ends = async move { finish(&writer, "hook", &second, Told::Done, 25).await };
+    assert!(beside(&store, Some(again), ends).await);
+    for wanted in ["event 3", "event 4", "nothing"] {
+        let due = claim(&store, "hook", 26).await;
+        assert_eq!(id(due.as_ref()), wanted);
+        let Some(due) = due else { continue };
+        assert!(finish(&store, "hook", &due, Told::Done, 27).await);
+    }
+}
+
+async fn a_clock_that_was_ahead_keeps_nothing_from_being_told(store: Arc<dyn Store>) {
+    const AHEAD: i64 = 400 * DAY_MS;
+    for (n, subject) in [(1, "claimed"), (2, "put off"), (3, "new")] {
+        append(&store, event(n, "transaction.mined", subject)).await;
+    }
+    let hook = wants("hook", &["*"]);
+    commit!(store, [hook], |unit| {
+        unit.set_consumer(&hook).await?;
+        unit.place_events(10, at(AHEAD)).await?
+    })
+    .unwrap();
+    let claimed = claim(&store, "hook", AHEAD).await.unwrap();
+    let failed = claim(&store, "hook", AHEAD).await.unwrap();
+    let later = |due: i64| Told::Retry { due: at(due), reason: "down".to_owned() };
+    assert!(finish(&store, "hook", &failed, later(AHEAD + 5_000), AHEAD).await);
+    // The clock is right again.
+    let new = claim(&store, "hook", 20).await.unwrap();
+    assert_eq!(new.placed.event.subject, "new");
+    assert!(finish(&store, "hook", &new, Told::Done, 21).await);
+    for wanted in [&claimed, &failed] {
+        let due = claim(&store, "hook", 22).await.expect("no claim and no pause is so long");
+        assert_eq!((due.id, due.attempt), (wanted.id, 2));
+        assert!(finish(&store, "hook", &due, Told::Done, 23).await);
+    }
+
+    // By an hour it is not told apart from a pause: an operator says so.
+    append(&store, event(4, "transaction.mined", "a")).await;
+    place(&store, &[], 10).await;
+    let claimed = claim(&store, "hook", 3_600_000).await.unwrap();
+    assert_eq!(claim(&store, "hook", 30).await, None);
+    let number = claimed.id;
+    assert!(commit!(store, [], |unit| unit.replay_delivery(number, at(31)).await?).unwrap());
+    assert_eq!(claim(&store, "hook", 32).await.unwrap().id, claimed.id);
+}
+
+async fn what_has_been_due_for_long_goes_before_what_is_new_each_other_time(store: Arc<dyn Store>) {
+    append(&store, event(1, "transaction.mined", "a")).await;
+    place(&store, &[wants("hook", &["*"])], 10).await;
+    let first = claim(&store, "hook", 20).await.unwrap();
+    let later = Told::Retry { due: at(500), reason: "down".to_owned() };
+    assert!(finish(&store, "hook", &first, later, 21).await);
+    for n in 2..=4 {
+        append(&store, event(n, "transaction.mined", &n.to_string())).await;
+    }
+    place(&store, &[], 10).await;
+    let told = async |now: i64| {
+        let due = claim(&store, "hook", now).await.unwrap();
+        assert!(finish(&store, "hook", &due, Told::Done, now).await);
+        due.placed.event.id
+    };
+    assert_eq!(told(500).await, "event 2");
+    assert_eq!(told(60_501).await, "event 3", "it waited a minute, and the other is new");
+    assert_eq!(told(60_502).await, "event 1", "each other time it is the other way round");
+    assert_eq!(told(60_502).await, "event 4");
 }

@@ -19,10 +19,10 @@ CREATE TABLE event_deliveries (
     consumer   TEXT NOT NULL,
     place      BIGINT NOT NULL,
     subject    TEXT NOT NULL,
-    -- open, dead
+    -- open; behind (an older one of the same subject is open); dead
     state      TEXT NOT NULL,
     attempts   BIGINT NOT NULL,
-    -- Not before then; while somebody tells it, until when it is theirs.
+    -- Not before then; 0 before it is tried; while somebody tells it, until when it is theirs.
     due_at     BIGINT NOT NULL,
     reason     TEXT NOT NULL,
     created_at BIGINT NOT NULL,
@@ -30,5 +30,7 @@ CREATE TABLE event_deliveries (
     UNIQUE (consumer, place)
 );
 -- With the id, what is due is found in order, and nothing is sorted.
-CREATE INDEX event_deliveries_due ON event_deliveries (consumer, state, due_at, id);
+CREATE INDEX event_deliveries_due ON event_deliveries (consumer, due_at, id) WHERE state = 'open';
+-- What was given up is told again in steps, and what is owed is counted up to a bound.
+CREATE INDEX event_deliveries_state ON event_deliveries (consumer, state, id);
 CREATE INDEX event_deliveries_subject ON event_deliveries (consumer, subject, place);

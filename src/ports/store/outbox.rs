@@ -94,7 +94,7 @@ pub struct Backlog {
     pub consumer: String,
     /// Given up or not.
     pub is_dead: bool,
-    /// How many.
+    /// How many; counted up to 100,000.
     pub count: i64,
     /// Since when the oldest of them.
     pub since: Timestamp,
@@ -149,9 +149,9 @@ pub trait Outbox: Send {
     async fn events_after(&mut self, place: i64, most: i64)
     -> Result<Vec<PlacedEvent>, StoreError>;
 
-    /// Takes a delivery that is due: of each subject only the oldest, and of those the one that is due for the
-    /// longest. It is the caller's until `until`, and then due again. `None` if nothing is due, or another took
-    /// it meanwhile.
+    /// Takes a delivery that is due: of each subject only the oldest, and of those by turns one that is due for a
+    /// minute and one that was not tried yet. What that costs does not grow with what waits behind others. It is
+    /// the caller's until `until`, and then due again. `None` if nothing is due, or another took it meanwhile.
     async fn claim_delivery(
         &mut self,
         consumer: &str,
@@ -169,7 +169,8 @@ pub trait Outbox: Send {
         now: Timestamp,
     ) -> Result<bool, StoreError>;
 
-    /// When the next open delivery of this consumer is due; of one that somebody has, until when it is theirs.
+    /// When the next open delivery of this consumer is due, of each subject the oldest; of one that somebody has,
+    /// until when it is theirs. The beginning of time for one that was not tried yet.
     async fn next_due(&mut self, consumer: &str) -> Result<Option<Timestamp>, StoreError>;
 
     /// Takes back every claim: what was being told is due now, and was not tried. Only for who has the database
@@ -189,7 +190,8 @@ pub trait Outbox: Send {
     async fn delivery(&mut self, id: i64) -> Result<Option<DeliveryRow>, StoreError>;
 
     /// Has a delivery tried again now, from the first attempt: a dead one, or one that waits for its next
-    /// attempt, and what waits behind that. `false` if there is no such one.
+    /// attempt, or was put off by a clock that was ahead; and what waits behind that. `false` if there is no such
+    /// one.
     async fn replay_delivery(&mut self, id: i64, now: Timestamp) -> Result<bool, StoreError>;
 
     /// What everybody is owed.

@@ -8,15 +8,16 @@ use crate::ports::store::{EventConsumers, KindFilter, StoreError, Subscription};
 use async_trait::async_trait;
 use sqlx::FromRow;
 
+// The newest are forgotten first: should it end half-way, what is left of a subject has its first one.
 statements! {
     CONSUMERS = "SELECT consumer, kind FROM event_consumers ORDER BY consumer, kind";
     ADD_CONSUMER = "INSERT INTO event_consumers (consumer, kind) VALUES ($1, $2) ON CONFLICT DO NOTHING";
     FORGET_CONSUMER = "DELETE FROM event_consumers WHERE consumer = $1";
     FORGET_DELIVERIES = "DELETE FROM event_deliveries WHERE id IN \
-        (SELECT id FROM event_deliveries WHERE consumer = $1 LIMIT $2)";
+        (SELECT id FROM event_deliveries WHERE consumer = $1 ORDER BY place DESC LIMIT $2)";
     DEAD_AFTER = "SELECT id FROM event_deliveries WHERE consumer = $1 AND state = 'dead' AND id > $2 \
         ORDER BY id LIMIT $3";
-    REPLAY_DEAD = "UPDATE event_deliveries SET state = 'open', attempts = 0, due_at = $4, \
+    REPLAY_DEAD = "UPDATE event_deliveries SET state = 'open', attempts = 0, due_at = 0, \
         updated_at = $4 WHERE consumer = $1 AND state = 'dead' AND id >= $2 AND id <= $3";
 }
 
@@ -67,6 +68,8 @@ async fn replay_dead(
     most: i64,
     now: Timestamp,
 ) -> Result<Option<(i64, u64)>, StoreError> {
+    // Nobody may put anything behind these meanwhile that does not hold them.
+    lock_head(tx).await?;
     let dead = tx.all::<Id>(DEAD_AFTER, values![consumer, after, most]).await?;
     let (Some(first), Some(last)) = (dead.first(), dead.last()) else { return Ok(None) };
     let values = values![consumer, first.id, last.id, now.millis()];
