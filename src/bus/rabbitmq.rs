@@ -5,6 +5,7 @@
 //! broker has handed out too often goes to a second queue, and from there to the inbox too: nothing is
 //! dropped. Connections are made anew for as long as it takes.
 
+mod flight;
 mod line;
 mod publisher;
 mod sink;

@@ -1,33 +1,26 @@
 //! The way to the exchange: one connection, many publications under way, each confirmed.
 //!
-//! AMQP returns what no queue takes without a delivery tag, and the client library gives a returned message
-//! to whichever publication completes next. So what is under way is a batch, in which no two have the same
-//! id; it is judged when all of it is confirmed, and a return belongs to the one whose id it has. (The broker
-//! returns a message before it acknowledges it, so all returns of a batch have come by then, and none of
-//! another batch can be among them.)
+//! What is published is a batch, in which no two have the same id; how it is judged says [`Flight`].
+//!
+//! A queue that has lost its majority confirms nothing, for as long as that lasts. What waits for it must not
+//! hold up the rest: a batch that is not confirmed soon is answered in parts, and others join it. When the broker
+//! is silent about something for too long the channel is given up, and only of that is it not known whether it was
+//! stored.
 //!
 //! A broker that is short of memory or disk blocks the connection: it reads nothing, and forgets nothing. That
 //! is no silence. What is under way waits for as long as it takes, nothing new is taken, and no copy is sent.
 
+use super::flight::{BATCH_MAX, Flight};
 use super::{ANSWER_TIMEOUT, BrokerError, Settings, Topology};
-use super::{LOOK_EVERY, answered, close, reconnect_after, rest, short};
-use futures::future::join_all;
-use lapin::message::BasicReturnMessage;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionStatus};
-use std::collections::BTreeSet;
-use std::pin::pin;
+use super::{LOOK_EVERY, answered, close, reconnect_after, rest};
+use lapin::options::ConfirmSelectOptions;
+use lapin::{Channel, Connection, ConnectionStatus};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-/// AMQP 0-9-1: the message is written to disk.
-const PERSISTENT: u8 = 2;
-/// All bodies are `CloudEvents` in structured mode.
-const CONTENT_TYPE: &str = "application/cloudevents+json";
-/// How many publications are under way at once; one round to the broker's disk is shared by them.
-const BATCH_MAX: usize = 256;
 /// How many more may wait for the next batch; who comes then waits to be heard.
 const WAITING_MAX: usize = 1024;
 /// How long what is under way may take when it is time to end.
@@ -59,15 +52,15 @@ pub(super) enum Published {
     Unknown(String),
 }
 
-struct Job {
-    message: Outgoing,
-    answer: oneshot::Sender<Published>,
+pub(super) struct Job {
+    pub(super) message: Outgoing,
+    pub(super) answer: oneshot::Sender<Published>,
 }
 
 /// A connection in confirm mode.
-struct Open {
+pub(super) struct Open {
     connection: Connection,
-    channel: Channel,
+    pub(super) channel: Channel,
     patience: Duration,
 }
 
@@ -176,32 +169,59 @@ async fn serve(
     waiting: &mut mpsc::Receiver<Job>,
     stop: &CancellationToken,
 ) {
-    let (mut jobs, mut blocked) = (Vec::new(), false);
+    let (mut jobs, mut blocked, mut flight) = (Vec::new(), false, Flight::default());
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         told_blocked(open, &mut blocked);
+        let takes = !blocked && !stop.is_cancelled() && flight.takes();
         tokio::select! {
-            () = stop.cancelled() => return,
-            count = waiting.recv_many(&mut jobs, BATCH_MAX), if !blocked => {
+            () = stop.cancelled(), if flight.is_empty() => return,
+            count = waiting.recv_many(&mut jobs, BATCH_MAX), if takes && jobs.is_empty() => {
                 if count == 0 {
                     return;
                 }
             }
-            () = tokio::time::sleep(LOOK_EVERY) => {
-                if !open.channel.status().connected() || !open.connection.status().connected() {
+            confirmed = flight.confirmed() => flight.note(confirmed),
+            _ = ticks.tick() => {
+                if let Some(error) = looked(open, &mut flight, blocked, stop) {
+                    flight.give_up(&error, LOOK_EVERY).await;
                     return;
                 }
             }
         }
+        if flight.is_empty() && (flight.is_broken() || !is_connected(open)) {
+            return;
+        }
         // Who does not wait for the answer any more is not published for.
         jobs.retain(|job| !job.answer.is_closed());
-        while !jobs.is_empty() {
-            let (batch, later) = distinct(std::mem::take(&mut jobs));
-            jobs = later;
-            if !settle(open, exchange, program, batch, &mut blocked, stop).await {
-                return;
-            }
+        if !jobs.is_empty() && !blocked && !stop.is_cancelled() && flight.takes() {
+            jobs = flight.publish(open, exchange, program, std::mem::take(&mut jobs));
         }
     }
+}
+
+fn is_connected(open: &Open) -> bool {
+    open.channel.status().connected() && open.connection.status().connected()
+}
+
+/// Some time has passed. Why nothing more is waited for, if so: time in which the broker is blocked does not count,
+/// unless the program is to end.
+fn looked(
+    open: &Open,
+    flight: &mut Flight,
+    blocked: bool,
+    stop: &CancellationToken,
+) -> Option<BrokerError> {
+    if flight.is_empty() {
+        return None;
+    }
+    flight.passed(LOOK_EVERY, blocked);
+    if blocked && stop.is_cancelled() {
+        return Some(BrokerError::Gone("the program ends while the broker is blocked"));
+    }
+    let patience = if stop.is_cancelled() { ENDING } else { open.patience };
+    flight.is_silent(patience).then_some(BrokerError::Silent("a publication"))
 }
 
 /// Tells when the broker begins to block, and when it ends.
@@ -216,163 +236,5 @@ fn told_blocked(open: &Open, blocked: &mut bool) {
         tracing::error!("RabbitMQ is short of memory or disk and reads nothing; events wait");
     } else {
         tracing::info!("RabbitMQ reads again");
-    }
-}
-
-/// Those with an id of their own, and those that have to wait for the next batch.
-fn distinct(jobs: Vec<Job>) -> (Vec<Job>, Vec<Job>) {
-    let mut ids = BTreeSet::new();
-    jobs.into_iter().partition(|job| ids.insert(job.message.id.clone()))
-}
-
-/// Publishes a batch and answers all of it. `false` if the channel is not to be used again: something of this
-/// batch may still be answered on it.
-async fn settle(
-    open: &Open,
-    exchange: &str,
-    program: &'static str,
-    batch: Vec<Job>,
-    blocked: &mut bool,
-    stop: &CancellationToken,
-) -> bool {
-    let sends = batch.iter().map(|job| send(&open.channel, exchange, program, &job.message));
-    let confirmed = patiently(open, join_all(sends), blocked, stop).await;
-    let (outcomes, known) = match confirmed {
-        Ok(confirmed) => {
-            let known = confirmed.iter().all(Result::is_ok);
-            let ids: Vec<&str> = batch.iter().map(|job| job.message.id.as_str()).collect();
-            (judged(&ids, confirmed.into_iter().map(told).collect()), known)
-        }
-        Err(error) => (vec![Published::Unknown(error.to_string()); batch.len()], false),
-    };
-    for (job, outcome) in batch.into_iter().zip(outcomes) {
-        // Who asked may have given up; then it is published again, as after a crash.
-        let _ = job.answer.send(outcome);
-    }
-    known
-}
-
-/// Waits for a batch, while the broker reads; time in which it is blocked does not count.
-async fn patiently<T>(
-    open: &Open,
-    work: impl Future<Output = T>,
-    blocked: &mut bool,
-    stop: &CancellationToken,
-) -> Result<T, BrokerError> {
-    let mut work = pin!(work);
-    let mut spent = Duration::ZERO;
-    loop {
-        tokio::select! {
-            biased;
-            done = &mut work => return Ok(done),
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
-        told_blocked(open, blocked);
-        if *blocked && stop.is_cancelled() {
-            return Err(BrokerError::Gone("the program ends while the broker is blocked"));
-        }
-        if !*blocked {
-            spent = spent.saturating_add(LOOK_EVERY);
-        }
-        if spent > if stop.is_cancelled() { ENDING } else { open.patience } {
-            return Err(BrokerError::Silent("a publication"));
-        }
-    }
-}
-
-async fn send(
-    channel: &Channel,
-    exchange: &str,
-    program: &'static str,
-    message: &Outgoing,
-) -> Result<Confirmation, BrokerError> {
-    let properties = BasicProperties::default()
-        .with_delivery_mode(PERSISTENT)
-        .with_content_type(short(CONTENT_TYPE)?)
-        .with_message_id(short(&message.id)?)
-        .with_type(short(&message.kind)?)
-        .with_app_id(short(program)?);
-    let options = BasicPublishOptions { mandatory: true, immediate: false };
-    let (exchange, key) = (short(exchange)?, short(&message.key)?);
-    let body = message.body.as_bytes();
-    let confirm = channel.basic_publish(exchange, key, options, body, properties).await?;
-    Ok(confirm.await?)
-}
-
-/// What one confirmation says, and the message that came with it, which may be another's.
-struct Told {
-    own: Published,
-    /// The id of a returned message; `Some(None)` if it has none.
-    returned: Option<Option<String>>,
-}
-
-fn told(confirmation: Result<Confirmation, BrokerError>) -> Told {
-    let (own, returned) = match confirmation {
-        Ok(Confirmation::Ack(message)) => (Published::Stored, message),
-        Ok(Confirmation::Nack(message)) => (Published::Refused, message),
-        Ok(Confirmation::NotRequested) => (Published::Refused, None),
-        Err(error) => (Published::Unknown(error.to_string()), None),
-    };
-    let id = |message: BasicReturnMessage| {
-        message.delivery.properties.message_id().as_ref().map(|id| id.as_str().to_owned())
-    };
-    Told { own, returned: returned.map(id) }
-}
-
-/// What became of each of a batch, from the confirmations of all of it.
-fn judged(ids: &[&str], told: Vec<Told>) -> Vec<Published> {
-    let returned: BTreeSet<String> =
-        told.iter().filter_map(|told| told.returned.clone().flatten()).collect();
-    // A message is returned as it was sent. One without its id could be any of them: then none is done.
-    let nameless = told.iter().any(|told| told.returned == Some(None));
-    let judge = |(told, id): (Told, &&str)| match told.own {
-        Published::Stored if nameless || returned.contains(*id) => Published::Unroutable,
-        own => own,
-    };
-    told.into_iter().zip(ids).map(judge).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn job(id: &str) -> Job {
-        let word = |text: &str| text.to_owned();
-        let message = Outgoing { key: word("k"), id: word(id), kind: word("t"), body: word("{}") };
-        Job { message, answer: oneshot::channel().0 }
-    }
-
-    fn with(own: Published, returned: Option<&str>) -> Told {
-        Told { own, returned: returned.map(|id| Some(id.to_owned())) }
-    }
-
-    #[test]
-    fn a_batch_has_each_id_once_and_keeps_the_order() {
-        let jobs = ["a", "b", "a", "c", "b"].map(job);
-        let (batch, later) = distinct(jobs.into_iter().collect());
-        let ids =
-            |jobs: &[Job]| -> String { jobs.iter().map(|job| job.message.id.as_str()).collect() };
-        assert_eq!((ids(&batch).as_str(), ids(&later).as_str()), ("abc", "ab"));
-    }
-
-    #[test]
-    fn a_return_belongs_to_its_id_whatever_confirmation_brought_it() {
-        use Published::{Refused, Stored, Unroutable};
-        // The return of `b` came with the acknowledgement of `a`, that of `d` with a nack.
-        let all = vec![
-            with(Stored, Some("b")),
-            with(Stored, None),
-            with(Refused, Some("d")),
-            with(Stored, None),
-        ];
-        let judged = judged(&["a", "b", "c", "d"], all);
-        assert_eq!(judged, [Stored, Unroutable, Refused, Unroutable]);
-    }
-
-    #[test]
-    fn after_a_return_that_names_nobody_none_is_done() {
-        let nameless = Told { own: Published::Stored, returned: Some(None) };
-        let judged = judged(&["a", "b"], vec![nameless, with(Published::Stored, None)]);
-        assert_eq!(judged, [Published::Unroutable, Published::Unroutable]);
     }
 }

@@ -166,11 +166,21 @@ impl RabbitMq {
     /// publish.
     pub fn short_of_memory(&self, short: bool) {
         let fraction = if short { "0.0000001" } else { "0.9" };
+        self.control(["set_vm_memory_high_watermark", fraction]);
+    }
+
+    /// Has a queue of one process do nothing any more: like one that has lost its majority, it neither takes what
+    /// is published nor refuses it.
+    pub fn hang(&self, queue: &str) {
+        let name = format!("rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)");
+        let find = format!("{{ok, Q}} = rabbit_amqqueue:lookup({name})");
+        self.control(["eval", &format!("{find}, sys:suspend(amqqueue:get_pid(Q)).")]);
+    }
+
+    fn control(&self, command: [&str; 2]) {
         let mut args = self.environment();
-        args.extend(
-            [CONTROL, "-n", &self.node, "set_vm_memory_high_watermark", fraction]
-                .map(str::to_owned),
-        );
+        args.extend([CONTROL, "-n", &self.node].map(str::to_owned));
+        args.extend(command.map(str::to_owned));
         super::run(std::process::Command::new("env").args(args));
     }
 
