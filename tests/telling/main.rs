@@ -21,6 +21,7 @@ mod broker;
 mod doors;
 mod kills;
 mod letters;
+mod pace;
 mod payment;
 mod reach;
 mod reader;

@@ -15,7 +15,7 @@ use claviger::core::time::Timestamp;
 use claviger::ports::bus::Sink;
 use claviger::ports::clock::{Clock, Entropy};
 use claviger::ports::signer::{HsmEvent, Signer, SignerError};
-use claviger::ports::store::{End, KindFilter, NewEvent, Subscription, unit};
+use claviger::ports::store::{End, KindFilter, NewEvent, Store, Subscription, unit};
 use claviger::store::{self, OpenMode};
 use claviger::system::SystemEntropy;
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,13 +101,18 @@ pub struct Still {
 
 impl Still {
     pub async fn new() -> Self {
+        Self::over(|store| store).await
+    }
+
+    /// Over what a test makes of the database.
+    pub async fn over(made: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", dir.path().join("claviger.db").display());
         let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000_000)));
         let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/payments");
         let bundle = load::bundle(&policies).unwrap();
         let app = App {
-            store: store::open(&url, OpenMode::Create).await.unwrap(),
+            store: made(store::open(&url, OpenMode::Create).await.unwrap()),
             signer: Arc::new(NoSigner),
             clock: Arc::<TestClock>::clone(&clock),
             entropy: Arc::new(SystemEntropy),

@@ -10,13 +10,16 @@ use crate::core::principal::Principal;
 use crate::ports::store::{PlacedEvent, look};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use tokio::sync::{broadcast, watch};
+use std::time::Duration;
+use tokio::sync::{Semaphore, SemaphorePermit, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How many events are read at once.
 const PAGE: i64 = 64;
 /// How many batches the slowest live reader may be behind before it reads the database again.
 const BATCHES: usize = 32;
+/// How long the database is left alone after a page of which the reader was told nothing.
+const REST: Duration = Duration::from_millis(5);
 /// How many streams may be open in all.
 const STREAMS_MAX: usize = 1_024;
 
@@ -38,6 +41,18 @@ pub struct Telling {
     open: Mutex<BTreeMap<Principal, usize>>,
     each_max: usize,
     configured: OnceLock<BTreeSet<String>>,
+    catching_up: Semaphore,
+}
+
+/// A stream's turn to read a page of what it has missed. Others wait for its end.
+pub struct Turn<'a>(Option<SemaphorePermit<'a>>);
+
+impl Turn<'_> {
+    /// Nothing of the page was the reader's to be told, so no reader's pace holds the stream back: this does.
+    pub async fn rest(self) {
+        tokio::time::sleep(REST).await;
+        drop(self.0);
+    }
 }
 
 /// A stream that counts as open until it is dropped.
@@ -61,7 +76,8 @@ impl Telling {
     pub fn new(each_max: usize, end: CancellationToken) -> Self {
         let (placed, feed) = (watch::Sender::new(0), broadcast::Sender::new(BATCHES));
         let configured = OnceLock::new();
-        Self { placed, feed, end, open: Mutex::default(), each_max, configured }
+        let catching_up = Semaphore::new(1);
+        Self { placed, feed, end, open: Mutex::default(), each_max, configured, catching_up }
     }
 
     /// Says once who is told by sinks of this process.
@@ -135,11 +151,21 @@ pub fn open_streams(app: &App) -> usize {
     app.telling.counts().values().fold(0, |sum, count| sum.saturating_add(*count))
 }
 
+/// The same as [`page`], for a stream that is behind: one at a time in each process. SQLite has two that read, and
+/// a caller with many streams that begin far back would otherwise keep both.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn page_in_turn(app: &App, above: i64) -> Result<(Vec<PlacedEvent>, Turn<'_>), AppError> {
+    let turn = Turn(app.telling.catching_up.acquire().await.ok());
+    Ok((page(app, above).await?, turn))
+}
+
 /// Events above a place, in order; a page of them.
 ///
 /// # Errors
 /// When the store does not answer.
-pub async fn page(app: &App, above: i64) -> Result<Vec<PlacedEvent>, AppError> {
+async fn page(app: &App, above: i64) -> Result<Vec<PlacedEvent>, AppError> {
     let found = look(&*app.store, "events_after", move |unit| {
         Box::pin(async move { unit.events_after(above, PAGE).await })
     });

@@ -259,9 +259,15 @@ impl Stream {
     /// Reads the database until nothing is left. What cannot be read now is read when the next event comes, or
     /// the reader comes back for it.
     async fn catch_up(&mut self) -> Result<(), Ended> {
+        let app = Arc::clone(&self.app);
         loop {
-            let events = match feed::page(&self.app, self.last).await {
-                Ok(events) => events,
+            let page = tokio::select! {
+                page = feed::page_in_turn(&app, self.last) => page,
+                () = app.telling.end.cancelled() => return Err(Ended::Said("the server stops")),
+                () = self.sender.closed() => return Err(Ended::Gone),
+            };
+            let (events, turn) = match page {
+                Ok(page) => page,
                 Err(error) => {
                     tracing::warn!(%error, "a stream of events ends");
                     return Err(Ended::Said("the database does not answer"));
@@ -270,7 +276,14 @@ impl Stream {
             if events.is_empty() {
                 return Ok(());
             }
-            self.tell(&events).await?;
+            let text = self.text(&events)?;
+            if text.is_empty() {
+                turn.rest().await;
+            } else {
+                // Nobody waits for this reader to take it.
+                drop(turn);
+                self.send(text).await?;
+            }
             // Pages that hold nothing for this reader send nothing: neither may it be gone unnoticed while they
             // are read, nor hear nothing for long, nor have to begin so far back when it comes again.
             if self.sender.is_closed() {
@@ -287,6 +300,11 @@ impl Stream {
 
     /// Tells of the events that are new to this stream, wanted, and the caller's to see.
     async fn tell(&mut self, events: &[PlacedEvent]) -> Result<(), Ended> {
+        let text = self.text(events)?;
+        if text.is_empty() { Ok(()) } else { self.send(text).await }
+    }
+
+    fn text(&mut self, events: &[PlacedEvent]) -> Result<String, Ended> {
         self.still_may()?;
         let mut text = String::new();
         for event in events {
@@ -304,7 +322,7 @@ impl Stream {
                 self.said = event.place;
             }
         }
-        if text.is_empty() { Ok(()) } else { self.send(text).await }
+        Ok(text)
     }
 
     async fn keep_alive(&mut self) -> Result<(), Ended> {
