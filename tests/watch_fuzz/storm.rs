@@ -1,5 +1,6 @@
 //! What goes wrong, in an order that the seed chooses.
 
+use crate::outcome::{self, EVENTS_LEAST};
 use crate::stage::{LIMIT, REORG_MAX, Stage};
 use crate::support::emitter::{EMITTER, ask};
 use crate::support::fault_proxy::{Fault, FaultProxy, Lag, RuleId, Times};
@@ -8,6 +9,8 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 const STEPS: u64 = 90;
+/// Where reorgs have left little of what happened, it goes on: so many steps at most.
+const STEPS_MAX: u64 = 3 * STEPS;
 const METHODS: [&str; 4] = ["*", "eth_getBlockByNumber", "eth_getBlockByHash", "eth_getLogs"];
 
 /// What has been begun and not ended yet, and the step that ends it.
@@ -28,7 +31,9 @@ pub async fn rage(stage: &mut Stage) {
     if stage.rabbit.is_some() {
         declared(stage).await;
     }
-    for step in 1..=STEPS {
+    let mut step = 0;
+    while step < STEPS || (step < STEPS_MAX && outcome::standing(stage).await < EVENTS_LEAST) {
+        step += 1;
         end(stage, &mut pending, step).await;
         match stage.random.below(17) {
             0..=5 => emit(stage, &mut order, &mut sent).await,
