@@ -217,7 +217,7 @@ pub enum Ended {
 /// Delay of the first retry, in milliseconds; it doubles with each attempt.
 const RETRY_FIRST_MS: i64 = 500;
 /// Longest delay, in milliseconds.
-const RETRY_MOST_MS: i64 = 15_000;
+const RETRY_MOST_MS: i64 = 5_000;
 /// The same of what nobody waits for: there may be many of them.
 const ASIDE_MOST_MS: i64 = 60_000;
 
@@ -240,7 +240,7 @@ impl Ended {
     }
 }
 
-/// Half a second, doubled with each attempt, up to a quarter of a minute where what comes after it on its lane
+/// Half a second, doubled with each attempt, up to five seconds where what comes after it on its lane
 /// waits too: one question is nothing to a server that is back.
 fn retry_delay_ms(attempt: i64, most: i64) -> i64 {
     let doublings = u32::try_from(attempt.saturating_sub(1).clamp(0, 16)).unwrap_or(0);
@@ -464,7 +464,7 @@ mod tests {
     fn retries_wait_longer_each_time_and_not_less_than_asked() {
         assert_eq!(retry_delay_ms(1, RETRY_MOST_MS), 500);
         assert_eq!(retry_delay_ms(2, RETRY_MOST_MS), 1000);
-        assert_eq!(retry_delay_ms(100, RETRY_MOST_MS), 15_000);
+        assert_eq!(retry_delay_ms(100, RETRY_MOST_MS), 5_000);
         assert_eq!(retry_delay_ms(100, ASIDE_MOST_MS), 60_000);
         let now = Timestamp::from_millis(5);
         let asked = Outcome::Retry { after_ms: Some(7000), error: String::new() };
